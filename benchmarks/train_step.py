@@ -1,0 +1,83 @@
+"""What a hard-masked train step costs beside an unmasked one.
+
+    python benchmarks/train_step.py [--layers 2] [--width 128] [--vocab 30522] [--rounds 15]
+
+Both steps run in turn in one process; printed are medians in milliseconds and the median of the ratios round by round.
+GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before the command shows what huge pages are worth on a CPU.
+"""
+
+import argparse
+import time
+
+import jax
+import numpy as np
+
+from jaxprune.config import MeshConfig, ModelConfig, OptimizerConfig, PruneConfig
+from jaxprune.models.bert import bert
+from jaxprune.models.losses import pretraining_loss
+from jaxprune.pruning import init_masks
+from jaxprune.training.compile import compile_steps
+from jaxprune.training.optimizer import adamw
+from jaxprune.training.sharding import make_mesh
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("layers", 2), ("width", 128), ("vocab", 30522), ("batch", 16), ("length", 128)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--rounds", type=int, default=15)
+    args = parser.parse_args()
+    cfg = ModelConfig(
+        vocab_size=args.vocab,
+        hidden_size=args.width,
+        num_hidden_layers=args.layers,
+        num_attention_heads=max(args.width // 64, 1),
+        intermediate_size=4 * args.width,
+    )
+    model = bert(cfg, head="pretraining")
+    params = jax.jit(model.init)(jax.random.key(0))
+    masked = init_masks(params, PruneConfig().include)
+    batch = random_batch(cfg, args.batch, args.length)
+    key = jax.random.key(1)
+    steps = {}
+    for name, masks in (("unmasked", jax.tree.map(lambda _: None, params)), ("hard masks", masked)):
+        program = compile_steps(
+            params,
+            masks,
+            make_mesh(MeshConfig()),
+            loss_fn=pretraining_loss(model.apply),
+            tx=adamw(OptimizerConfig(), 1000),
+            prune=PruneConfig(),
+            num_heads=cfg.num_attention_heads,
+        )
+        state = program.init(params, masks)
+        if name == "hard masks":
+            state = program.prune(state, np.float32(0.7), key)
+        state, _ = program.train(state, batch, key)  # compiles
+        steps[name] = [program, jax.block_until_ready(state), []]
+    for _ in range(args.rounds):
+        for entry in steps.values():
+            began = time.perf_counter()
+            entry[1] = jax.block_until_ready(entry[0].train(entry[1], batch, key)[0])
+            entry[2].append(1e3 * (time.perf_counter() - began))
+    for name, (_, _, times) in steps.items():
+        print(f"{name:11s} median {np.median(times):7.1f} ms, min {min(times):7.1f} ms, n {len(times)}")
+    plain, hard = steps["unmasked"][2], steps["hard masks"][2]
+    print(f"ratio       median {np.median(np.divide(hard, plain)):.3f}, of minima {min(hard) / min(plain):.3f}")
+
+
+def random_batch(cfg: ModelConfig, batch: int, length: int, predictions: int = 20) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "input_ids": rng.integers(0, cfg.vocab_size, (batch, length), np.int32),
+        "token_type_ids": np.zeros((batch, length), np.int32),
+        "attention_mask": np.ones((batch, length), np.int32),
+        "masked_positions": rng.integers(0, length, (batch, predictions), np.int32),
+        "masked_ids": rng.integers(0, cfg.vocab_size, (batch, predictions), np.int32),
+        "masked_weights": np.ones((batch, predictions), np.float32),
+        "next_sentence_label": rng.integers(0, 2, batch, np.int32),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""The command line: parses arguments, calls one function, turns errors into one line and an exit code."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jaxprune
+
+EXIT_USER, EXIT_PREEMPTED, EXIT_DIVERGED, EXIT_CHECKPOINT = 2, 75, 77, 78
+
+USAGE = """\
+usage: jaxprune COMMAND ...
+
+Prune BERT while it pre-trains, let it recover, fine-tune it, and measure what pruning did to transfer.
+
+  demo [--workdir DIR]                                    the whole story in minutes, on text this machine has
+  prepare  CONFIG.yaml --workdir DIR [--a.b value ...]    documents -> training examples
+  pretrain CONFIG.yaml --workdir DIR [--a.b value ...]    pre-train, prune, recover
+  finetune CONFIG.yaml --workdir DIR [--a.b value ...]    GLUE: tasks x learning rates x seeds
+  prune    SRC DST --sparsity 0.7 [--scope matrix]        one shot: Hugging Face directory in and out
+
+The same command again resumes. --dry-run checks a config and its data, prints what would happen and writes nothing.
+`jaxprune COMMAND --help` lists every key. JAXPRUNE_TRACEBACK=1 shows where an error came from.
+Exit codes: 0 done, 2 wrong input, 75 stopped and saved, 77 diverged, 78 no readable checkpoint.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    if argv is None and sys.argv[1:2] and sys.argv[1] in ("demo", "pretrain", "finetune"):
+        _use_huge_pages()
+    argv = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("jaxprune").setLevel(logging.INFO)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of its options there
+    if argv and argv[0] in ("--version", "-V"):
+        print(jaxprune.__version__)
+        return 0
+    if not argv or argv[0] in ("--help", "-h"):
+        print(USAGE, end="")
+        return 0 if argv else EXIT_USER
+    name, *rest = argv
+    if name not in COMMANDS:
+        print(f"jaxprune: {name!r} is no command; one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return EXIT_USER
+    try:
+        return COMMANDS[name](rest) or 0
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None or os.environ.get("JAXPRUNE_TRACEBACK"):
+            raise
+        said = f"{error.filename}: {error.strerror}; choose another path" if isinstance(error, OSError) else error
+        print(f"jaxprune {name}: {said}", file=sys.stderr)
+        return code
+
+
+def _use_huge_pages() -> None:
+    """Start this process over, once, with huge pages for malloc.
+
+    XLA allocates its temporaries anew in every step; on a CPU, page faults are a good part of a small model's step
+    (benchmarks/train_step.py). glibc reads the setting at start-up only, and other systems have none.
+    """
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _exit_code(error: Exception) -> int | None:
+    """The code of an error that jaxprune raised on purpose; None for a defect, which keeps its traceback."""
+    kinds = {"Preempted": EXIT_PREEMPTED, "Diverged": EXIT_DIVERGED, "CheckpointError": EXIT_CHECKPOINT}
+    if type(error).__module__.startswith("jaxprune.") and type(error).__name__ in kinds:
+        return kinds[type(error).__name__]
+    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | PermissionError):
+        return EXIT_USER if error.filename is not None else None
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    ours = trace is not None and Path(trace.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
+    return EXIT_USER if ours and isinstance(error, ValueError) else None
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises a one-line error instead of printing the usage."""
+
+    def error(self, message: str):
+        raise ValueError(f"{message}; see `jaxprune --help`")
+
+
+def _configured(command: str, run: Callable[..., object]) -> Callable[[list[str]], int]:
+    """A command that takes CONFIG, --workdir, --dry-run and overrides of any key."""
+
+    def call(argv: list[str]) -> int:
+        from jaxprune.config import COMMANDS as MODELS
+        from jaxprune.config.load import parse
+
+        parser = _Parser(add_help=False, allow_abbrev=False)
+        parser.add_argument("--workdir", type=Path)
+        parser.add_argument("--dry-run", action="store_true")
+        known, overrides = parser.parse_known_args(argv)
+        path = Path(overrides.pop(0)) if overrides and not overrides[0].startswith("-") else None
+        prog = f"jaxprune {command} CONFIG.yaml --workdir DIR [--dry-run]"
+        wants_help = "--help" in overrides or "-h" in overrides
+        if path is None and not wants_help:
+            raise ValueError(f"no config; usage: {prog} [--a.b value ...], see `jaxprune {command} --help`")
+        config = parse(MODELS[command], path, overrides, prog=prog)
+        if known.workdir is None and not known.dry_run:
+            raise ValueError("--workdir is missing; name the directory to write to")
+        run(config, known.workdir, dry_run=known.dry_run)
+        return 0
+
+    return call
+
+
+def _prepare(config, workdir: Path, *, dry_run: bool) -> None:
+    from jaxprune.experiments.prepare import prepare_data
+
+    prepare_data(config, workdir, dry_run=dry_run)
+
+
+def _pretrain(config, workdir: Path, *, dry_run: bool) -> None:
+    from jaxprune.experiments.pretrain import pretrain
+
+    pretrain(config, workdir, dry_run=dry_run)
+
+
+def _finetune(config, workdir: Path, *, dry_run: bool) -> None:
+    from jaxprune.experiments.finetune import finetune
+
+    finetune(config, workdir, dry_run=dry_run)
+
+
+def _prune(argv: list[str]) -> None:
+    parser = _Parser(
+        prog="jaxprune prune",
+        description="Prune a Hugging Face BERT in one shot, without training, and write a Hugging Face directory.",
+    )
+    parser.add_argument("src", metavar="SRC", help="Hugging Face directory or hub name")
+    parser.add_argument("dst", metavar="DST", type=Path, help="directory to write; must be new or empty")
+    parser.add_argument("--sparsity", type=float, required=True, help="fraction in [0, 1] to prune")
+    parser.add_argument("--scope", choices=("global", "matrix", "layer", "head"), default="matrix")
+    parser.add_argument("--method", choices=("exact", "quantile", "hist256"), default="exact")
+    parser.add_argument("--criterion", choices=("magnitude", "random"), default="magnitude")
+    parser.add_argument("--include", nargs="+", metavar="REGEX", help="whole paths to prune (default: the paper's)")
+    parser.add_argument("--exclude", nargs="+", metavar="REGEX", default=(), help="whole paths to leave alone")
+    parser.add_argument("--seed", type=int, default=0, help="seed of --criterion random")
+    from jaxprune.experiments.oneshot import prune_directory
+
+    prune_directory(**vars(parser.parse_args(argv)))
+
+
+def _demo(argv: list[str]) -> None:
+    parser = _Parser(
+        prog="jaxprune demo",
+        description="Pre-train a small BERT on text this machine has, prune it to several sparsities, fine-tune each, "
+        "and write report.html. About 6 minutes on 2 CPU cores.",
+    )
+    parser.add_argument("--workdir", type=Path, default=Path("runs/demo"), help="default: %(default)s")
+    from jaxprune.experiments.demo import demo
+
+    demo(parser.parse_args(argv).workdir)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
+    "demo": _demo,
+    "prepare": _configured("prepare", _prepare),
+    "pretrain": _configured("pretrain", _pretrain),
+    "finetune": _configured("finetune", _finetune),
+    "prune": _prune,
+}

@@ -1,0 +1,202 @@
+"""One config model per command: what a YAML file in configs/ may say."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from jaxprune.config.sections import (
+    DataConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PruneConfig,
+    Section,
+    SourceConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+
+
+class PrepareConfig(Section):
+    """Turn documents into packed, checksummed, memory-mapped training examples."""
+
+    command: Literal["prepare"] = "prepare"
+    """The command this file is for."""
+    sources: tuple[SourceConfig, ...] = Field(default=(), min_length=1)
+    """Corpora, read in order."""
+    tokenizer: TokenizerConfig = TokenizerConfig(path="bert-base-uncased")
+    """The vocabulary."""
+    seq_len: int = Field(default=128, ge=8)
+    """Tokens per example, special tokens included."""
+    next_sentence: bool = True
+    """Pairs of segments for next-sentence prediction; else single segments."""
+    short_seq_prob: float = Field(default=0.1, ge=0, le=1)
+    """Fraction of examples packed to a random shorter length."""
+    random_next_prob: float = Field(default=0.5, ge=0, le=1)
+    """Fraction of pairs whose second segment comes from another document."""
+    duplicates: int = Field(default=1, ge=1)
+    """Times the corpus is packed, each time into other pairs (the original data used 5)."""
+    dev_fraction: float = Field(default=0.01, gt=0, lt=1)
+    """Fraction of the documents held out."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of the split and of the pairs."""
+    shard_examples: int = Field(default=65536, ge=1)
+    """Examples per file."""
+
+
+class PretrainConfig(Section):
+    """Continue (or start) MLM + NSP pre-training while pruning."""
+
+    command: Literal["pretrain"] = "pretrain"
+    """The command this file is for."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of initial weights, data order, masking and dropout."""
+    steps: int = Field(default=100_000, ge=1)
+    """Optimizer steps."""
+    batch_size: int = Field(default=32, ge=1)
+    """Sequences per step, over all devices."""
+    init_from: str = ""
+    """Weights to start from: a jaxprune workdir, a Hugging Face directory or a hub name; empty starts from scratch."""
+    init_revision: str = ""
+    """Hub commit to pin."""
+    data: DataConfig = DataConfig()
+    """Prepared data."""
+    model: ModelConfig = ModelConfig()
+    """BERT's shape."""
+    prune: PruneConfig = PruneConfig()
+    """What to prune, how far, and when."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW."""
+    train: TrainConfig = TrainConfig()
+    """The loop."""
+    mesh: MeshConfig = MeshConfig()
+    """Devices."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.prune.sparsity > 0 and self.prune.end > self.steps:
+            raise ValueError(f"prune.end = {self.prune.end} lies after steps = {self.steps}")
+        if self.optimizer.warmup_steps > self.steps:
+            raise ValueError(f"optimizer.warmup_steps = {self.optimizer.warmup_steps} is above steps = {self.steps}")
+        if self.batch_size % self.train.accumulate:
+            raise ValueError(
+                f"train.accumulate = {self.train.accumulate} does not divide batch_size = {self.batch_size}"
+            )
+        return self
+
+
+class FinetuneConfig(Section):
+    """Fine-tune a pre-trained model on GLUE: tasks x learning rates x seeds."""
+
+    command: Literal["finetune"] = "finetune"
+    """The command this file is for."""
+    tasks: tuple[str, ...] = Field(default=("SST-2", "CoLA"), min_length=1)
+    """GLUE tasks."""
+    glue: str = "nyu-mll/glue"
+    """Hub dataset, or a local folder in the layout of the official `glue_data/`."""
+    revision: str = ""
+    """Hub commit to pin."""
+    init_from: str = ""
+    """A jaxprune pre-training workdir, a Hugging Face directory or a hub name."""
+    init_revision: str = ""
+    """Hub commit to pin."""
+    tokenizer: str = ""
+    """Tokenizer directory or hub name; empty takes the one beside `init_from`."""
+    masks: Literal["fixed", "lifted", "none"] = "fixed"
+    """`fixed`: pruned weights stay 0. `lifted`: they start at 0 and train (information deletion). `none`: dense."""
+    learning_rates: tuple[float, ...] = Field(default=(2e-5, 3e-5, 4e-5, 5e-5), min_length=1)
+    """Peak learning rates; each is a run."""
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    """Seeds of the classifier's start, order and dropout; each is a run."""
+    epochs: int = Field(default=3, ge=1)
+    """Passes over the training set."""
+    batch_size: int = Field(default=32, ge=1)
+    """Examples per step."""
+    max_len: int = Field(default=128, ge=8)
+    """Tokens per example; longer pairs are cut, the longer text first."""
+    max_train_examples: int = Field(default=0, ge=0)
+    """Use only the first examples of a shuffled training set; 0 uses all."""
+    warmup_fraction: float = Field(default=0.1, ge=0, le=1)
+    """Fraction of the steps that warms up."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Dropout everywhere while fine-tuning."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of activations and matrix products."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-5)
+    """AdamW; its learning rate and warm-up are replaced by the grid above."""
+    train: TrainConfig = TrainConfig()
+    """The loop."""
+    mesh: MeshConfig = MeshConfig()
+    """Devices."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for seed in self.seeds:
+            if not 0 <= seed < 2**32:
+                raise ValueError(f"seeds: {seed} is outside [0, 2**32)")
+        for rate in self.learning_rates:
+            if rate <= 0:
+                raise ValueError(f"learning_rates: {rate} is not above 0")
+        return self
+
+
+class DemoConfig(Section):
+    """The demo: text that every machine has, a small BERT, a few sparsities, two tasks; minutes on 2 CPU cores."""
+
+    prepare: PrepareConfig = PrepareConfig(
+        sources=(SourceConfig(kind="builtin", max_chars=4_000_000),),
+        tokenizer=TokenizerConfig(train_size=2048),
+        seq_len=64,
+        dev_fraction=0.05,
+    )
+    """Documentation text of the standard library and the installed packages."""
+    dense: PretrainConfig = PretrainConfig(
+        steps=1500,
+        batch_size=32,
+        data=DataConfig(max_predictions=10),
+        model=ModelConfig(
+            vocab_size=2048,
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=256,
+            max_position_embeddings=64,
+        ),
+        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100),
+        train=TrainConfig(save_every=10_000, eval_batches=40),
+    )
+    """Pre-training of the dense model that every sparsity starts from."""
+    sparsities: tuple[float, ...] = (0.0, 0.3, 0.5, 0.7, 0.9)
+    """Final sparsities; 0 is an unpruned continuation of the same length."""
+    recover: PretrainConfig = PretrainConfig(
+        steps=300,
+        batch_size=32,
+        data=DataConfig(max_predictions=10),
+        prune=PruneConfig(end=150, every=10, scope="matrix"),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=20),
+        train=TrainConfig(save_every=10_000, eval_batches=40),
+    )
+    """Pruning and recovery, once per sparsity."""
+    finetune: FinetuneConfig = FinetuneConfig(
+        tasks=("package", "word order"),
+        learning_rates=(1e-3,),
+        seeds=(0, 1),
+        epochs=3,
+        max_len=32,
+        optimizer=OptimizerConfig(learning_rate=1e-3),
+        train=TrainConfig(save_every=10_000),
+    )
+    """Two tasks made from the same text: which package a sentence comes from; whether its words are in order."""
+    train_examples: int = Field(default=1600, ge=1)
+    """Training examples per task."""
+    dev_examples: int = Field(default=600, ge=1)
+    """Dev examples per task, from held-out documents."""
+    packages: int = Field(default=3, ge=2)
+    """Classes of the package task: the packages with the most sentences."""
+
+
+COMMANDS: dict[str, type[Section]] = {
+    "prepare": PrepareConfig,
+    "pretrain": PretrainConfig,
+    "finetune": FinetuneConfig,
+}

@@ -1,0 +1,207 @@
+"""YAML files and command-line overrides -> one validated config."""
+
+import contextlib
+import difflib
+import functools
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, create_model
+
+MAX_BYTES = 1 << 20
+MAY_CHANGE = tuple(f"train.{key}:" for key in ("log_every", "eval_every", "eval_batches", "save_every", "keep"))
+"""Keys that may change between a start and its resumption: they change no weight."""
+C = TypeVar("C", bound=BaseModel)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """A safe YAML loader that refuses duplicate keys and aliases, both of which hide what a config says."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise ValueError(f"line {event.start_mark.line + 1}: aliases are not supported; write the value out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise ValueError(f"line {key_node.start_mark.line + 1}: key {key!r} stands twice; remove one")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in one YAML file, `base:` not followed. ValueError names the file, line and remedy."""
+    if not path.is_file():
+        raise ValueError(f"config {path}: no such file")
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"config {path}: {path.stat().st_size} bytes; a config has at most {MAX_BYTES}")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_StrictLoader)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"config {path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"config {path}: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise ValueError(f"config {path}: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"config {path}: expected keys and values at the top, got {type(content).__name__}")
+    return content
+
+
+def read_config(path: Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The mapping of a YAML file laid over those of its `base:` files, sections key by key."""
+    path = path.resolve()
+    if path in _seen:
+        raise ValueError(f"config {path}: base: leads back to this file")
+    content = read_yaml(path)
+    base = content.pop("base", None)
+    if base is None:
+        return content
+    return _merge(read_config(path.parent / str(base), (*_seen, path)), content)
+
+
+def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def validate(model: type[C], content: dict[str, Any], where: str) -> C:
+    """`content` as a `model`; a ValueError lists every wrong key with its value and the nearest right one."""
+    command = model.model_fields["command"].default if "command" in model.model_fields else None
+    if command and content.get("command", command) != command:
+        raise ValueError(f"{where}: this config is for `jaxprune {content['command']}`, not `jaxprune {command}`")
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise ValueError("\n".join(_explain(model, problem, where) for problem in error.errors())) from None
+
+
+def _explain(model: type[BaseModel], problem: Any, where: str) -> str:
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        return f"{where}: {key}: unknown key; {_hint(location[-1], _fields(model, location[:-1]))}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{where}: {key + ': ' if key else ''}{message}"
+    return f"{where}: {key}: {message[0].lower() + message[1:]} (got {problem['input']!r})"
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+
+
+def _fields(model: Any, location: Sequence[str]) -> list[str]:
+    for part in location:
+        if part.isdigit():
+            continue
+        model = model.model_fields[part].annotation
+        while get_origin(model) in (tuple, Union, UnionType):
+            model = next(a for a in get_args(model) if a is not type(None) and a is not Ellipsis)
+    return list(model.model_fields)
+
+
+def parse(model: type[C], path: Path | None, overrides: Sequence[str], *, prog: str) -> C:
+    """The config in `path` (or the defaults) with `--a.b value` overrides on top; `--help` prints and exits."""
+    import tyro
+
+    if path is None:  # help, or a command whose keys all have defaults
+        return tyro.cli(model, args=list(overrides), prog=prog)
+    default = validate(model, read_config(path), str(path))
+    if not overrides:
+        return default
+    if {"--help", "-h"} & {*overrides}:
+        return tyro.cli(model, default=default, args=list(overrides), prog=prog)
+    # tyro reads the overrides as types alone; what they may be is checked as in a file, with the same messages.
+    unchecked = _unchecked(model)
+    start = unchecked.model_validate(default.model_dump())
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        try:
+            changed, unknown = tyro.cli(
+                unchecked, default=start, args=list(overrides), prog=prog, return_unknown_args=True
+            )
+        except SystemExit:
+            raise ValueError(f"command line: {_first_sentence(said.getvalue())}") from None
+    if unknown:
+        raise ValueError(f"command line: {_unknown(model, unknown[0])}")
+    return validate(model, changed.model_dump(), "command line")
+
+
+@functools.cache
+def _unchecked(model: type[BaseModel]) -> type[BaseModel]:
+    """`model` with its fields, defaults and descriptions, but without bounds and validators."""
+    fields: dict[str, Any] = {
+        name: (_unchecked_type(field.annotation), Field(field.get_default(), description=field.description))
+        for name, field in model.model_fields.items()
+    }
+    return create_model(model.__name__, **fields)
+
+
+def _unchecked_type(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return _unchecked(annotation)
+    if get_origin(annotation) is tuple:
+        inner, *rest = get_args(annotation)
+        return tuple[(_unchecked_type(inner), *rest)]
+    return annotation
+
+
+def _unknown(model: type[BaseModel], token: str) -> str:
+    key = token.partition("=")[0].lstrip("-").replace("-", "_")
+    if not token.startswith("--"):
+        return f"{token!r} belongs to no key; write --key value"
+    *sections, last = key.split(".")
+    for depth, part in enumerate(sections):
+        if not part.isdigit() and part not in _fields(model, sections[:depth]):
+            sections, last = sections[:depth], part
+            break
+    known = _fields(model, sections)
+    hint = "the config has fewer of them; add one there" if last in known else _hint(last, known)
+    return f"{key}: unknown key; {hint}"
+
+
+def _first_sentence(box: str) -> str:
+    """What tyro says in a box, as one line without its title and the help below."""
+    lines = re.sub(r"[\u2500-\u257f]", " ", box).splitlines()[1:]
+    text = " ".join(" ".join(lines).split())
+    return re.split(r" Argument helptext| For full helptext", text)[0].rstrip(".") + "; correct the value"
+
+
+def to_yaml(config: BaseModel) -> str:
+    """The whole config as YAML that `parse` reads back to an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def differences(old: BaseModel, new: BaseModel) -> list[str]:
+    """Dotted keys whose values differ, as `key: old -> new`."""
+    a, b = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    return [f"{key}: {a.get(key)!r} -> {b.get(key)!r}" for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
+
+
+def changes(model: type[C], old: str, new: str) -> list[str]:
+    """`differences` of two configs given as YAML text, without the keys in MAY_CHANGE."""
+    a, b = (validate(model, yaml.safe_load(text), "config.yaml") for text in (old, new))
+    return [line for line in differences(a, b) if not line.startswith(MAY_CHANGE)]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,216 @@
+"""Sections of a config file. The only place in jaxprune where defaults live; imports no jax."""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A frozen group of settings: unknown keys are errors, every field says what it means and in which unit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class ModelConfig(Section):
+    """BERT's shape, under Hugging Face's names. With `init_from`, the checkpoint decides it."""
+
+    vocab_size: int = Field(default=30522, ge=8)
+    """Rows of the word embedding table; at least the tokenizer's vocabulary."""
+    hidden_size: int = Field(default=768, ge=1)
+    """Width D of the residual stream."""
+    num_hidden_layers: int = Field(default=12, ge=1)
+    """Number of encoder layers."""
+    num_attention_heads: int = Field(default=12, ge=1)
+    """Heads per layer; divides hidden_size."""
+    intermediate_size: int = Field(default=3072, ge=1)
+    """Width of the feed-forward layer."""
+    max_position_embeddings: int = Field(default=512, ge=8)
+    """Longest sequence, in tokens."""
+    type_vocab_size: int = Field(default=2, ge=1)
+    """Number of segment types."""
+    hidden_act: Literal["gelu", "gelu_new"] = "gelu"
+    """Activation: `gelu` is exact, `gelu_new` is the tanh approximation of the original TensorFlow code."""
+    hidden_dropout_prob: float = Field(default=0.1, ge=0, lt=1)
+    """Dropout after embeddings and sub-layers, and before a classifier."""
+    attention_probs_dropout_prob: float = Field(default=0.1, ge=0, lt=1)
+    """Dropout on attention probabilities."""
+    layer_norm_eps: float = Field(default=1e-12, gt=0)
+    """Epsilon of LayerNorm."""
+    initializer_range: float = Field(default=0.02, gt=0)
+    """Standard deviation of the truncated normal that starts matrices."""
+    pad_token_id: int = Field(default=0, ge=0)
+    """Id of [PAD]."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of activations and matrix products; params stay float32."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"num_attention_heads = {self.num_attention_heads} does not divide hidden_size = {self.hidden_size}"
+            )
+        return self
+
+
+class PruneConfig(Section):
+    """What to prune, how far, and when. `sparsity: 0` trains without pruning."""
+
+    sparsity: float = Field(default=0.0, ge=0, le=1)
+    """Final fraction in [0, 1] of the prunable weights that is pruned."""
+    initial: float = Field(default=0.0, ge=0, le=1)
+    """Sparsity at `begin`."""
+    schedule: Literal["one_shot", "linear", "cubic"] = "cubic"
+    """How sparsity rises from `initial` to `sparsity` (cubic: Zhu & Gupta 2017, the paper's choice)."""
+    begin: int = Field(default=0, ge=0)
+    """Step of the first prune."""
+    end: int = Field(default=0, ge=0)
+    """Step at which the final sparsity is reached; recovery follows."""
+    every: int = Field(default=10, ge=1)
+    """Steps between two prunes; the final sparsity is reached at `end` even off this grid."""
+    scope: Literal["global", "matrix", "layer", "head"] = "matrix"
+    """The set over which one threshold holds."""
+    criterion: Literal["magnitude", "random"] = "magnitude"
+    """Which weights score low and go first."""
+    method: Literal["exact", "quantile", "hist256"] = "exact"
+    """`exact` counts in integers; `quantile` is jnp.quantile; `hist256` is TensorFlow <= 1.13's histogram."""
+    mode: Literal["hard", "soft"] = "hard"
+    """`hard`: a pruned weight is 0 and stays 0. `soft`: its dense value is kept under the mask and may return."""
+    include: tuple[str, ...] = (
+        r"embeddings/word_embeddings/embedding",
+        r"encoder/layer_\d+/attention/(query|key|value|output)/kernel",
+        r"encoder/layer_\d+/(intermediate|output)/kernel",
+        r"pooler/kernel",
+    )
+    """Regexes over whole parameter paths: the prunable weights (default: the paper's 74 matrices of BERT-Base)."""
+    exclude: tuple[str, ...] = ()
+    """Regexes over whole parameter paths taken out of `include`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.begin > self.end:
+            raise ValueError(f"begin = {self.begin} lies after end = {self.end}; set begin <= end")
+        if self.initial > self.sparsity:
+            raise ValueError(f"initial = {self.initial} is above sparsity = {self.sparsity}; set initial <= sparsity")
+        if self.mode == "soft" and self.criterion == "random":
+            raise ValueError("mode = soft needs a criterion of the weights; criterion = random would redraw its masks")
+        return self
+
+
+class OptimizerConfig(Section):
+    """AdamW as BERT uses it: decoupled decay off LayerNorm and biases, clip by global norm, warm-up, linear decay."""
+
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """Peak learning rate."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps of linear warm-up from 0."""
+    decay: Literal["linear", "constant"] = "linear"
+    """After warm-up: `linear` falls to 0 at the last step."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Decoupled decay per step, times the learning rate; not on LayerNorm and biases."""
+    b1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of the first moment."""
+    b2: float = Field(default=0.999, ge=0, lt=1)
+    """Decay of the second moment."""
+    eps: float = Field(default=1e-6, gt=0)
+    """Added to the root of the second moment."""
+    bias_correction: bool = True
+    """Adam's bias correction; the original BERT code has none."""
+    clip_norm: float = Field(default=1.0, ge=0)
+    """Clip gradients to this global norm; 0 turns it off."""
+
+
+class TrainConfig(Section):
+    """The loop: how often it logs, evaluates and saves."""
+
+    accumulate: int = Field(default=1, ge=1)
+    """Micro-batches per step; divides the batch size."""
+    log_every: int = Field(default=20, ge=1)
+    """Steps between two lines of metrics.jsonl."""
+    eval_every: int = Field(default=0, ge=0)
+    """Steps between two evaluations; 0 evaluates at the end only."""
+    eval_batches: int = Field(default=100, ge=1)
+    """Batches per evaluation, at most; the dev set may have fewer."""
+    save_every: int = Field(default=500, ge=1)
+    """Steps between two checkpoints; the last step is always saved."""
+    keep: int = Field(default=3, ge=1)
+    """Newest checkpoints to keep."""
+
+
+class MeshConfig(Section):
+    """Device mesh axes. -1 takes what is left."""
+
+    data: int = Field(default=-1, ge=-1)
+    """Devices along `data`: the batch is split, params are copied."""
+    fsdp: int = Field(default=1, ge=-1)
+    """Devices along `fsdp`: the batch and the params are split."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if 0 in (self.data, self.fsdp) or (self.data == -1 and self.fsdp == -1):
+            raise ValueError(f"data = {self.data}, fsdp = {self.fsdp}: sizes are >= 1, and at most one is -1")
+        return self
+
+
+class SourceConfig(Section):
+    """One corpus of documents."""
+
+    kind: Literal["hub", "local", "builtin"] = "local"
+    """`hub`: a `datasets` name. `local`: files. `builtin`: documentation text that every machine already has."""
+    path: str = ""
+    """hub: dataset name; local: a file, folder or glob of parquet, .jsonl, .txt or wikiextractor files."""
+    format: Literal["auto", "parquet", "jsonl", "text", "wikiextractor"] = "auto"
+    """local: file format; `auto` goes by the file's name."""
+    name: str = ""
+    """hub: configuration of the dataset, such as 20231101.en."""
+    split: str = "train"
+    """hub: split."""
+    revision: str = ""
+    """hub: commit to pin."""
+    streaming: bool = True
+    """hub: read while downloading instead of first."""
+    text_field: str = "text"
+    """Column or key that holds a document's text."""
+    max_documents: int = Field(default=0, ge=0)
+    """Take only the first documents; 0 takes all."""
+    max_chars: int = Field(default=0, ge=0)
+    """Stop after about this many characters; 0 takes all."""
+    paragraphs: bool = False
+    """A line is a document (for corpora of short texts); else a file or row is one."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.kind != "builtin" and not self.path:
+            raise ValueError(f"path is empty, but kind = {self.kind} needs one")
+        return self
+
+
+class TokenizerConfig(Section):
+    """WordPiece tokenizer: an existing one by `path`, or one trained on the corpus with `train_size` pieces."""
+
+    path: str = ""
+    """Directory with tokenizer.json or vocab.txt, or a hub name such as bert-base-uncased."""
+    revision: str = ""
+    """Hub commit to pin."""
+    train_size: int = Field(default=0, ge=0)
+    """Pieces of a vocabulary trained on this corpus; 0 uses `path`."""
+    lowercase: bool = True
+    """Lower-case and strip accents, when training a vocabulary."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if bool(self.path) == bool(self.train_size):
+            raise ValueError("set exactly one of path (an existing tokenizer) and train_size (train one)")
+        return self
+
+
+class DataConfig(Section):
+    """Prepared data and how it is masked."""
+
+    path: str = ""
+    """Directory written by `jaxprune prepare`."""
+    masked_prob: float = Field(default=0.15, ge=0, le=1)
+    """Fraction of the tokens that is predicted."""
+    max_predictions: int = Field(default=20, ge=1)
+    """Predictions per example, at most."""
+    whole_word: bool = False
+    """Mask all pieces of a word together."""

@@ -1,0 +1,1 @@
+"""Text to batches: documents, tokens, packed examples, masked batches. numpy only; nothing here imports jax."""

@@ -1,0 +1,36 @@
+"""What a run ran on: versions, devices, flags."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from typing import Any
+
+import jax
+
+import jaxprune
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers")
+
+
+def environment(**extra: Any) -> dict[str, Any]:
+    """Versions, devices and flags that decide the bits of a run, plus `extra`."""
+    return {
+        "python": platform.python_version(),
+        "jaxprune": jaxprune.__version__,
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "backend": jax.default_backend(),
+        "devices": [device.device_kind for device in jax.devices()],
+        "processes": jax.process_count(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+        "command": " ".join(sys.argv),
+        **extra,
+    }
+
+
+def environment_json(**extra: Any) -> str:
+    """`environment` as JSON text."""
+    return json.dumps(environment(**extra), indent=1) + "\n"

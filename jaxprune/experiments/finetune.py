@@ -1,0 +1,231 @@
+"""Fine-tune one pre-trained model on GLUE: tasks x learning rates x seeds, each run an ordinary workdir."""
+
+import functools
+import shutil
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pandas
+
+from jaxprune.config import FinetuneConfig, ModelConfig, PruneConfig
+from jaxprune.config.load import changes, to_yaml
+from jaxprune.data import glue, tokenizer
+from jaxprune.data.metrics import score
+from jaxprune.experiments.environment import environment_json
+from jaxprune.experiments.start import Start, is_workdir, start, start_config, workdir_config
+from jaxprune.models.bert import bert
+from jaxprune.models.losses import classification_loss, regression_loss
+from jaxprune.pruning import apply_masks, sparsity
+from jaxprune.training.checkpoint import Checkpoints
+from jaxprune.training.compile import Program, compile_steps, evaluate_all
+from jaxprune.training.loop import fit
+from jaxprune.training.optimizer import adamw, learning_rate_at, with_peak_rate
+from jaxprune.training.records import Records
+from jaxprune.training.sharding import check_batch, make_mesh
+from jaxprune.training.state import TrainState
+from jaxprune.training.steps import means
+from jaxprune.training.workdir import Workdir, write_atomically
+
+_changes = functools.partial(changes, FinetuneConfig)
+
+
+def finetune(cfg: FinetuneConfig, workdir: Path, *, dry_run: bool = False) -> list[dict[str, Any]] | None:
+    """Run the whole grid in `workdir`; finished runs are not run again. Returns a record per run, as in results.csv."""
+    if not cfg.init_from:
+        raise ValueError("init_from is empty; give a jaxprune workdir, a Hugging Face directory or a hub name")
+    model = model_config(cfg)
+    vocabulary = _vocabulary(cfg, model)
+    splits = {glue.task(name): read_splits(cfg, name, vocabulary) for name in cfg.tasks}
+    check_batch(cfg.batch_size, cfg.train.accumulate, make_mesh(cfg.mesh))
+    if dry_run:
+        _describe(cfg, splits)
+        return None
+    source = pretrained(cfg, model)
+    records = []
+    with Workdir(workdir) as place:
+        place.check_same("config.yaml", to_yaml(cfg), _changes)
+        for row, parts in splits.items():
+            trainer = Trainer(cfg, model, row, parts)
+            for rate in cfg.learning_rates:
+                for seed in cfg.seeds:
+                    records.append(trainer.run(place.path / row.name / f"lr{rate:g}-seed{seed}", source, rate, seed))
+                    write_atomically(place / "results.csv", pandas.DataFrame(records).to_csv(index=False))
+        place.finish({"runs": len(records)})
+    return records
+
+
+class Splits(NamedTuple):
+    """One task's encoded splits."""
+
+    train: glue.Encoded
+    dev: glue.Encoded
+
+
+def read_splits(cfg: FinetuneConfig, name: str, vocabulary: tokenizer.Vocabulary) -> Splits:
+    """Read and encode train and dev; errors name file and row."""
+    train = glue.subset(glue.load(name, cfg.glue, "train", cfg.revision), cfg.max_train_examples, seed=0)
+    dev = glue.load(name, cfg.glue, "dev", cfg.revision)
+    return Splits(*(glue.encode(examples, vocabulary.tokenizer, cfg.max_len) for examples in (train, dev)))
+
+
+def model_config(cfg: FinetuneConfig) -> ModelConfig:
+    """The shape of `cfg.init_from` with dropout and dtype as `cfg` says."""
+    shape = start_config(cfg.init_from, cfg.init_revision, ModelConfig())
+    if cfg.max_len > shape.max_position_embeddings:
+        raise ValueError(
+            f"max_len = {cfg.max_len} is above the {shape.max_position_embeddings} positions of init_from = "
+            f"{cfg.init_from}; lower it"
+        )
+    return shape.model_copy(
+        update={"hidden_dropout_prob": cfg.dropout, "attention_probs_dropout_prob": cfg.dropout, "dtype": cfg.dtype}
+    )
+
+
+def pretrained(cfg: FinetuneConfig, model: ModelConfig) -> Start:
+    """The weights to fine-tune, on the host, with their masks as `cfg.masks` says."""
+    source = start(cfg.init_from, cfg.init_revision, model, head="classification", num_labels=2, key=jax.random.key(0))
+    params, masks = source.params, source.masks
+    if cfg.masks != "none":
+        params = apply_masks(params, masks)
+    if cfg.masks != "fixed":
+        masks = jax.tree.map(lambda _: None, params)
+    return Start(model, jax.device_get(params), jax.device_get(masks), source.tokenizer)
+
+
+class Trainer:
+    """Runs of one task and model shape; weights, learning rate and seed are data to its compiled steps."""
+
+    def __init__(self, cfg: FinetuneConfig, model: ModelConfig, row: glue.Task, splits: Splits):
+        self.cfg, self.row, self.splits = cfg, row, splits
+        self.steps = cfg.epochs * -(-len(splits.train) // cfg.batch_size)
+        self.optimizer = cfg.optimizer.model_copy(update={"warmup_steps": round(cfg.warmup_fraction * self.steps)})
+        head, labels = ("regression", 0) if row.regression else ("classification", row.num_labels)
+        self.terms = (head,)
+        self.model = bert(model, head=head, num_labels=labels)
+        self._programs: dict[Any, Program] = {}
+        self._predict = jax.jit(
+            lambda state, batch: self.model.apply(apply_masks(state.params, state.masks), batch)["logits"]
+        )
+        self._init_classifier = jax.jit(lambda key: self.model.init(key)["classifier"])
+        self._heads = model.num_attention_heads
+
+    def run(self, workdir: Path, source: Start, rate: float, seed: int) -> dict[str, Any]:
+        """Train from `source`, score the dev set, save predictions; resumes, or returns a finished run's result."""
+        cfg = self.cfg.model_copy(update={"tasks": (self.row.name,), "learning_rates": (rate,), "seeds": (seed,)})
+        with Workdir(workdir) as place:
+            place.check_same("config.yaml", to_yaml(cfg), _changes)
+            result = place.result()
+            if result is not None:
+                return result
+            result = self._run(place, source, rate, seed)
+            place.finish(result)
+            for name in ("checkpoints", "integrity"):  # the result is what counts; a study has hundreds of these
+                shutil.rmtree(place / name)
+            return result
+
+    def _weights(self, source: Start, key: jax.Array) -> tuple[Any, Any]:
+        classifier = self._init_classifier(key)
+        none = jax.tree.map(lambda _: None, classifier)
+        return {**source.params, "classifier": classifier}, {**source.masks, "classifier": none}
+
+    def _program(self, params: Any, masks: Any) -> Program:
+        structure = jax.tree.structure(masks)
+        if structure not in self._programs:
+            loss = regression_loss if self.row.regression else classification_loss
+            self._programs[structure] = compile_steps(
+                params,
+                masks,
+                make_mesh(self.cfg.mesh),
+                loss_fn=loss(self.model.apply),
+                tx=adamw(self.optimizer, self.steps),
+                prune=PruneConfig(),
+                num_heads=self._heads,
+                accumulate=self.cfg.train.accumulate,
+            )
+        return self._programs[structure]
+
+    def _run(self, place: Workdir, source: Start, rate: float, seed: int) -> dict[str, Any]:
+        began = time.monotonic()
+        key = jax.random.key(seed)
+        params, masks = self._weights(source, key)
+        program = self._program(params, masks)
+        batches = iter(glue.GlueData(self.splits.train, self.cfg.batch_size, seed))
+        write_atomically(place / "run.json", environment_json(seed=seed, mesh=dict(program.mesh.shape)))
+        with Checkpoints(place.path, keep=1) as checkpoints:
+            found = checkpoints.restore(program.abstract)
+            if found is None:
+                step, state = 0, program.init(params, masks)
+                state = state._replace(opt_state=with_peak_rate(state.opt_state, rate))
+            else:
+                step, state, position = found
+                batches.set_state(position)
+            with Records(place, step=step) as records:
+                state = fit(
+                    state,
+                    batches,
+                    key=jax.random.fold_in(key, 1),
+                    steps=self.steps,
+                    train_step=program.train,
+                    put=program.put,
+                    terms=self.terms,
+                    cfg=self.cfg.train,
+                    records=records,
+                    title=f"{self.row.name} lr {rate:g} seed {seed}",
+                    learning_rate=learning_rate_at(self.optimizer, self.steps, rate),
+                    checkpoints=checkpoints,
+                    tokens_per_step=self.cfg.batch_size * self.splits.train.input_ids.shape[1],
+                )
+        return {
+            "task": self.row.name,
+            "learning_rate": rate,
+            "seed": seed,
+            "masks": self.cfg.masks,
+            "sparsity": sparsity(state.masks),
+            **self._score(place, program, state),
+            "train_loss": self._train_loss(program, state),
+            "train_examples": len(self.splits.train),
+            "dev_examples": len(self.splits.dev),
+            "steps": self.steps,
+            "seconds_this_session": time.monotonic() - began,
+        }
+
+    def _score(self, place: Workdir, program: Program, state: TrainState) -> dict[str, Any]:
+        logits = []
+        for batch in glue.eval_batches(self.splits.dev, self.cfg.batch_size):
+            real = batch["example_weights"] > 0
+            logits.append(np.asarray(self._predict(state, program.put(batch)))[real])
+        predictions = np.concatenate(logits)
+        np.savez(place / "dev_predictions.npz", logits=predictions, labels=self.splits.dev.labels)
+        values = score(self.row, predictions, self.splits.dev.labels)
+        return {"metric": self.row.metric, "score": values[self.row.metric], **values}
+
+    def _train_loss(self, program: Program, state: TrainState) -> float:
+        """Mean over the whole training set without dropout, as the paper reports it."""
+        sums = evaluate_all(program, state, glue.eval_batches(self.splits.train, self.cfg.batch_size))
+        return means(sums, self.terms)["loss"]
+
+
+def _vocabulary(cfg: FinetuneConfig, shape: ModelConfig) -> tokenizer.Vocabulary:
+    place = cfg.tokenizer or cfg.init_from
+    if not cfg.tokenizer and is_workdir(cfg.init_from):
+        place = str(Path(workdir_config(cfg.init_from).data.path).expanduser() / "tokenizer")
+    vocabulary = tokenizer.load(place, "" if cfg.tokenizer else cfg.init_revision)
+    if vocabulary.size > shape.vocab_size:
+        raise ValueError(
+            f"tokenizer {place}: {vocabulary.size} pieces do not fit the {shape.vocab_size} rows of init_from = "
+            f"{cfg.init_from}; use the tokenizer it was trained with"
+        )
+    return vocabulary
+
+
+def _describe(cfg: FinetuneConfig, splits: dict[glue.Task, Splits]) -> None:
+    runs = len(cfg.learning_rates) * len(cfg.seeds)
+    for row, (train, dev) in splits.items():
+        steps = cfg.epochs * -(-len(train) // cfg.batch_size)
+        print(
+            f"{row.name}: {len(train):,} train, {len(dev):,} dev examples of {train.input_ids.shape[1]} "
+            f"tokens; {runs} runs of {steps:,} steps of {cfg.batch_size}"
+        )

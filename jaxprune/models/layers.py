@@ -1,0 +1,149 @@
+"""The layers of BERT (Devlin et al. 2019) as NNX modules. They declare their params; `bert.py` draws the values.
+
+Shape suffixes: B batch, L sequence length, D hidden size, H heads, K = D / H, F intermediate size, P predictions per
+example, T segment types, V vocabulary, C classes; M is L again, on the key side of attention.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array, lax
+from jax.sharding import PartitionSpec
+
+from jaxprune.config.sections import ModelConfig
+from jaxprune.models.dropout import dropout
+
+DROPOUTS_PER_LAYER = 3
+
+
+def dense(cfg: ModelConfig, n_in: int, n_out: int, rngs: nnx.Rngs) -> nnx.Linear:
+    """Return a linear layer with a kernel (n_in, n_out), a bias and products in `cfg.dtype`."""
+    return nnx.Linear(n_in, n_out, dtype=jnp.dtype(cfg.dtype), rngs=rngs)
+
+
+def activation(cfg: ModelConfig, x: Array) -> Array:
+    """Return GELU of `x`: exact for `hidden_act = gelu`, the tanh approximation for `gelu_new`."""
+    return jax.nn.gelu(x, approximate=cfg.hidden_act == "gelu_new")
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation over the last axis: statistics in float32, result in `cfg.dtype`."""
+
+    def __init__(self, cfg: ModelConfig):
+        self.eps, self.dtype = cfg.layer_norm_eps, jnp.dtype(cfg.dtype)
+        self.scale = nnx.Param(jnp.ones((cfg.hidden_size,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((cfg.hidden_size,), jnp.float32))
+
+    def __call__(self, x: Array) -> Array:
+        x = x.astype(jnp.float32)
+        x = x - jnp.mean(x, -1, keepdims=True)
+        x = x * lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.eps)
+        shape = (1,) * (x.ndim - 1) + (-1,)
+        return (x * self.scale[...].reshape(shape) + self.bias[...].reshape(shape)).astype(self.dtype)
+
+
+class Table(nnx.Module):
+    """An embedding table (rows, D)."""
+
+    def __init__(self, cfg: ModelConfig, rows: int):
+        self.embedding = nnx.Param(jnp.zeros((rows, cfg.hidden_size), jnp.float32))
+
+
+class Embeddings(nnx.Module):
+    """Sum of word, position and segment-type embeddings, normalised: ids (B, L) -> (B, L, D)."""
+
+    def __init__(self, cfg: ModelConfig):
+        self.cfg = cfg
+        self.word_embeddings = Table(cfg, cfg.vocab_size)
+        self.position_embeddings = Table(cfg, cfg.max_position_embeddings)
+        self.token_type_embeddings = Table(cfg, cfg.type_vocab_size)
+        self.layer_norm = LayerNorm(cfg)
+
+    def __call__(self, ids_BL: Array, types_BL: Array, seed_2: Array | None) -> Array:
+        x_BLD = take_rows(self.word_embeddings.embedding[...], ids_BL)
+        # A product with one-hot types: its gradient is a small product too, where a gather's is a long scatter.
+        types_BLT = jax.nn.one_hot(types_BL, self.cfg.type_vocab_size, dtype=jnp.float32)
+        x_BLD += jnp.matmul(types_BLT, self.token_type_embeddings.embedding[...], precision="highest")
+        x_BLD += self.position_embeddings.embedding[: ids_BL.shape[1]][None]
+        return dropout(self.layer_norm(x_BLD), self.cfg.hidden_dropout_prob, seed_2)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention with its residual and normalisation: (B, L, D) -> (B, L, D)."""
+
+    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
+        D = cfg.hidden_size
+        self.cfg = cfg
+        self.query, self.key, self.value, self.output = (dense(cfg, D, D, rngs) for _ in range(4))
+        self.layer_norm = LayerNorm(cfg)
+
+    def __call__(self, x_BLD: Array, mask_BL: Array, seeds: list[Array | None]) -> Array:
+        H = self.cfg.num_attention_heads
+        K = self.cfg.hidden_size // H
+        q_BLHK, k_BLHK, v_BLHK = (split_heads(layer(x_BLD), H) for layer in (self.query, self.key, self.value))
+        q_BLHK = q_BLHK * jnp.asarray(K**-0.5, q_BLHK.dtype)
+        scores_BHLM = jnp.einsum("blhk,bmhk->bhlm", q_BLHK, k_BLHK, preferred_element_type=jnp.float32)
+        keep_B11M = mask_BL[:, None, None, :] != 0
+        scores_BHLM = jnp.where(keep_B11M, scores_BHLM, jnp.finfo(jnp.float32).min)
+        probs_BHLM = jax.nn.softmax(scores_BHLM, axis=-1).astype(x_BLD.dtype)
+        probs_BHLM = dropout(probs_BHLM, self.cfg.attention_probs_dropout_prob, seeds[0])
+        mixed_BLHK = jnp.einsum("bhlm,bmhk->blhk", probs_BHLM, v_BLHK)
+        out_BLD = self.output(mixed_BLHK.reshape(x_BLD.shape))
+        return self.layer_norm(x_BLD + dropout(out_BLD, self.cfg.hidden_dropout_prob, seeds[1]))
+
+
+class Layer(nnx.Module):
+    """One encoder layer, normalised after each residual as in the original BERT: (B, L, D) -> (B, L, D)."""
+
+    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
+        self.cfg = cfg
+        self.attention = Attention(cfg, rngs)
+        self.intermediate = dense(cfg, cfg.hidden_size, cfg.intermediate_size, rngs)
+        self.output = dense(cfg, cfg.intermediate_size, cfg.hidden_size, rngs)
+        self.layer_norm = LayerNorm(cfg)
+
+    def __call__(self, x_BLD: Array, mask_BL: Array, seeds: list[Array | None]) -> Array:
+        x_BLD = self.attention(x_BLD, mask_BL, seeds[:2])
+        out_BLD = self.output(activation(self.cfg, self.intermediate(x_BLD)))
+        return self.layer_norm(x_BLD + dropout(out_BLD, self.cfg.hidden_dropout_prob, seeds[2]))
+
+
+class MaskedLM(nnx.Module):
+    """The masked-LM head, its decoder tied to the word embeddings: (B, P, D) -> float32 logits (B, P, V)."""
+
+    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
+        self.cfg = cfg
+        self.transform = dense(cfg, cfg.hidden_size, cfg.hidden_size, rngs)
+        self.layer_norm = LayerNorm(cfg)
+        self.bias = nnx.Param(jnp.zeros((cfg.vocab_size,), jnp.float32))
+
+    def __call__(self, x_BPD: Array, words_VD: Array) -> Array:
+        x_BPD = self.layer_norm(activation(self.cfg, self.transform(x_BPD)))
+        words_VD = words_VD.astype(x_BPD.dtype)
+        logits_BPV = jnp.einsum("bpd,vd->bpv", x_BPD, words_VD, preferred_element_type=jnp.float32)
+        return logits_BPV + self.bias[...][None, None]
+
+
+def split_heads(x_BLD: Array, heads: int) -> Array:
+    """Return (B, L, D) as (B, L, H, K): head h owns columns [h K, (h + 1) K) of the projection."""
+    B, L, D = x_BLD.shape
+    return x_BLD.reshape(B, L, heads, D // heads)
+
+
+def take_rows(table_VD: Array, ids_BL: Array) -> Array:
+    """Return the rows (B, L, D) of a table; an id outside [0, V) gives NaN, never another row."""
+    rows = table_VD.at[ids_BL]
+    return rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False, out_sharding=_sharding_of(ids_BL))
+
+
+def take_positions(x_BLD: Array, positions_BP: Array) -> Array:
+    """Return (B, P, D): for each example the vectors at its positions; one outside [0, L) gives NaN."""
+    return jnp.take_along_axis(
+        x_BLD, positions_BP[..., None], 1, mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
+    )
+
+
+def _sharding_of(ids_BL: Array) -> PartitionSpec | None:
+    """The spec (B, L, D) of looked-up rows, split as their ids are; None unless the mesh has Explicit axes."""
+    sharding = jax.typeof(ids_BL).sharding
+    return PartitionSpec(*sharding.spec, None) if sharding.mesh.explicit_axes else None

@@ -1,0 +1,1 @@
+"""State, steps, optimizer, sharding, checkpoints and the loop; loss, batches and plan are arguments."""

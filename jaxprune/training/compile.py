@@ -1,0 +1,78 @@
+"""Jit the steps of a run for one mesh: donated state, shardings fixed, so nothing moves or recompiles by accident."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxprune.config import PruneConfig
+from jaxprune.training.sharding import batch_sharding, put_batch, state_shardings
+from jaxprune.training.state import Masks, Params, TrainState, create
+from jaxprune.training.steps import LossFn, eval_step, prune_step, train_step
+
+
+class Program(NamedTuple):
+    """Everything a loop calls on the device."""
+
+    init: Callable[[Params, Masks], TrainState]
+    train: Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, Any]]]
+    prune: Callable[[TrainState, Any, jax.Array], TrainState]
+    evaluate: Callable[[TrainState, Any], dict[str, Any]]
+    put: Callable[[dict[str, Any]], dict[str, jax.Array]]
+    mesh: Mesh
+    abstract: TrainState
+    """The state as ShapeDtypeStructs with shardings: what a checkpoint is restored to."""
+
+
+def compile_steps(
+    params: Params,
+    masks: Masks,
+    mesh: Mesh,
+    *,
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    prune: PruneConfig,
+    num_heads: int,
+    accumulate: int = 1,
+) -> Program:
+    """The steps for params and masks of these shapes (arrays or ShapeDtypeStructs), compiled on first use."""
+    soft = prune.mode == "soft"
+    shapes = jax.eval_shape(lambda p, m: create(p, m, tx), params, masks)
+    shardings = state_shardings(shapes, mesh)
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    rows = batch_sharding(mesh)
+    prune_kwargs = {"criterion": prune.criterion, "scope": prune.scope, "method": prune.method}
+    return Program(
+        init=jax.jit(lambda p, m: create(p, m, tx), out_shardings=shardings),
+        train=jax.jit(
+            partial(train_step, loss_fn=loss_fn, tx=tx, soft=soft, accumulate=accumulate),
+            donate_argnums=0,
+            in_shardings=(shardings, rows, everywhere),
+            out_shardings=(shardings, everywhere),
+        ),
+        prune=jax.jit(
+            partial(prune_step, tx=tx, soft=soft, num_heads=num_heads, **prune_kwargs),
+            donate_argnums=0,
+            in_shardings=(shardings, everywhere, everywhere),
+            out_shardings=shardings,
+        ),
+        evaluate=jax.jit(partial(eval_step, loss_fn=loss_fn), in_shardings=(shardings, rows), out_shardings=everywhere),
+        put=partial(put_batch, sharding=rows),
+        mesh=mesh,
+        abstract=abstract,
+    )
+
+
+def evaluate_all(program: Program, state: TrainState, batches: Any) -> dict[str, tuple[float, float]]:
+    """Sums and counts over all `batches` (host dicts), added in float64 on the host."""
+    total: dict[str, tuple[float, float]] = {}
+    for batch in batches:
+        sums = jax.device_get(program.evaluate(state, program.put(batch)))
+        for name, (value, count) in sums.items():
+            before = total.get(name, (0.0, 0.0))
+            total[name] = (before[0] + float(value), before[1] + float(count))
+    return total

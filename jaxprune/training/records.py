@@ -1,0 +1,71 @@
+"""What a run writes while it trains: JSON lines, TensorBoard files, a progress bar."""
+
+import logging
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jaxprune.training.workdir import Workdir
+
+log = logging.getLogger("jaxprune")
+
+
+class Records:
+    """Writes metrics and prunes of one run; after a restart, continues behind `step` without doubling a line."""
+
+    def __init__(self, workdir: Workdir, *, step: int):
+        from tensorboardX import SummaryWriter
+
+        self._workdir = workdir
+        for name in ("metrics.jsonl", "prunes.jsonl"):
+            workdir.rewind(name, step or -1)  # from the start: a prune of step 0 is done again
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """A line of metrics.jsonl and a point per value in TensorBoard."""
+        self._workdir.append("metrics.jsonl", {"step": step, **values})
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def prune(self, step: int, record: dict[str, Any]) -> None:
+        """A line of prunes.jsonl."""
+        self._workdir.append("prunes.jsonl", {"step": step, **record})
+        self._board.add_scalar("sparsity", record["sparsity"], step)
+
+    def __enter__(self) -> "Records":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._board.close()
+
+
+class Bar:
+    """A progress bar on a terminal; elsewhere a log line every half minute."""
+
+    def __init__(self, title: str, *, total: int, done: int, quiet_seconds: float = 30.0):
+        self._title, self._total, self._quiet_seconds = title, total, quiet_seconds
+        self._said = time.monotonic()
+        self._progress: Progress | None = None
+        if sys.stderr.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._progress = Progress(*columns, TextColumn("{task.fields[text]}"), console=Console(stderr=True))
+            self._task = self._progress.add_task(title, total=total, completed=done, text="")
+            self._progress.start()
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress:
+            self._progress.stop()
+
+    def update(self, step: int, text: str) -> None:
+        """Show `step` and a short text."""
+        if self._progress:
+            self._progress.update(self._task, completed=step, text=text)
+        elif time.monotonic() - self._said >= self._quiet_seconds:
+            self._said = time.monotonic()
+            log.info("%s %d/%d  %s", self._title, step, self._total, text)

@@ -1,0 +1,39 @@
+"""Eight simulated devices, strict ranks, and where the real data lies."""
+
+import os
+from pathlib import Path
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import jax
+import pytest
+import workflow
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with real text and GLUE data, or a skip."""
+    here = Path(__file__).resolve().parent.parent
+    path = Path(os.environ.get("JAXPRUNE_DATA", here.parent / "shared" / "data"))
+    if not path.is_dir():
+        pytest.skip(f"no real data at {path}; set JAXPRUNE_DATA")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> workflow.Tiny:
+    """A prepared corpus, a GLUE folder and configs, all tiny."""
+    return workflow.make(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def pretrained(tiny) -> Path:
+    """The workdir of a finished pre-training run with hard masks, made by the real command on one device."""
+    place = tiny.root / "pretrained"
+    done = tiny.run("pretrain", tiny.pretrain_yaml(tiny.root / "pretrain.yaml"), "--workdir", place)
+    assert done.code == 0, done.err
+    return place

@@ -1,0 +1,289 @@
+"""Checkpoints: bit-equal, damaged ones noticed and set aside, the one before used, and never a silent restart."""
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+from orbax.checkpoint.checkpoint_manager import StepAlreadyExistsError
+
+from jaxprune.cli import EXIT_CHECKPOINT, _exit_code
+from jaxprune.config import MeshConfig, OptimizerConfig
+from jaxprune.pruning import init_masks
+from jaxprune.training.checkpoint import CheckpointError, Checkpoints
+from jaxprune.training.optimizer import adamw
+from jaxprune.training.sharding import make_mesh, state_shardings
+from jaxprune.training.state import TrainState, create
+
+DATA = {"next_index": 7, "fingerprint": "abc"}
+
+
+def make_state(seed: int) -> TrainState:
+    """Params with odd values, bool masks beside None leaves, and moments that are not zero."""
+    keys = jax.random.split(jax.random.key(seed), 4)
+    params = {
+        "a": {"kernel": jax.random.normal(keys[0], (64, 48)), "bias": jnp.array([-0.0, 1e-45, 3e38, 0.0])},
+        "b": {"kernel": jax.random.normal(keys[1], (48, 8)).astype(jnp.bfloat16)},
+    }
+    masks = init_masks(params, [".*/kernel"])
+    masks["a"]["kernel"] = jax.random.bernoulli(keys[2], 0.3, (64, 48))
+    tx = optax.chain(adamw(OptimizerConfig(), 10))
+    state = create(params, masks, tx)
+    _, opt_state = tx.update(jax.tree.map(lambda p: p * 0.5, params), state.opt_state, params)
+    return TrainState(jnp.int32(seed), params, masks, opt_state)
+
+
+def on_mesh(state, cfg=None, devices=None):
+    """The abstract state on a mesh: of one device, or as `cfg` says."""
+    mesh = make_mesh(cfg or MeshConfig(), devices or jax.devices()[:1])
+    shardings = state_shardings(jax.eval_shape(lambda: state), mesh)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+
+
+def assert_bit_equal(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        x, y = np.asarray(x), np.asarray(y)
+        assert x.dtype == y.dtype and x.shape == y.shape, path
+        assert x.tobytes() == y.tobytes(), path
+
+
+def save(workdir, *steps, keep=3):
+    with Checkpoints(workdir, keep=keep) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, make_state(step), DATA | {"next_index": step})
+
+
+def restore(workdir, step_count=3):
+    with Checkpoints(workdir, keep=step_count) as checkpoints:
+        return checkpoints.restore(on_mesh(make_state(0)))
+
+
+def data_file(workdir, step):
+    """The largest file of a step, which holds the arrays."""
+    files = [path for path in (workdir / "checkpoints" / str(step)).rglob("*") if path.is_file()]
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+def test_restores_bit_equal(tmp_path):
+    state = make_state(5)
+    assert any(leaf is None for leaf in jax.tree.leaves(state.masks, is_leaf=lambda x: x is None))
+    save(tmp_path, 5)
+    step, restored, data = restore(tmp_path)
+    assert step == 5 and data == {"next_index": 5, "fingerprint": "abc"}
+    assert_bit_equal(state, restored)
+    assert restored.masks["a"]["kernel"].dtype == bool and restored.masks["a"]["bias"] is None
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert restore(tmp_path) is None
+
+
+def test_keeps_the_newest_and_their_records(tmp_path):
+    save(tmp_path, 1, 2, 3, 4, 5, keep=2)
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert checkpoints.steps() == [4, 5]
+    assert sorted(path.name for path in (tmp_path / "integrity").iterdir()) == ["4.json", "5.json"]
+
+
+def flip(path, where):
+    content = bytearray(path.read_bytes())
+    content[int(where * len(content))] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def zero_page(path):
+    content = bytearray(path.read_bytes())
+    content[64:128] = bytes(64)
+    path.write_bytes(content)
+
+
+def empty_folder(path):
+    folder = next(parent for parent in path.parents if parent.name == "2")
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+DAMAGE = {
+    "bit near the start": lambda path: flip(path, 0.1),
+    "bit in the middle": lambda path: flip(path, 0.5),
+    "last bit": lambda path: flip(path, 1 - 1e-9),
+    "last byte lost": truncate,
+    "zeros": zero_page,
+    "emptied": lambda path: path.write_bytes(b""),
+    "missing": lambda path: path.unlink(),
+    "folder emptied": empty_folder,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_noticed_and_the_step_before_used(tmp_path, caplog, damage):
+    save(tmp_path, 1, 2)
+    path = data_file(tmp_path, 2)
+    before = {p: p.read_bytes() for p in (tmp_path / "checkpoints" / "1").rglob("*") if p.is_file()}
+    DAMAGE[damage](path)
+    with caplog.at_level(logging.WARNING, "jaxprune"), Checkpoints(tmp_path, keep=3) as checkpoints:
+        step, state, data = checkpoints.restore(on_mesh(make_state(0)))
+        assert step == 1 and data["next_index"] == 1
+        assert_bit_equal(state, make_state(1))
+        assert (tmp_path / "checkpoints" / "2.corrupt").is_dir() and not (tmp_path / "checkpoints" / "2").exists()
+        message = caplog.records[-1].getMessage()
+        assert "2.corrupt" in message and ("missing" in message or "changed" in message)
+        if "folder" not in damage:
+            assert str(path.relative_to(tmp_path / "checkpoints" / "2")) in message
+        assert checkpoints.steps() == [1]
+        checkpoints.save(2, make_state(12), DATA)  # the place of the damaged step is free again
+    step, state, _ = restore(tmp_path)
+    assert step == 2
+    assert_bit_equal(state, make_state(12))
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_the_same_step_may_be_damaged_twice(tmp_path):
+    save(tmp_path, 1, 2)
+    flip(data_file(tmp_path, 2), 0.5)
+    assert restore(tmp_path)[0] == 1
+    save(tmp_path, 2)
+    flip(data_file(tmp_path, 2), 0.5)
+    assert restore(tmp_path)[0] == 1
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").glob("2.*"))
+    assert kept == ["2.corrupt", "2.corrupt2"]
+
+
+def test_two_damaged_steps_fall_back_to_the_third(tmp_path):
+    save(tmp_path, 1, 2, 3)
+    for step in (2, 3):
+        flip(data_file(tmp_path, step), 0.5)
+    step, state, _ = restore(tmp_path)
+    assert step == 1
+    assert_bit_equal(state, make_state(1))
+
+
+def test_when_all_are_bad_nothing_starts_over(tmp_path):
+    save(tmp_path, 1, 2)
+    for step in (1, 2):
+        flip(data_file(tmp_path, step), 0.5)
+    with pytest.raises(CheckpointError, match=r"checkpoints \[1, 2\] .* none can be read") as error:
+        restore(tmp_path)
+    assert _exit_code(error.value) == EXIT_CHECKPOINT
+
+
+def test_a_step_without_its_record_is_used(tmp_path, caplog):
+    """A kill between the commit of a step and its integrity record loses nothing."""
+    save(tmp_path, 1, 2)
+    (tmp_path / "integrity" / "2.json").unlink()
+    with caplog.at_level(logging.WARNING, "jaxprune"):
+        step, state, _ = restore(tmp_path)
+    assert step == 2 and "checkpoint 2 has no integrity record" in caplog.text
+    assert_bit_equal(state, make_state(2))
+
+
+@pytest.mark.parametrize("content", ["", '{"files": {', "[]"])
+def test_an_unreadable_record_counts_as_damage(tmp_path, caplog, content):
+    save(tmp_path, 1, 2)
+    (tmp_path / "integrity" / "2.json").write_text(content)
+    with caplog.at_level(logging.WARNING, "jaxprune"):
+        assert restore(tmp_path)[0] == 1
+    assert "integrity record" in caplog.text
+
+
+def test_a_whole_step_of_another_shape_is_an_error_and_stays(tmp_path):
+    save(tmp_path, 1, 2)
+    other = make_state(0)._replace(params={"c": {"kernel": jnp.zeros((3, 3))}}, masks={"c": {"kernel": None}})
+    with Checkpoints(tmp_path, keep=3) as checkpoints, pytest.raises(CheckpointError, match="is as it was written"):
+        checkpoints.restore(on_mesh(other))
+    assert restore(tmp_path)[0] == 2
+
+
+def test_a_reader_leaves_everything_as_it_is(tmp_path):
+    save(tmp_path, 1, 2)
+    flip(data_file(tmp_path, 2), 0.5)
+    unfinished = tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        step, state, _ = checkpoints.restore(on_mesh(make_state(0)))
+    assert step == 1
+    assert_bit_equal(state, make_state(1))
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+
+
+def test_an_unfinished_step_is_ignored_and_removed(tmp_path):
+    save(tmp_path, 1)
+    unfinished = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / "checkpoints" / "1", unfinished)
+    assert restore(tmp_path)[0] == 1
+    assert not unfinished.exists()
+
+
+@pytest.mark.parametrize("way", ["8 to 1", "1 to 8"])
+def test_another_mesh_gets_the_same_bits(tmp_path, way):
+    wide = on_mesh(make_state(0), MeshConfig(data=2, fsdp=4), jax.devices())
+    narrow = on_mesh(make_state(0))
+    source, target = (wide, narrow) if way == "8 to 1" else (narrow, wide)
+    state = jax.device_put(make_state(3), jax.tree.map(lambda x: x.sharding, source))
+    split = state if way == "8 to 1" else None
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        checkpoints.save(3, state, DATA)
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        _, restored, _ = checkpoints.restore(target)
+    split = split or restored
+    kernel = split.params["a"]["kernel"]
+    assert kernel.sharding.spec == PartitionSpec("fsdp", None)
+    assert kernel.addressable_shards[0].data.shape == (16, 48)
+    assert split.masks["a"]["kernel"].sharding == kernel.sharding
+    for x, wanted in zip(jax.tree.leaves(restored), jax.tree.leaves(target), strict=True):
+        assert isinstance(x.sharding, NamedSharding) and x.sharding == wanted.sharding
+    assert_bit_equal(make_state(3), jax.device_get(restored))
+
+
+def test_a_step_that_is_there_is_not_written_over(tmp_path):
+    save(tmp_path, 1)
+    with Checkpoints(tmp_path, keep=3) as checkpoints, pytest.raises(StepAlreadyExistsError):
+        checkpoints.save(1, make_state(9), DATA)
+    assert_bit_equal(restore(tmp_path)[1], make_state(1))
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+import jax.numpy as jnp
+from jaxprune.training.checkpoint import CheckpointError, Checkpoints
+import signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+checkpoints = Checkpoints(Path(sys.argv[1]), keep=3)
+checkpoints.save(1, {"x": jnp.arange(64.0)}, {"next_index": 1})
+checkpoints.wait()
+resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
+try:
+    import jax
+    checkpoints.save(2, {"x": jax.random.normal(jax.random.key(0), (1 << 20,))}, {"next_index": 2})
+    checkpoints.wait()
+except CheckpointError as error:
+    print("CheckpointError:", error)
+print(checkpoints.steps())
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_an_error_and_older_steps_stay(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert "CheckpointError:" in done.stdout, done.stdout + done.stderr
+    message, steps = done.stdout.strip().splitlines()[-2:]
+    assert "older steps are intact" in message and str(tmp_path) in message
+    assert steps == "[1]"
+    assert sorted(json.loads((tmp_path / "integrity" / "1.json").read_text())) == ["files"]
+    assert not (tmp_path / "integrity" / "2.json").exists()

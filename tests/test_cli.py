@@ -1,0 +1,313 @@
+"""The command line: every bad input gets one line that helps and exit code 2, and leaves nothing behind."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import jaxprune
+from jaxprune.cli import EXIT_USER, main
+
+
+def outside(path):
+    """Everything below `path`, with contents."""
+    return {str(p): p.is_file() and p.read_bytes() for p in path.rglob("*")}
+
+
+@pytest.fixture
+def refused(tmp_path, capsys):
+    """refused(argv..., say=[...]): the command exits with 2, says all of it on one line, and writes nothing."""
+
+    def check(*argv, say):
+        before = outside(tmp_path)
+        capsys.readouterr()
+        code = main([str(word) for word in argv])
+        out, err = capsys.readouterr()
+        assert code == EXIT_USER, err
+        assert err.count("\n") == 1 and err.startswith("jaxprune") and "Traceback" not in err, err
+        assert not out
+        for words in say:
+            assert words in err, f"{words!r} is not in {err!r}"
+        assert outside(tmp_path) == before
+
+    return check
+
+
+PRETRAIN = {
+    "unknown key": ([], {"stepz": 3}, ["stepz", "did you mean steps?"]),
+    "unknown key in a section": ([], {"prune": {"sparsty": 0.5}}, ["prune.sparsty", "did you mean sparsity?"]),
+    "unknown option": (["--prune.sparsty", "0.5"], {}, ["prune.sparsty", "did you mean sparsity?"]),
+    "option of an unknown section": (["--prun.sparsity", "0.5"], {}, ["prun.sparsity", "did you mean prune?"]),
+    "sparsity above 1": ([], {"prune": {"sparsity": 1.5}}, ["prune.sparsity", "1.5", "less than or equal to 1"]),
+    "sparsity below 0": (["--prune.sparsity=-0.1"], {}, ["prune.sparsity", "-0.1", "greater than or equal to 0"]),
+    "sparsity no number": (["--prune.sparsity", "half"], {}, ["--prune.sparsity", "'half'", "correct the value"]),
+    "no value": (["--steps"], {}, ["--steps", "Missing value"]),
+    "no such choice": (["--prune.scope", "row"], {}, ["--prune.scope", "'row'", "'matrix'"]),
+    "stray word": (["more"], {}, ["'more'", "write --key value"]),
+    "begin after end": ([], {"prune": {"begin": 9}}, ["prune", "begin = 9", "end = 8", "set begin <= end"]),
+    "end after steps": (["--steps", "6"], {}, ["prune.end = 8", "steps = 6"]),
+    "regex matches nothing": (
+        ["--prune.include", r"encoder/layer_\d+/attention/qery/kernel"],
+        {},
+        ["include", "attention/qery/kernel", "the nearest is 'encoder/layer_00/attention/query/kernel'"],
+    ),
+    "vocabulary too large": ([], {"model": {"vocab_size": 100}}, ["model.vocab_size = 100", "raise it"]),
+    "positions too few": (
+        [],
+        {"model": {"max_position_embeddings": 16}},
+        ["model.max_position_embeddings = 16", "sequence length 32"],
+    ),
+    "batch does not split": (["--batch-size", "12"], {}, ["batch_size = 12", "8 devices"]),
+    "no data": (["--data.path", "nowhere"], {}, ["nowhere"]),
+    "no data key": ([], {"data": {"path": ""}}, ["data.path is empty", "jaxprune prepare"]),
+    "no checkpoint": (["--init-from", "begun"], {}, ["init_from = ", "begun: has no checkpoint yet"]),
+    "no weights": (["--init-from", "./nowhere"], {}, ["./nowhere", "no such directory"]),
+}
+
+
+@pytest.mark.parametrize("case", PRETRAIN)
+def test_pretrain_refuses(tiny, tmp_path, refused, monkeypatch, case):
+    argv, config, say = PRETRAIN[case]
+    path = tiny.pretrain_yaml(tmp_path / "c.yaml", **config)
+    tiny.pretrain_yaml(tmp_path / "begun" / "config.yaml")  # the workdir of a run that was killed before it saved
+    monkeypatch.chdir(tmp_path)
+    refused("pretrain", path, "--workdir", tmp_path / "run", *argv, say=say)
+
+
+CORPORA = {
+    "missing": (None, ["no such file"]),
+    "empty": (b"", ["is empty", "give a file with text"]),
+    "blank": (b" \n\n \n", ["holds no text"]),
+    "not UTF-8": (b"A line.\nCaf\xe9 au lait.\n", ["byte 11 is not UTF-8", "convert it"]),
+    "UTF-16": ("A line of text.".encode("utf-16"), ["byte 0 is not UTF-8", "convert it"]),
+    "one document": (b"A single document. It has two sentences.\n", ["document", "too few"]),
+}
+
+
+@pytest.mark.parametrize("case", CORPORA)
+def test_prepare_refuses_a_corpus(tiny, tmp_path, refused, case):
+    content, say = CORPORA[case]
+    corpus = tmp_path / "corpus.txt"
+    if content is not None:
+        corpus.write_bytes(content)
+    config = {"sources": [{"kind": "local", "path": str(corpus)}], "tokenizer": {"train_size": 200}}
+    path = tiny.prepare_yaml(tmp_path / "c.yaml", **config)
+    named = [] if case == "one document" else [str(corpus)]
+    refused("prepare", path, "--workdir", tmp_path / "out" / "data", say=[*named, *say])
+
+
+def test_prepare_refuses_another_config_in_the_same_place(tiny, tmp_path, refused):
+    before = outside(tiny.data)
+    argv = ["prepare", tiny.prepare_yaml(tmp_path / "c.yaml"), "--workdir", tiny.data]
+    refused(*argv, "--seed", 1, "--seq-len", 64, say=[str(tiny.data), "seed", "seq_len", "choose another directory"])
+    assert outside(tiny.data) == before
+
+
+@pytest.fixture
+def weights(pretrained, tmp_path):
+    """A Hugging Face directory of a tiny BERT."""
+    return shutil.copytree(pretrained / "hf", tmp_path / "weights")
+
+
+def change(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.slow
+def test_finetune_refuses_a_label_outside_the_task(tiny, tmp_path, weights, refused):
+    glue = shutil.copytree(tiny.glue, tmp_path / "glue")
+    lines = (glue / "SST-2" / "dev.tsv").read_text().splitlines()
+    lines[4] = lines[4][:-1] + "7"
+    (glue / "SST-2" / "dev.tsv").write_text("\n".join(lines) + "\n")
+    path = tiny.finetune_yaml(tmp_path / "c.yaml", glue=str(glue), init_from=str(weights))
+    say = [str(glue / "SST-2" / "dev.tsv"), "row 5", "7", "0", "1"]
+    refused("finetune", path, "--workdir", tmp_path / "run", say=say)
+
+
+FINETUNE = {
+    "unknown task": (["--tasks", "SST2"], ["'SST2'", "did you mean 'SST-2'?"]),
+    "no such glue": (["--glue", "./none"], ["./none", "no such folder"]),
+    "too long": (["--max-len", "64"], ["max_len = 64", "32 positions"]),
+    "no start": (["--init-from", ""], ["init_from is empty"]),
+    "bad rate": (["--learning-rates", "0"], ["learning_rates: 0", "above 0"]),
+    "bad seed": (["--seeds", "0", "-1"], ["seeds: -1"]),
+    "batch does not split": (["--batch-size", "12"], ["batch_size = 12", "8 devices"]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", FINETUNE)
+def test_finetune_refuses(tiny, tmp_path, weights, refused, case):
+    argv, say = FINETUNE[case]
+    path = tiny.finetune_yaml(tmp_path / "c.yaml", init_from=str(weights))
+    refused("finetune", path, "--workdir", tmp_path / "run", *argv, say=say)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["pretrain", "finetune", "prune"])
+@pytest.mark.parametrize("wrong", ["architecture", "weights cut", "weights missing"])
+def test_other_weights_are_refused(tiny, tmp_path, weights, refused, command, wrong):
+    if wrong == "architecture":
+        change(weights / "config.json", model_type="roberta", architectures=["RobertaForMaskedLM"])
+        say = ["config.json", "roberta", "bert"]
+    elif wrong == "weights cut":
+        path = weights / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-100])
+        say = ["model.safetensors", "fetch it again"]
+    else:
+        (weights / "model.safetensors").unlink()
+        say = [str(weights), "no weights"]
+    out = tmp_path / "out"
+    argv = {
+        "pretrain": [tiny.pretrain_yaml(tmp_path / "p.yaml", init_from=str(weights)), "--workdir", out],
+        "finetune": [tiny.finetune_yaml(tmp_path / "f.yaml", init_from=str(weights)), "--workdir", out],
+        "prune": [weights, out, "--sparsity", "0.5"],
+    }
+    refused(command, *argv[command], say=say)
+
+
+@pytest.mark.slow
+def test_a_start_of_another_shape_is_refused(tiny, tmp_path, weights, refused):
+    path = tiny.pretrain_yaml(tmp_path / "p.yaml", init_from=str(weights), model={"hidden_size": 32})
+    refused("pretrain", path, "--workdir", tmp_path / "o", say=["model.hidden_size = 32", "16", "remove"])
+
+
+PRUNE = {
+    "sparsity above 1": (["--sparsity", "70"], ["--sparsity 70", "[0, 1]"]),
+    "sparsity no number": (["--sparsity", "half"], ["--sparsity", "half"]),
+    "sparsity missing": ([], ["--sparsity"]),
+    "no such scope": (["--sparsity", "0.5", "--scope", "row"], ["--scope", "'row'", "matrix"]),
+    "regex matches nothing": (["--sparsity", "0.5", "--include", "encodr/.*"], ["encodr/.*", "encoder/"]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", PRUNE)
+def test_prune_refuses(tmp_path, weights, refused, case):
+    argv, say = PRUNE[case]
+    refused("prune", weights, tmp_path / "out", *argv, say=say)
+
+
+def test_usage_errors(tiny, tmp_path, refused):
+    path = tiny.pretrain_yaml(tmp_path / "c.yaml")
+    refused("pretain", path, say=["'pretain' is no command", "pretrain"])
+    refused("pretrain", path, say=["--workdir is missing"])
+    refused("pretrain", path, "--workdir", say=["--workdir", "expected one argument"])
+    refused("pretrain", "--workdir", tmp_path / "run", say=["no config", "jaxprune pretrain --help"])
+    refused("pretrain", tmp_path / "none.yaml", "--workdir", tmp_path / "run", say=["none.yaml", "no such file"])
+    refused("finetune", path, "--workdir", tmp_path / "run", say=["for `jaxprune pretrain`, not `jaxprune finetune`"])
+    (tmp_path / "file").write_text("x")
+    refused("pretrain", path, "--workdir", tmp_path / "file" / "run", say=[f"{tmp_path}/file/run", "choose another"])
+    prepare = tiny.prepare_yaml(tmp_path / "p.yaml")
+    refused("prepare", prepare, "--workdir", tmp_path / "file" / "run", say=[f"{tmp_path}/file/run", "choose another"])
+
+
+def test_several_errors_are_said_at_once(tiny, tmp_path, capsys):
+    path = tiny.pretrain_yaml(tmp_path / "c.yaml", stepz=1, seed=-1, prune={"sparsity": 2})
+    assert main(["pretrain", str(path), "--workdir", str(tmp_path / "run")]) == EXIT_USER
+    assert [re.search(r"c.yaml: ([\w.]+):", line)[1] for line in capsys.readouterr().err.splitlines()] == [
+        "seed",
+        "prune.sparsity",
+        "stepz",
+    ]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_defect_keeps_its_traceback(tiny, tmp_path, monkeypatch):
+    """Only errors that jaxprune raises on purpose become one line."""
+    from jaxprune.experiments import pretrain
+
+    monkeypatch.setattr(pretrain, "pretrain", lambda *args, **kwargs: int("x"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        main(["pretrain", str(tiny.pretrain_yaml(tmp_path / "c.yaml")), "--workdir", str(tmp_path / "run")])
+
+
+LAZY = """
+import sys, time
+began = time.process_time()
+from jaxprune.cli import main
+try:
+    code = main(sys.argv[1:])
+except SystemExit as stop:
+    code = stop.code or 0
+heavy = [name for name in ("jax", "flax", "optax", "torch", "transformers", "datasets", "grain") if name in sys.modules]
+print("\\n", code, time.process_time() - began, *heavy)
+"""
+
+
+@pytest.mark.parametrize("case", ["help", "help of a command", "config error", "option error", "no command"])
+def test_answers_quickly_and_without_jax(tiny, tmp_path, case):
+    path = tiny.pretrain_yaml(tmp_path / "c.yaml")
+    argv = {
+        "help": ["--help"],
+        "help of a command": ["pretrain", "--help"],
+        "config error": ["pretrain", path, "--workdir", tmp_path / "run", "--steps", "0"],
+        "option error": ["pretrain", path, "--workdir", tmp_path / "run", "--stepz", "1"],
+        "no command": ["pretain"],
+    }[case]
+    done = subprocess.run(
+        [sys.executable, "-c", LAZY, *map(str, argv)],
+        capture_output=True,
+        text=True,
+        env=tiny.environment() | {"COLUMNS": "100"},
+        check=True,
+    )
+    code, seconds, *heavy = done.stdout.splitlines()[-1].split()
+    assert heavy == [] and float(seconds) < 1.5
+    assert code == ("0" if "help" in case else "2")
+    if case == "help of a command":
+        assert "--prune.sparsity" in done.stdout and "Final fraction in [0, 1]" in done.stdout
+    if "error" in case or case == "no command":
+        assert done.stderr.count("\n") == 1
+
+
+def test_version_and_help(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == jaxprune.__version__
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"  {command} " in said for command in ("demo", "prepare", "pretrain", "finetune", "prune"))
+    assert main([]) == EXIT_USER
+
+
+def test_dry_run_of_prepare(tiny, tmp_path, capsys):
+    path = tiny.prepare_yaml(tmp_path / "c.yaml")
+    before = outside(tmp_path)
+    assert main(["prepare", str(path), "--workdir", str(tmp_path / "data"), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "160 pieces, trained on the corpus" in said and str(tiny.corpus) in said and "32 tokens" in said
+    assert outside(tmp_path) == before
+
+
+def test_dry_run_of_pretrain(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    path = tiny.pretrain_yaml(tmp_path / "c.yaml")
+    before = outside(tmp_path)
+    assert main(["pretrain", str(path), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"encoder/layer_00/attention/query/kernel +│? *16 x 16 *│? *256 *│? *yes", said), said
+    # Embeddings, four attention matrices, two of the feed-forward layer, pooler.
+    prunable = 160 * 16 + 4 * 16 * 16 + 2 * 16 * 32 + 16 * 16
+    assert f"{prunable:,} (" in said and "8 prunable" in said
+    assert f"{12 * 8 * 32:,} (" in said  # tokens
+    assert "3 between step 4 and 8, to 0.7" in said and "time, estimated" in said
+    assert outside(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_dry_run_of_finetune(tiny, tmp_path, weights, capsys):
+    path = tiny.finetune_yaml(tmp_path / "c.yaml", init_from=str(weights), learning_rates=[1e-3, 2e-3], epochs=2)
+    before = outside(tmp_path)
+    assert main(["finetune", str(path), "--workdir", str(tmp_path / "run"), "--dry-run"]) == 0
+    assert "SST-2: 48 train, 27 dev examples of 16 tokens; 2 runs of 6 steps of 16" in capsys.readouterr().out
+    assert outside(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_a_real_process_says_one_line(tiny, tmp_path):
+    done = tiny.run("pretrain", tiny.pretrain_yaml(tmp_path / "c.yaml"), "--workdir", tmp_path / "r", "--seed", "-1")
+    assert (done.code, done.out) == (EXIT_USER, "") and done.err.count("\n") == 1
+    assert "seed" in done.err and "-1" in done.err and not (tmp_path / "r").exists()

@@ -1,0 +1,102 @@
+"""Config files: strict, inherited, overridden, and every error in one line that helps."""
+
+from pathlib import Path
+
+import pytest
+
+from jaxprune.config import COMMANDS, PretrainConfig
+from jaxprune.config.load import differences, parse, read_config, to_yaml, validate
+
+CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").rglob("*.yaml"))
+
+
+def _write(path, text):
+    path.write_text(text)
+    return path
+
+
+def test_base_is_overlaid_key_by_key(tmp_path):
+    _write(tmp_path / "base.yaml", "steps: 7\nprune: {sparsity: 0.5, end: 5}\n")
+    child = _write(tmp_path / "child.yaml", "base: base.yaml\nprune: {sparsity: 0.7}\n")
+    cfg = parse(PretrainConfig, child, [], prog="x")
+    assert (cfg.steps, cfg.prune.sparsity, cfg.prune.end) == (7, 0.7, 5)
+
+
+def test_overrides_win_over_the_file(tmp_path):
+    path = _write(tmp_path / "c.yaml", "steps: 7\n")
+    cfg = parse(PretrainConfig, path, ["--prune.sparsity", "0.25", "--prune.end", "3", "--seed", "4"], prog="x")
+    assert (cfg.steps, cfg.prune.sparsity, cfg.seed) == (7, 0.25, 4)
+
+
+def test_resolved_yaml_reads_back_equal(tmp_path):
+    cfg = PretrainConfig(steps=9, prune={"sparsity": 0.1, "end": 4})
+    assert parse(PretrainConfig, _write(tmp_path / "c.yaml", to_yaml(cfg)), [], prog="x") == cfg
+    assert differences(cfg, cfg) == []
+    assert differences(cfg, cfg.model_copy(update={"steps": 8})) == ["steps: 9 -> 8"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("stepz: 3", ["stepz", "unknown key", "did you mean steps?"]),
+        ("prune: {sparsty: 0.5}", ["prune.sparsty", "did you mean sparsity?"]),
+        ("prune: {sparsity: 1.5}", ["prune.sparsity", "1.5", "less than or equal to 1"]),
+        ("prune: {sparsity: -0.1}", ["prune.sparsity", "-0.1"]),
+        ("prune: {begin: 9, end: 3}", ["begin = 9", "end = 3"]),
+        ("prune: {sparsity: 0.2, initial: 0.5, end: 3}", ["initial = 0.5", "sparsity = 0.2"]),
+        ("steps: 5\nprune: {sparsity: 0.5, end: 9}", ["prune.end = 9", "steps = 5"]),
+        ("batch_size: 10\ntrain: {accumulate: 3}", ["train.accumulate = 3", "batch_size = 10"]),
+        ("model: {hidden_size: 100, num_attention_heads: 3}", ["num_attention_heads = 3", "hidden_size = 100"]),
+        ("steps: 5\nsteps: 6", ["'steps' stands twice"]),
+        ("a: &x 1\nb: *x", ["aliases"]),
+        ("- 1", ["expected keys and values"]),
+        ("", ["expected keys and values"]),
+        ("command: finetune", ["jaxprune finetune"]),
+        ("seed: -1", ["seed", "-1"]),
+        ("prune: {sparsity: .nan}", ["prune.sparsity", "finite"]),
+        ("steps: [", ["config"]),
+        ("base: c.yaml", ["leads back"]),
+        ("base: nowhere.yaml", ["nowhere.yaml", "no such file"]),
+        ("x: !!python/object/apply:os.system [ls]", ["config"]),
+    ],
+)
+def test_errors_name_key_value_and_remedy(tmp_path, text, words):
+    path = _write(tmp_path / "c.yaml", text)
+    with pytest.raises(ValueError) as error:
+        parse(PretrainConfig, path, [], prog="x")
+    message = str(error.value)
+    assert str(tmp_path) in message and "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_all_errors_at_once():
+    with pytest.raises(ValueError) as error:
+        validate(PretrainConfig, {"stepz": 1, "seed": -1, "prune": {"sparsity": 2}}, "c.yaml")
+    assert len(str(error.value).splitlines()) == 3
+
+
+def test_not_utf8(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_bytes(b"steps: 5 # \xff")
+    with pytest.raises(ValueError, match="byte 11 is not UTF-8"):
+        read_config(path)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_shipped_configs_are_valid(path):
+    content = read_config(path)
+    config = validate(COMMANDS[content["command"]], content, str(path))
+    assert path.read_text().startswith("#"), "say the command, hardware and time at the top"
+    assert validate(type(config), content, str(path)) == config
+
+
+def test_every_field_has_a_description():
+    def check(model, prefix=""):
+        for name, field in model.model_fields.items():
+            assert field.description, prefix + name
+            if hasattr(field.annotation, "model_fields"):
+                check(field.annotation, f"{prefix}{name}.")
+
+    for model in COMMANDS.values():
+        check(model)

@@ -1,0 +1,185 @@
+"""Fine-tuning from end to end: three kinds of task, three ways with masks, from a workdir and from a directory."""
+
+import json
+import math
+import shutil
+
+import jax
+import numpy as np
+import pandas
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from jaxprune.cli import main
+from jaxprune.config import FinetuneConfig
+from jaxprune.config.load import read_yaml, validate
+from jaxprune.data import tokenizer
+from jaxprune.data.metrics import score
+from jaxprune.data.tasks import TASKS
+from jaxprune.experiments import finetune
+from jaxprune.models.hf import load_hf
+from jaxprune.pruning import leaf_counts
+
+pytestmark = pytest.mark.slow
+
+RATES, SEEDS = (1e-3, 4e-3), (0, 1)
+
+
+@pytest.fixture(scope="module")
+def grid(tiny, pretrained):
+    """(config, workdir) of three tasks x two learning rates x two seeds with fixed masks, by the real command."""
+    config = tiny.finetune_yaml(
+        tiny.root / "grid.yaml",
+        tasks=["SST-2", "CoLA", "STS-B"],
+        learning_rates=list(RATES),
+        seeds=list(SEEDS),
+        init_from=str(pretrained),
+    )
+    done = tiny.run("finetune", config, "--workdir", tiny.root / "grid")
+    assert done.code == 0, done.err
+    return config, tiny.root / "grid"
+
+
+def table(workdir):
+    return pandas.read_csv(workdir / "results.csv")
+
+
+def test_every_run_of_the_grid_is_a_row(grid):
+    rows = table(grid[1])
+    keys = [*zip(rows["task"], rows["learning_rate"], rows["seed"])]
+    assert keys == [(task, rate, seed) for task in ("SST-2", "CoLA", "STS-B") for rate in RATES for seed in SEEDS]
+    assert dict(zip(rows["task"], rows["metric"])) == {"SST-2": "accuracy", "CoLA": "matthews", "STS-B": "spearman"}
+    assert (rows["masks"] == "fixed").all() and (rows["steps"] == 3).all()
+    assert (rows["train_examples"] == 48).all() and (rows["dev_examples"] == 27).all()
+    assert np.isfinite(rows["train_loss"]).all()
+
+
+def test_saved_predictions_give_the_same_scores_again(grid, tiny):
+    """Labels come from the files, accuracy and correlation from their definitions."""
+    for row in table(grid[1]).to_dict("records"):
+        place = grid[1] / row["task"] / f"lr{row['learning_rate']:g}-seed{row['seed']}"
+        saved = np.load(place / "dev_predictions.npz")
+        lines = (tiny.glue / row["task"] / "dev.tsv").read_text().splitlines()
+        if row["task"] == "CoLA":
+            labels = [float(line.split("\t")[1]) for line in lines]
+        else:
+            labels = [float(line.split("\t")[-1]) for line in lines[1:]]
+        np.testing.assert_array_equal(saved["labels"], np.array(labels, saved["labels"].dtype))
+        if row["task"] == "STS-B":
+            pearson = np.corrcoef(saved["logits"].reshape(-1), labels)[0, 1]
+            assert math.isclose(row["pearson"], pearson, rel_tol=1e-5)
+        else:
+            assert row["accuracy"] == (saved["logits"].argmax(-1) == labels).mean()
+        again = score(TASKS[row["task"]], saved["logits"], saved["labels"])
+        assert row["score"] == again[row["metric"]]
+
+
+def test_learning_rates_and_seeds_make_different_runs(grid):
+    for task in ("SST-2", "CoLA", "STS-B"):
+        losses, logged = set(), set()
+        for rate in RATES:
+            for seed in SEEDS:
+                place = grid[1] / task / f"lr{rate:g}-seed{seed}"
+                lines = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+                assert [line["step"] for line in lines] == [1, 2, 3]
+                assert math.isclose(max(line["learning_rate"] for line in lines), rate, rel_tol=1e-6)
+                losses.add(json.loads((place / "result.json").read_text())["train_loss"])
+                logged.add(tuple(line["loss"] for line in lines))
+                assert not (place / "checkpoints").exists()
+        assert len(losses) == len(logged) == 4
+
+
+def test_what_is_finished_is_not_run_again_and_what_is_lost_is_the_same_again(grid, tiny):
+    config, workdir = grid
+    before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file() and p.name not in (".lock", "result.json")}
+    stamps = {p: p.stat().st_mtime_ns for p in workdir.glob("*/*/dev_predictions.npz")}
+    expected = table(workdir)
+    lost = workdir / "SST-2" / "lr0.001-seed1"
+    shutil.rmtree(lost)
+    done = tiny.run("finetune", config, "--workdir", workdir)
+    assert done.code == 0, done.err
+    for path, stamp in stamps.items():
+        assert (path.stat().st_mtime_ns == stamp) == (path.parent != lost), path
+    again = table(workdir)
+    pandas.testing.assert_frame_equal(
+        again.drop(columns="seconds_this_session"), expected.drop(columns="seconds_this_session"), check_exact=True
+    )
+    clock = ("results.csv", "metrics.jsonl", "run.json")
+    for path, content in before.items():
+        if path.name not in clock and "tensorboard" not in path.parts and lost not in path.parents:
+            assert path.read_bytes() == content, path
+    saved, first = np.load(lost / "dev_predictions.npz"), before[lost / "dev_predictions.npz"]
+    (workdir / "first.npz").write_bytes(first)
+    np.testing.assert_array_equal(saved["logits"], np.load(workdir / "first.npz")["logits"])
+
+
+def test_another_config_in_the_same_place_is_refused(grid, capsys):
+    config, workdir = grid
+    assert main(["finetune", str(config), "--workdir", str(workdir), "--epochs", "2", "--train.keep", "9"]) == 2
+    err = capsys.readouterr().err
+    assert "epochs: 1 -> 2" in err and "train.keep" not in err and err.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def pruned_directory(tiny, pretrained):
+    """A Hugging Face directory whose query kernel has zeros in every other row."""
+    place = shutil.copytree(pretrained / "hf", tiny.root / "zeros")
+    tensors = load_file(place / "model.safetensors")
+    for name, tensor in tensors.items():  # zeros in one matrix alone
+        tensors[name] = np.where(tensor == 0, np.float32(1e-3), tensor)
+    name = "bert.encoder.layer.0.attention.self.query.weight"
+    tensors[name][::2] = 0
+    save_file(tensors, place / "model.safetensors", {"format": "pt"})
+    return place
+
+
+CASES = [("workdir", "fixed"), ("workdir", "lifted"), ("workdir", "none"), ("directory", "fixed")]
+
+
+@pytest.mark.parametrize(("source", "masks"), CASES)
+def test_pruned_weights(tiny, pretrained, pruned_directory, tmp_path, monkeypatch, source, masks):
+    """The state after fine-tuning: `fixed` keeps the zeros of the start, `lifted` and `none` train them away."""
+    start = pretrained if source == "workdir" else pruned_directory
+    path = tiny.finetune_yaml(tmp_path / "c.yaml", init_from=str(start), masks=masks)
+    cfg = validate(FinetuneConfig, read_yaml(path), "c.yaml")
+    states = []
+    fit = finetune.fit
+
+    def watched(*args, **kwargs):
+        states.append(fit(*args, **kwargs))
+        return states[-1]
+
+    monkeypatch.setattr(finetune, "fit", watched)
+    (record,) = finetune.finetune(cfg, tmp_path / "run")
+    _, before = load_hf(pretrained / "hf" if source == "workdir" else start, head="pretraining")
+    after = jax.device_get(states[0].params)
+    zeros = {
+        "/".join(p.key for p in path): w == 0 for path, w in jax.tree_util.tree_leaves_with_path(before["encoder"])
+    }
+    ends = {"/".join(p.key for p in path): w for path, w in jax.tree_util.tree_leaves_with_path(after["encoder"])}
+    kernels = [name for name in zeros if name.endswith("kernel") and zeros[name].any()]
+    assert len(kernels) == (6 if source == "workdir" else 1)
+    for name in kernels:
+        assert zeros[name].mean() == pytest.approx(0.7 if source == "workdir" else 0.5, abs=0.01)
+        if masks == "fixed":
+            assert (ends[name].view(np.uint32)[zeros[name]] == 0).all()  # +0.0
+            assert (ends[name][~zeros[name]] != 0).all()
+        else:
+            assert (ends[name][zeros[name]] != 0).mean() > 0.9
+    if masks == "fixed":
+        kept, size = (sum(pair[i] for pair in leaf_counts(states[0].masks).values()) for i in (0, 1))
+        assert record["sparsity"] == pytest.approx(1 - kept / size) and 0 < record["sparsity"] < 0.8
+    else:
+        assert record["sparsity"] == 0
+    assert record["masks"] == masks
+
+
+def test_another_vocabulary_is_refused(tiny, pretrained, tmp_path, capsys):
+    pieces = [*tokenizer.SPECIAL, *(f"word{i}" for i in range(300))]
+    (tmp_path / "vocab").mkdir()
+    (tmp_path / "vocab" / "vocab.txt").write_text("\n".join(pieces) + "\n")
+    path = tiny.finetune_yaml(tmp_path / "c.yaml", init_from=str(pretrained), tokenizer=str(tmp_path / "vocab"))
+    assert main(["finetune", str(path), "--workdir", str(tmp_path / "run")]) == 2
+    err = capsys.readouterr().err
+    assert "305 pieces do not fit the 160 rows" in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()

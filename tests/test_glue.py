@@ -1,0 +1,445 @@
+"""GLUE: every task's files, every bad input, and batches that neither lose nor double an example."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+
+from jaxprune.data import glue
+from jaxprune.data.glue import TASKS, GlueData, batches, encode, eval_batches, load, subset
+from jaxprune.data.metrics import score
+
+# The order of ClassLabel in the hub's nyu-mll/glue.
+CLASSES = {
+    "CoLA": ("unacceptable", "acceptable"),
+    "SST-2": ("negative", "positive"),
+    "MRPC": ("not_equivalent", "equivalent"),
+    "STS-B": (),
+    "QQP": ("not_duplicate", "duplicate"),
+    "MNLI": ("entailment", "neutral", "contradiction"),
+    "QNLI": ("entailment", "not_entailment"),
+    "RTE": ("entailment", "not_entailment"),
+    "WNLI": ("not_entailment", "entailment"),
+}
+
+# task: (header, rows, first texts, second texts, labels), as in the official files.
+FILES: dict[str, tuple[str, list[str], list[str], list[str] | None, list[float]]] = {
+    "CoLA": ("", ["gj04\t1\t\tthe cat sat", "gj04\t0\t*\tcat the"], ["the cat sat", "cat the"], None, [1, 0]),
+    "SST-2": ("sentence\tlabel", ['the " cat \t1', "a dog \t0"], ['the " cat ', "a dog "], None, [1, 0]),
+    "MRPC": (
+        "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String",
+        ["1\t7\t8\tthe cat\ta dog", "0\t9\t10\tthe\ta"],
+        ["the cat", "the"],
+        ["a dog", "a"],
+        [1, 0],
+    ),
+    "STS-B": (
+        "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore",
+        ["0\tg\tf\ty\t0\tn\tn\tthe cat\ta cat\t5.000", "1\tg\tf\ty\t1\tn\tn\tthe\tdog\t0.25"],
+        ["the cat", "the"],
+        ["a cat", "dog"],
+        [5.0, 0.25],
+    ),
+    "QQP": (
+        "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate",
+        ['1\t2\t3\t"the ""cat\tdog\t0', "4\t5\t6\ta line break", "in a question\t1", "7\t8\t9\tthe\ta\t1"],
+        ['"the ""cat', "the"],
+        ["dog", "a"],
+        [0, 1],
+    ),
+    "MNLI": (
+        "index\tgenre\tsentence1\tsentence2\tgold_label",
+        ["0\tg\tthe cat\tcat\tentailment", "1\tg\tthe\ta\tcontradiction", "2\tg\ta\tthe\tneutral"],
+        ["the cat", "the", "a"],
+        ["cat", "a", "the"],
+        [0, 2, 1],
+    ),
+    "QNLI": (
+        "index\tquestion\tsentence\tlabel",
+        ["0\tcat\tthe cat\tentailment", "1\tdog\tthe cat\tnot_entailment"],
+        ["cat", "dog"],
+        ["the cat", "the cat"],
+        [0, 1],
+    ),
+    "RTE": (
+        "index\tsentence1\tsentence2\tlabel",
+        ["0\tthe cat\tcat\tnot_entailment", "1\tthe\ta\tentailment"],
+        ["the cat", "the"],
+        ["cat", "a"],
+        [1, 0],
+    ),
+    "WNLI": (
+        "index\tsentence1\tsentence2\tlabel",
+        ["0\tthe cat\tcat\t1", "1\tthe\ta\t0"],
+        ["the cat", "the"],
+        ["cat", "a"],
+        [1, 0],
+    ),
+}
+
+
+def file_name(name: str, split: str) -> str:
+    return {"train": "train.tsv", "dev": "dev_matched.tsv" if name == "MNLI" else "dev.tsv"}[split]
+
+
+def write(root: Path, name: str, data: str | bytes, split: str = "train") -> Path:
+    path = root / name / file_name(name, split)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return path
+
+
+@pytest.fixture
+def tokenizer() -> tokenizers.Tokenizer:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{i}" for i in range(50)), *(f"v{i}" for i in range(50))]
+    made = tokenizers.Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    made.pre_tokenizer = Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    return made
+
+
+def examples(lengths: list[int], second: list[int] | None = None, labels: list[int] | None = None) -> glue.Examples:
+    first = [" ".join(f"w{i}" for i in range(n)) for n in lengths]
+    other = None if second is None else [" ".join(f"v{i}" for i in range(n)) for n in second]
+    marks = np.array(labels if labels is not None else [i % 2 for i in range(len(lengths))], np.int32)
+    return glue.Examples(TASKS["CoLA" if second is None else "RTE"], "made up", first, other, marks)
+
+
+def test_table_matches_the_hub() -> None:
+    assert {name: row.labels for name, row in TASKS.items()} == CLASSES
+    assert len(TASKS) == 9
+    assert TASKS["STS-B"].regression and TASKS["STS-B"].num_labels == 1 and TASKS["MNLI"].num_labels == 3
+    assert TASKS["CoLA"].metric == "matthews"
+    assert len({row.hub for row in TASKS.values()}) == 9
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("name", FILES)
+def test_local_files(tmp_path: Path, name: str, end: str, split: str) -> None:
+    header, rows, first, second, labels = FILES[name]
+    write(tmp_path, name, end.join([*([header] if header else []), *rows, ""]), split)
+    got = load(name, str(tmp_path), split)
+    assert list(got.first) == first
+    assert got.second == second
+    assert got.labels.tolist() == labels
+    assert got.labels.dtype == (np.float32 if name == "STS-B" else np.int32)
+    assert got.skipped == (2 if name == "QQP" else 0)
+
+
+def test_mnli_mismatched_and_no_test_split(tmp_path: Path) -> None:
+    header, rows, *_ = FILES["MNLI"]
+    (tmp_path / "MNLI").mkdir()
+    (tmp_path / "MNLI" / "dev_mismatched.tsv").write_text("\n".join([header, *rows]))
+    assert len(load("MNLI", str(tmp_path), "dev_mismatched")) == 3
+    with pytest.raises(ValueError, match="no split 'test'; GLUE publishes no test labels"):
+        load("MNLI", str(tmp_path), "test")
+    with pytest.raises(ValueError, match=r"Use one of train, dev$"):
+        load("RTE", str(tmp_path), "dev_mismatched")
+
+
+def test_mrpc_from_the_original_file(tmp_path: Path) -> None:
+    header, rows, *_ = FILES["MRPC"]
+    (tmp_path / "MRPC").mkdir()
+    (tmp_path / "MRPC" / "msr_paraphrase_train.txt").write_text("\r\n".join([header, *rows, ""]), newline="")
+    with pytest.raises(ValueError, match=r"dev_ids\.tsv: no such file"):
+        load("MRPC", str(tmp_path), "dev")
+    (tmp_path / "MRPC" / "dev_ids.tsv").write_text("9\t10\n")
+    assert load("MRPC", str(tmp_path), "train").labels.tolist() == [1]
+    assert load("MRPC", str(tmp_path), "dev").labels.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("SST-2", "sentence\tlabel\nthe cat\t7\n", "row 2: label '7' is not one of 0 (negative), 1 (positive)"),
+        ("SST-2", "sentence\tlabel\na\t1\nthe\t-1\n", "row 3: label '-1' (-1 marks a test set without labels)"),
+        ("RTE", "index\tsentence1\tsentence2\tlabel\n0\ta\tb\t0\n", "row 2: label '0' is not one of entailment"),
+        ("MNLI", FILES["MNLI"][0] + "\n0\tg\ta\tb\t-\n", "row 2: label '-'"),
+        ("STS-B", FILES["STS-B"][0] + "\n0\tg\tf\ty\t0\tn\tn\ta\tb\tnan\n", "row 2: score 'nan' is not a number in [0"),
+        ("STS-B", FILES["STS-B"][0] + "\n0\tg\tf\ty\t0\tn\tn\ta\tb\t5.1\n", "row 2: score '5.1'"),
+        ("STS-B", FILES["STS-B"][0] + "\n0\tg\tf\ty\t0\tn\tn\ta\tb\thigh\n", "row 2: score 'high'"),
+        ("SST-2", "text\tlabel\na\t1\n", "row 1: no column 'sentence'; it has text, label"),
+        ("SST-2", "sentence\tgold\na\t1\n", "row 1: no column 'label'; it has sentence, gold"),
+        ("SST-2", "", "empty, 0 rows"),
+        ("SST-2", "sentence\tlabel\n", "empty, 1 rows"),
+        ("CoLA", "\n\n", "empty, 0 rows"),
+        ("QQP", FILES["QQP"][0] + "\nshort\trow\n", "no usable rows (1 too short)"),
+        ("SST-2", "sentence\tlabel\nfine\t1\nno label here\n", "row 3: 1 tab-separated columns, expected 2: 'no label"),
+        ("SST-2", "sentence\tlabel\na\tb\t1\n", "row 2: 3 tab-separated columns, expected 2"),
+        ("CoLA", "gj04\t1\tthe cat\n", "row 1: 3 tab-separated columns, expected 4"),
+        ("SST-2", b"sentence\tlabel\nfine\t1\nna\xefve\t1\n", "row 3: not UTF-8 (byte 0xef)"),
+        ("SST-2", "sentence\tlabel\nfine\t1\n".encode("utf-16"), "row 1: not UTF-8 (UTF-16)"),
+    ],
+)
+def test_bad_files(tmp_path: Path, name: str, data: str | bytes, message: str) -> None:
+    path = write(tmp_path, name, data)
+    with pytest.raises(ValueError) as error:
+        load(name, str(tmp_path), "train")
+    assert str(error.value).startswith(str(path))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_bad_places(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"unknown GLUE task 'sst2': did you mean 'SST-2'\? Tasks are CoLA, SST-2"):
+        load("sst2", str(tmp_path), "train")
+    with pytest.raises(ValueError, match=r"unknown GLUE task 'zzz': Tasks are CoLA"):
+        load("zzz", str(tmp_path), "train")
+    (tmp_path / "CoLA").mkdir()
+    with pytest.raises(ValueError, match=r"RTE: no such folder\. glue = .* holds CoLA; add RTE/"):
+        load("RTE", str(tmp_path), "train")
+    with pytest.raises(ValueError, match=r"train\.tsv: no such file\. The train split of CoLA is read from it"):
+        load("CoLA", str(tmp_path), "train")
+    with pytest.raises(ValueError, match=r"no such folder\. Give a folder that holds CoLA/"):
+        load("CoLA", str(tmp_path / "missing"), "train")
+    with pytest.raises(ValueError, match="revision = 'abc' pins a hub dataset"):
+        load("CoLA", str(tmp_path), "train", "abc")
+
+
+class Hub:
+    """Stands in for `datasets.load_dataset`."""
+
+    def __init__(self, columns: dict[str, list[Any]], names: tuple[str, ...] | None) -> None:
+        self.columns, self.names, self.calls = columns, names, []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        import datasets
+
+        self.calls.append((args, kwargs))
+        label = datasets.Value("float32") if self.names is None else datasets.ClassLabel(names=list(self.names))
+        features = {column: datasets.Value("string") for column in self.columns if column != "label"}
+        return datasets.Dataset.from_dict(self.columns, features=datasets.Features({**features, "label": label}))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_hub(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    row = TASKS[name]
+    text = row.hub_text or row.text
+    hub = Hub({**{c: [f"{c} one", f"{c} two"] for c in text}, "label": [0, 1]}, CLASSES[name] or None)
+    monkeypatch.setattr("datasets.load_dataset", hub)
+    got = load(name, "nyu-mll/glue", "dev", "abc123")
+    split = "validation_matched" if name == "MNLI" else "validation"
+    assert hub.calls == [(("nyu-mll/glue", row.hub), {"split": split, "revision": "abc123"})]
+    assert list(got.first) == [f"{text[0]} one", f"{text[0]} two"]
+    assert (got.second is None) == (len(text) == 1)
+    assert got.labels.tolist() == [0, 1]
+    assert got.source == f"nyu-mll/glue/{row.hub}/{split}@abc123"
+
+
+@pytest.mark.parametrize(
+    ("columns", "names", "message"),
+    [
+        ({"sentence": ["a"], "label": [-1]}, CLASSES["SST-2"], "row 0: label -1 (-1 marks a test set"),
+        ({"text": ["a"], "label": [0]}, CLASSES["SST-2"], "no column 'sentence'; it has text, label"),
+        ({"sentence": ["a"], "label": [0]}, ("positive", "negative"), "expected negative, positive in this order"),
+        ({"sentence": ["a", None], "label": [0, 1]}, CLASSES["SST-2"], "row 1: column 'sentence' holds None"),
+        ({"sentence": [], "label": []}, CLASSES["SST-2"], "empty, 0 rows"),
+    ],
+)
+def test_bad_hub(monkeypatch: pytest.MonkeyPatch, columns: dict[str, list[Any]], names: Any, message: str) -> None:
+    monkeypatch.setattr("datasets.load_dataset", Hub(columns, names))
+    with pytest.raises(ValueError) as error:
+        load("SST-2", "nyu-mll/glue", "train")
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr("datasets.load_dataset", fail)
+    with pytest.raises(ValueError, match=r"'glue_data' is no local folder, and the hub gave no .*: no route\. Check"):
+        load("SST-2", "glue_data", "train")
+
+
+def test_encode_single_and_pair(tokenizer: tokenizers.Tokenizer) -> None:
+    one = encode(examples([2, 4]), tokenizer, 128, multiple=8)
+    assert one.input_ids.tolist() == [[2, 4, 5, 3, 0, 0, 0, 0], [2, 4, 5, 6, 7, 3, 0, 0]]
+    assert one.attention_mask.tolist() == [[1] * 4 + [0] * 4, [1] * 6 + [0] * 2]
+    assert not one.token_type_ids.any()
+    two = encode(examples([2, 1], [1, 0]), tokenizer, 128, multiple=8)
+    assert two.input_ids.tolist() == [[2, 4, 5, 3, 54, 3, 0, 0], [2, 4, 3, 3, 0, 0, 0, 0]]
+    assert two.token_type_ids.tolist() == [[0, 0, 0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 0, 0, 0, 0]]
+    assert all(a.dtype == np.int32 for a in (two.input_ids, two.token_type_ids, two.attention_mask))
+
+
+def test_cut_follows_bert_and_the_tokenizer_stays_as_it_was(tokenizer: tokenizers.Tokenizer) -> None:
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding(length=7)
+    before = tokenizer.to_str()
+    lengths = [(a, b) for a in (0, 1, 5, 9, 10, 30) for b in (0, 1, 4, 9, 10, 31)]
+    got = encode(examples([a for a, _ in lengths], [b for _, b in lengths]), tokenizer, 20)
+    assert tokenizer.to_str() == before
+    assert got.input_ids.shape[1] == 20
+    for (a, b), ids in zip(lengths, got.input_ids):
+        while a + b > 17:  # BERT's create_pretraining_data / run_classifier `_truncate_seq_pair`
+            a, b = (a - 1, b) if a > b else (a, b - 1)
+        expected = [2, *range(4, 4 + a), 3, *range(54, 54 + b), 3]
+        assert ids.tolist() == expected + [0] * (20 - len(expected))
+    assert encode(examples([30]), tokenizer, 10).input_ids.tolist() == [[2, *range(4, 12), 3]]
+
+
+def test_encode_equals_the_berts_own_template(tokenizer: tokenizers.Tokenizer) -> None:
+    from tokenizers.processors import BertProcessing
+
+    tokenizer.post_processor = BertProcessing(("[SEP]", 3), ("[CLS]", 2))  # pyright: ignore[reportAttributeAccessIssue]
+    made = examples([3, 8, 1], [5, 2, 9])
+    got = encode(made, tokenizer, 16)
+    for i, (a, b) in enumerate(zip(made.first, made.second or ())):
+        reference = tokenizer.encode(a, b)
+        assert got.input_ids[i, : len(reference.ids)].tolist() == reference.ids
+        assert got.token_type_ids[i, : len(reference.ids)].tolist() == reference.type_ids
+
+
+def test_encode_bad_input(tokenizer: tokenizers.Tokenizer) -> None:
+    bare = tokenizers.Tokenizer(WordLevel({"[UNK]": 0, "[CLS]": 1}, unk_token="[UNK]"))
+    with pytest.raises(ValueError, match=r"its 2 tokens lack \[SEP\], \[PAD\]"):
+        encode(examples([1]), bare, 16)
+    with pytest.raises(ValueError, match="max_len = 4 leaves no room"):
+        encode(examples([1], [1]), tokenizer, 4)
+    with pytest.raises(ValueError, match="made up: no examples"):
+        encode(examples([]), tokenizer, 16)
+
+
+def test_length_is_the_longest_rounded_up(tokenizer: tokenizers.Tokenizer) -> None:
+    assert encode(examples([1, 14]), tokenizer, 128).input_ids.shape == (2, 16)
+    assert encode(examples([1, 15]), tokenizer, 128).input_ids.shape == (2, 32)
+    assert encode(examples([1, 40]), tokenizer, 40).input_ids.shape == (2, 40)
+
+
+def test_each_example_once_per_epoch(tokenizer: tokenizers.Tokenizer) -> None:
+    encoded = encode(examples(list(range(1, 24)), labels=list(range(23))), tokenizer, 32)
+    epochs = []
+    for epoch in range(3):
+        seen = []
+        for batch in batches(encoded, batch_size=5, seed=7, epoch=epoch):
+            assert {k: v.shape for k, v in batch.items()} == {
+                **dict.fromkeys(("input_ids", "token_type_ids", "attention_mask"), (5, 32)),
+                **dict.fromkeys(("labels", "example_weights"), (5,)),
+            }
+            assert batch["attention_mask"].any(axis=1).all()
+            np.testing.assert_array_equal(batch["input_ids"][:, 1] > 3, True)
+            np.testing.assert_array_equal(batch["attention_mask"].sum(axis=1) - 3, batch["labels"])
+            seen += batch["labels"][batch["example_weights"] == 1].tolist()
+        assert sorted(seen) == list(range(23))
+        epochs.append(tuple(seen))
+    assert len(set(epochs)) == 3
+    again = [b["labels"].tolist() for b in batches(encoded, batch_size=5, seed=7, epoch=1)]
+    data = GlueData(encoded, 5, 7)
+    assert data.steps_per_epoch == 5
+    assert again == [data.batch(5 + i)["labels"].tolist() for i in range(5)]
+    assert again != [b["labels"].tolist() for b in batches(encoded, batch_size=5, seed=8, epoch=1)]
+
+
+def test_order_is_pinned() -> None:
+    assert glue.order(8, 0, 0).tolist() == [0, 2, 1, 5, 4, 3, 6, 7]
+    assert sorted(glue.order(1000, 3, 4)) == list(range(1000))
+
+
+def test_iterator_resumes(tokenizer: tokenizers.Tokenizer) -> None:
+    data = GlueData(encode(examples([3] * 7, labels=list(range(7))), tokenizer, 16), 2, 0)
+    run = iter(data)
+    labels = [next(run)["labels"].tolist() for _ in range(6)]
+    state = run.get_state()
+    assert state == {"next_index": 6}
+    expected = [next(run)["labels"].tolist() for _ in range(4)]
+    other = iter(GlueData(data.encoded, 2, 0))
+    other.set_state(state)
+    assert [next(other)["labels"].tolist() for _ in range(4)] == expected
+    other.set_state({"next_index": 0})
+    assert next(other)["labels"].tolist() == labels[0]
+    wrong: Any
+    for wrong in ({}, {"next_index": -1}, {"next_index": "3"}):
+        with pytest.raises(ValueError, match="is not of the form"):
+            other.set_state(wrong)
+    with pytest.raises(ValueError, match="batch_size = 0"):
+        GlueData(data.encoded, 0, 0)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 50])
+def test_padded_evaluation_equals_the_unbatched_one(tokenizer: tokenizers.Tokenizer, batch_size: int) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 23)
+    encoded = encode(examples(rng.integers(1, 30, 23).tolist(), labels=labels.tolist()), tokenizer, 32)
+
+    def model(batch: dict[str, np.ndarray]) -> np.ndarray:
+        odd = (batch["input_ids"] * batch["attention_mask"]).sum(axis=1) % 3 == 0
+        return np.stack([~odd, odd], axis=1).astype(np.float32)
+
+    whole = score("CoLA", model({"input_ids": encoded.input_ids, "attention_mask": encoded.attention_mask}), labels)
+    for trim in (0, 8):
+        parts, seen = [], []
+        for batch in eval_batches(encoded, batch_size, trim=trim):
+            real = batch["example_weights"] == 1
+            assert len(real) == batch_size
+            parts.append(model(batch)[real])
+            seen += batch["labels"][real].tolist()
+        assert seen == labels.tolist()
+        assert score("CoLA", np.concatenate(parts), labels) == whole
+
+
+def test_trim_drops_padding_only(tokenizer: tokenizers.Tokenizer) -> None:
+    encoded = encode(examples([1, 2, 3, 20, 30, 1]), tokenizer, 40, multiple=40)
+    plain, cut = GlueData(encoded, 2, 0), GlueData(encoded, 2, 0, trim=8)
+    widths = set()
+    for step in range(6):
+        a, b = plain.batch(step), cut.batch(step)
+        width = b["input_ids"].shape[1]
+        widths.add(width)
+        assert width % 8 == 0 and width - 8 < a["attention_mask"].sum(axis=1).max() <= width
+        np.testing.assert_array_equal(a["input_ids"][:, :width], b["input_ids"])
+        assert not a["attention_mask"][:, width:].any()
+    assert len(widths) > 1
+
+
+def test_subset() -> None:
+    made = examples(list(range(1, 11)), list(range(1, 11)))
+    some = subset(made, 4, 3)
+    assert len(some) == 4 and [len(a.split()) for a in some.first] == [len(b.split()) for b in some.second or ()]
+    assert subset(made, 6, 3).first[:4] == some.first
+    assert subset(made, 6, 4).first[:4] != some.first
+    assert subset(made, 0, 3) is made and subset(made, 10, 3) is made
+
+
+@pytest.mark.slow
+def test_workers_never_import_jax() -> None:
+    code = "import sys, jaxprune.data.glue, jaxprune.data.metrics; heavy = {'jax', 'datasets', 'sklearn', 'scipy'}"
+    code += "; assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+ROWS = {  # (train, dev) rows of the folders
+    "CoLA": (8551, 1043),
+    "SST-2": (67349, 872),
+    "MNLI": (50319, 9815),
+    "QNLI": (11803, 5463),
+    "QQP": (31580, 20206),
+    "RTE": (2490, 277),
+    "STS-B": (5749, 1500),
+}
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", ROWS)
+def test_real_data(name: str) -> None:
+    root = Path(os.environ.get("JAXPRUNE_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    if not (root / "glue" / name).is_dir():
+        pytest.skip(f"{root / 'glue' / name} is not there; set JAXPRUNE_DATA")
+    train, dev = (load(name, str(root / "glue"), split) for split in ("train", "dev"))
+    assert (len(train), len(dev)) == ROWS[name]
+    assert train.skipped == dev.skipped == 0
+    if not TASKS[name].regression:
+        assert set(np.unique(train.labels)) == set(np.unique(dev.labels)) == set(range(TASKS[name].num_labels))
+    if name == "CoLA":
+        assert dev.labels.mean() == pytest.approx(0.691, abs=5e-4)  # Table 1 of the paper: the majority class
+    vocabulary = root / "vocab" / "tokenizer.json"
+    if vocabulary.is_file():
+        encoded = encode(subset(train, 500, 0), tokenizers.Tokenizer.from_file(str(vocabulary)), 128)
+        np.testing.assert_array_equal(encoded.input_ids == 0, encoded.attention_mask == 0)
+        assert (encoded.input_ids[:, 0] == 101).all() and (encoded.input_ids != 100).mean() > 0.99

@@ -1,0 +1,159 @@
+"""`jaxprune prune`: a Hugging Face directory in, one out, with only the smallest weights changed."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+from make_bert_golden import CASES, FIXTURES
+from safetensors.numpy import load_file, save_file
+
+from jaxprune.cli import main
+
+CONFIG = CASES["gelu"]["config"]
+FILES = {"vocab.txt": b"[PAD]\n[UNK]\n", "tokenizer_config.json": b'{"do_lower_case": true}', "tokenizer.json": b"{}"}
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A whole tiny checkpoint with its tokenizer; equal weights and negative zeros among the values."""
+    place = tmp_path / "src"
+    place.mkdir()
+    tensors = load_file(FIXTURES / "bert_golden_gelu.safetensors")
+    query = "bert.encoder.layer.0.attention.self.query.weight"
+    tensors[query][:4] = 0.05
+    tensors[query][4] = -0.0
+    save_file(tensors, place / "model.safetensors", {"format": "pt"})
+    (place / "config.json").write_text(json.dumps({"model_type": "bert", "note": "kept", **CONFIG}))
+    for name, content in FILES.items():
+        (place / name).write_bytes(content)
+    return place
+
+
+def is_prunable(name):
+    """The paper's set, under Hugging Face's names."""
+    parts = name.split(".")
+    if not name.endswith(".weight") or "LayerNorm" in name:
+        return False
+    return "layer" in parts or name.endswith(("word_embeddings.weight", "pooler.dense.weight"))
+
+
+def groups(names, scope):
+    """Tensor names that share one threshold."""
+    if scope == "matrix":
+        return [[name] for name in names]
+    if scope == "global":
+        return [names]
+    layers = {}
+    for name in names:
+        layer = name.split("layer.")[1].split(".")[0] if "layer." in name else name
+        layers.setdefault(layer, []).append(name)
+    return [*layers.values()]
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.7, 1.0])
+@pytest.mark.parametrize("scope", ["global", "matrix", "layer"])
+def test_the_smallest_weights_become_zero_and_nothing_else_changes(source, tmp_path, capsys, scope, sparsity):
+    target = tmp_path / "out"
+    assert main(["prune", str(source), str(target), "--sparsity", str(sparsity), "--scope", scope]) == 0
+    before, after = load_file(source / "model.safetensors"), load_file(target / "model.safetensors")
+    assert before.keys() == after.keys()
+    names = [name for name in before if is_prunable(name)]
+    assert len(names) == 6 * CONFIG["num_hidden_layers"] + 2
+    for group in groups(names, scope):
+        size = sum(before[name].size for name in group)
+        old, new = (np.concatenate([t[name].reshape(-1) for name in group]) for t in (before, after))
+        kept = new.view(np.uint32) != 0
+        zeros = (old == 0).sum()
+        assert kept.sum() == min(round((1 - sparsity) * size), size - zeros)
+        assert (new.view(np.uint32)[kept] == old.view(np.uint32)[kept]).all()
+        if kept.any() and not kept.all():
+            assert np.abs(old[kept]).min() >= np.abs(old[~kept]).max()
+    for name in before.keys() - {*names}:
+        assert before[name].tobytes() == after[name].tobytes(), name
+    for name in (*FILES, "config.json"):
+        assert (target / name).read_bytes() == (source / name).read_bytes()
+    said = capsys.readouterr().out
+    assert f"{len(names)} matrices" in said and f"wrote {target}" in said
+
+
+def test_heads_are_pruned_head_by_head(source, tmp_path):
+    target = tmp_path / "out"
+    assert main(["prune", str(source), str(target), "--sparsity", "0.5", "--scope", "head"]) == 0
+    after = load_file(target / "model.safetensors")
+    width, heads = CONFIG["hidden_size"], CONFIG["num_attention_heads"]
+    for layer in range(CONFIG["num_hidden_layers"]):
+        place = f"bert.encoder.layer.{layer}.attention."
+        # torch keeps (out, in): a head is rows of Q, K, V and columns of the output matrix.
+        parts = [after[f"{place}self.{n}.weight"].reshape(heads, -1, width) for n in ("query", "key", "value")]
+        parts.append(after[f"{place}output.dense.weight"].reshape(width, heads, -1).transpose(1, 2, 0))
+        together = np.concatenate(parts, axis=1).reshape(heads, -1)
+        assert (np.count_nonzero(together, axis=1) == together.shape[1] // 2).all()
+
+
+def test_random_scores_depend_on_the_seed(source, tmp_path):
+    kept = []
+    for number, seed in enumerate((3, 3, 4)):
+        out = str(tmp_path / str(number))
+        assert main(["prune", str(source), out, "--sparsity", "0.5", "--criterion", "random", "--seed", str(seed)]) == 0
+        kept.append(load_file(tmp_path / str(number) / "model.safetensors")["bert.pooler.dense.weight"] != 0)
+    assert (kept[0] == kept[1]).all() and (kept[0] != kept[2]).any()
+    assert all(mask.sum() == mask.size // 2 for mask in kept)
+
+
+def test_bfloat16_stays_bfloat16(source, tmp_path):
+    tensors = {k: v.astype(ml_dtypes.bfloat16) for k, v in load_file(source / "model.safetensors").items()}
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    assert main(["prune", str(source), str(tmp_path / "out"), "--sparsity", "0.75"]) == 0
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    for name, tensor in tensors.items():
+        assert after[name].dtype == ml_dtypes.bfloat16
+        bits, old = after[name].view(np.uint16), tensor.view(np.uint16)
+        if is_prunable(name):
+            assert (bits == 0).sum() >= tensor.size - round(0.25 * tensor.size)
+            assert (bits[bits != 0] == old[bits != 0]).all()
+        else:
+            assert bits.tobytes() == old.tobytes()
+
+
+def test_pruning_again_keeps_the_zeros(source, tmp_path):
+    assert main(["prune", str(source), str(tmp_path / "a"), "--sparsity", "0.5", "--criterion", "random"]) == 0
+    assert main(["prune", str(tmp_path / "a"), str(tmp_path / "b"), "--sparsity", "0.7"]) == 0
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
+    for name in filter(is_prunable, first):
+        assert not ((first[name] == 0) & (second[name] != 0)).any()
+        assert np.count_nonzero(second[name]) == round(0.3 * second[name].size)
+
+
+def test_include_and_exclude(source, tmp_path):
+    argv = ["--sparsity", "0.5", "--include", r"encoder/layer_\d+/.*/kernel", "--exclude", ".*/query/kernel"]
+    assert main(["prune", str(source), str(tmp_path / "out"), *argv]) == 0
+    before, after = load_file(source / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    changed = {name for name in before if before[name].tobytes() != after[name].tobytes()}
+    assert changed == {name for name in before if ".layer." in name and is_prunable(name) and "query" not in name}
+
+
+def test_a_place_that_holds_something_is_left_alone(source, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("x")
+    for place in ("out", "out/mine", "src"):
+        before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+        assert main(["prune", str(source), str(tmp_path / place), "--sparsity", "0.5"]) == 2
+        err = capsys.readouterr().err
+        assert str(tmp_path / place) in err and "new directory" in err and err.count("\n") == 1
+        assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parity
+def test_transformers_loads_the_result(source, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    assert main(["prune", str(source), str(tmp_path / "out"), "--sparsity", "0.7"]) == 0
+    model, info = transformers.AutoModelForPreTraining.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["missing_keys"] and not info["mismatched_keys"]
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    loaded = model.state_dict()
+    for name in filter(is_prunable, after):
+        assert loaded[name].numpy().tobytes() == after[name].tobytes(), name
+    ids = torch.arange(8)[None] + 5
+    assert torch.isfinite(model(input_ids=ids).prediction_logits).all()

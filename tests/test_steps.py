@@ -1,0 +1,222 @@
+"""The masking contract and the arithmetic of the three steps, on a small network with every optax transform."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxprune.config import MeshConfig, OptimizerConfig, PruneConfig
+from jaxprune.pruning import CRITERIA, apply_masks, init_masks, leaf_counts
+from jaxprune.training.compile import compile_steps
+from jaxprune.training.optimizer import adamw
+from jaxprune.training.sharding import check_batch, make_mesh
+from jaxprune.training.state import create
+from jaxprune.training.steps import eval_step, means, prune_step, train_step
+
+TX = {
+    "sgd": lambda: optax.sgd(0.1),
+    "momentum": lambda: optax.sgd(0.1, momentum=0.9, nesterov=True),
+    "adam": lambda: optax.adam(1e-2),
+    "adamw": lambda: optax.adamw(1e-2),
+    "bert": lambda: adamw(OptimizerConfig(learning_rate=1e-2, bias_correction=False), 50),
+    "lamb": lambda: optax.lamb(1e-2),
+    "lars": lambda: optax.lars(1e-2),
+    "lion": lambda: optax.lion(1e-3),
+    "adafactor": lambda: optax.adafactor(1e-2, min_dim_size_to_factor=4),
+    "adagrad": lambda: optax.adagrad(1e-2),
+    "rmsprop": lambda: optax.rmsprop(1e-2, momentum=0.9),
+    "noisy_sgd": lambda: optax.noisy_sgd(1e-2, key=0),
+    "clipped": lambda: optax.chain(optax.clip_by_global_norm(0.01), optax.adamw(1e-2)),
+    "adabelief": lambda: optax.adabelief(1e-2),
+    "yogi": lambda: optax.yogi(1e-2),
+    "inject": lambda: optax.inject_hyperparams(optax.adamw)(learning_rate=1e-2),
+    "multi_steps": lambda: optax.MultiSteps(optax.adamw(1e-2), 2).gradient_transformation(),
+}
+
+
+def _params(seed=0):
+    keys = jax.random.split(jax.random.key(seed), 3)
+    return {
+        "a": {"kernel": jax.random.normal(keys[0], (8, 16)), "bias": jnp.zeros((16,))},
+        "b": {"kernel": jax.random.normal(keys[1], (16, 4)), "bias": jnp.zeros((4,))},
+    }
+
+
+def _batch(n=16, seed=1):
+    keys = jax.random.split(jax.random.key(seed), 3)
+    weights = (jax.random.uniform(keys[2], (n,)) > 0.3).astype(jnp.float32)
+    return {"x": jax.random.normal(keys[0], (n, 8)), "y": jax.random.normal(keys[1], (n, 4)), "w": weights}
+
+
+def _loss(params, batch, key):
+    h = jnp.tanh(batch["x"] @ params["a"]["kernel"] + params["a"]["bias"][None])
+    out = h @ params["b"]["kernel"] + params["b"]["bias"][None]
+    errors = jnp.sum((out - batch["y"]) ** 2, -1)
+    half = (jnp.arange(len(errors)) % 1 == 0).astype(jnp.float32)
+    terms = {"fit": (jnp.sum(errors * batch["w"]), jnp.sum(batch["w"])), "size": (jnp.sum(jnp.abs(out)), jnp.sum(half))}
+    return terms, {"error": (jnp.sum(errors), jnp.float32(len(errors)))}
+
+
+def _state(tx, seed=0):
+    params = _params(seed)
+    return create(params, init_masks(params, [".*/kernel"]), tx)
+
+
+def _kernels(tree):
+    return [tree["a"]["kernel"], tree["b"]["kernel"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "criterion"),
+    [(name, "magnitude") for name in TX] + [("bert", other) for other in CRITERIA if other != "magnitude"],
+)
+def test_hard_masks_hold_after_every_step_for_every_transform(name, criterion):
+    tx = TX[name]()
+    state, key = _state(tx), jax.random.key(0)
+    train = jax.jit(partial(train_step, loss_fn=_loss, tx=tx))
+    prune = jax.jit(partial(prune_step, tx=tx, scope="global", criterion=criterion))
+    previous = _kernels(state.masks)
+    for i in range(12):
+        if i % 3 == 0:
+            state = prune(state, np.float32(0.2 + 0.05 * i), key)
+            kept = sum(k for k, _ in leaf_counts(state.masks).values())
+            assert kept == round((1 - round(0.2 + 0.05 * i, 6)) * 192)
+        state, metrics = train(state, _batch(seed=i), key)
+        for w, m, old in zip(_kernels(state.params), _kernels(state.masks), previous):
+            pruned = np.asarray(w)[~np.asarray(m)]
+            assert (pruned.view(np.uint32) == 0).all()  # +0.0, not -0.0
+            assert np.isfinite(np.asarray(w)).all()
+            assert not (np.asarray(m) & ~np.asarray(old)).any()  # nothing returns
+        previous = _kernels(state.masks)
+        assert np.isfinite(metrics["grad_norm"])
+    assert any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(_kernels(_params()), _kernels(state.params)))
+
+
+@pytest.mark.parametrize("name", ["adamw", "bert", "lamb", "lion", "momentum"])
+def test_moments_of_pruned_weights_are_zero(name):
+    tx = TX[name]()
+    state, key = _state(tx), jax.random.key(0)
+    train = jax.jit(partial(train_step, loss_fn=_loss, tx=tx))
+    for i in range(4):
+        state, _ = train(state, _batch(seed=i), key)
+    state = jax.jit(partial(prune_step, tx=tx))(state, jnp.float32(0.5), key)
+    state, _ = train(state, _batch(seed=9), key)
+    mask = np.asarray(state.masks["a"]["kernel"])
+    moments = [x for x in jax.tree.leaves(state.opt_state) if getattr(x, "shape", ()) == mask.shape]
+    assert moments
+    for moment in moments:
+        assert (np.asarray(moment)[~mask] == 0).all() and (np.asarray(moment)[mask] != 0).any()
+
+
+def test_clip_sees_live_gradients_only():
+    """Training the pruned network equals training the small network that holds its live weights alone."""
+    tx = optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.1))
+    train = jax.jit(partial(train_step, loss_fn=_loss, tx=tx))
+    state = _state(tx)
+    rows = np.arange(8) < 3  # keep three input rows of `a`
+    state = state._replace(
+        masks={**state.masks, "a": {"kernel": jnp.asarray(np.broadcast_to(rows[:, None], (8, 16))), "bias": None}}
+    )
+    state = state._replace(params=apply_masks(state.params, state.masks))
+    small = jax.tree.map(lambda x: x, state.params)
+    small["a"]["kernel"] = state.params["a"]["kernel"][:3]
+    small_state = create(small, init_masks(small, [".*/kernel"]), tx)
+    for i in range(5):
+        batch = _batch(seed=i)
+        state, big_metrics = train(state, batch, jax.random.key(0))
+        small_state, metrics = train(small_state, {**batch, "x": batch["x"][:, :3]}, jax.random.key(0))
+        np.testing.assert_allclose(big_metrics["grad_norm"], metrics["grad_norm"], rtol=1e-5)
+    np.testing.assert_allclose(state.params["a"]["kernel"][:3], small_state.params["a"]["kernel"], rtol=1e-5)
+    np.testing.assert_allclose(state.params["b"]["kernel"], small_state.params["b"]["kernel"], rtol=1e-5)
+
+
+def test_soft_masks_keep_the_dense_value_and_let_it_return():
+    tx = optax.sgd(0.05)
+    state, key = _state(tx), jax.random.key(0)
+    state = prune_step(state, jnp.float32(0.5), key, tx=tx, soft=True)
+    hidden = ~np.asarray(state.masks["a"]["kernel"])
+    before = np.asarray(state.params["a"]["kernel"])
+    assert (before[hidden] != 0).all()
+    state, _ = train_step(state, _batch(), key, loss_fn=_loss, tx=tx, soft=True)
+    after = np.asarray(state.params["a"]["kernel"])
+    np.testing.assert_array_equal(after[hidden], before[hidden])  # no gradient under the mask
+    assert (after[~hidden] != before[~hidden]).any()
+    w, m = state.params["a"]["kernel"], state.masks["a"]["kernel"]
+    shrunk = {**state.params["a"], "kernel": jnp.where(m, w * 1e-3, w)}
+    state = state._replace(params={**state.params, "a": shrunk})
+    state = prune_step(state, jnp.float32(0.5), key, tx=tx, soft=True)
+    assert (np.asarray(state.masks["a"]["kernel"]) == hidden).all()  # they swapped places
+
+
+def test_soft_loss_is_the_loss_of_the_masked_weights():
+    tx = optax.sgd(0.05)
+    state = prune_step(_state(tx), jnp.float32(0.5), jax.random.key(0), tx=tx, soft=True)
+    hard = state._replace(params=apply_masks(state.params, state.masks))
+    _, soft_metrics = train_step(state, _batch(), jax.random.key(0), loss_fn=_loss, tx=tx, soft=True)
+    _, hard_metrics = train_step(hard, _batch(), jax.random.key(0), loss_fn=_loss, tx=tx)
+    jax.tree.map(np.testing.assert_array_equal, soft_metrics, hard_metrics)
+    sums = eval_step(state, _batch(), loss_fn=_loss)
+    assert float(sums["fit"][0]) == float(soft_metrics["fit"][0])
+
+
+@pytest.mark.parametrize("pieces", [2, 4, 8])
+def test_accumulated_gradient_is_that_of_the_whole_batch(pieces):
+    tx = optax.sgd(0.1)
+    whole, metrics = train_step(_state(tx), _batch(), jax.random.key(0), loss_fn=_loss, tx=tx)
+    parts, part_metrics = train_step(_state(tx), _batch(), jax.random.key(0), loss_fn=_loss, tx=tx, accumulate=pieces)
+    compare = partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-6)
+    jax.tree.map(compare, whole.params, parts.params)
+    jax.tree.map(compare, metrics, part_metrics)
+
+
+@pytest.mark.parametrize("how", ["jit 8", "fsdp 8", "fsdp 4", "pmap 8"])
+def test_many_devices_train_and_prune_as_one(how):
+    tx, key, steps = adamw(OptimizerConfig(learning_rate=1e-2), 50), jax.random.key(0), 20
+    kind, count = how.split()
+    prune_cfg = PruneConfig(scope="global")
+
+    def run(step, prune, state, put=lambda b: b):
+        losses = []
+        for i in range(steps):
+            state, metrics = step(state, put(_batch(seed=i)), key)
+            first = jax.tree.map(lambda x: x.reshape(-1)[0], jax.device_get(metrics))
+            losses.append(means(first, ("fit", "size"))["loss"])
+            if i in (5, 10):
+                state = prune(state, np.float32(0.3 + 0.03 * i), key)
+                jax.block_until_ready(state)
+        return losses, state
+
+    one = partial(train_step, loss_fn=_loss, tx=tx)
+    expected, reference = run(jax.jit(one), jax.jit(partial(prune_step, tx=tx, scope="global")), _state(tx))
+    if kind == "pmap":
+        split = lambda b: jax.tree.map(lambda x: x.reshape(8, -1, *x.shape[1:]), b)  # noqa: E731
+        step = jax.pmap(partial(one, axis_name="batch"), axis_name="batch", in_axes=(0, 0, None))
+        prune = jax.pmap(partial(prune_step, tx=tx, scope="global"), in_axes=(0, None, None))
+        copies = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (8, *x.shape)), _state(tx))
+        losses, state = run(step, prune, copies, split)
+        state = jax.tree.map(lambda x: x[0], state)
+    else:
+        mesh = make_mesh(MeshConfig(fsdp=int(count) if kind == "fsdp" else 1))
+        params = _params()
+        program = compile_steps(
+            params, init_masks(params, [".*/kernel"]), mesh, loss_fn=_loss, tx=tx, prune=prune_cfg, num_heads=1
+        )
+        state = program.init(params, init_masks(params, [".*/kernel"]))
+        if kind == "fsdp":
+            kernel = state.params["a"]["kernel"]
+            assert kernel.addressable_shards[0].data.size == kernel.size // int(count)
+            assert state.masks["a"]["kernel"].sharding == kernel.sharding
+        losses, state = run(program.train, program.prune, state, program.put)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    for m, r in zip(_kernels(state.masks), _kernels(reference.masks)):
+        np.testing.assert_array_equal(m, r)
+
+
+def test_a_batch_that_does_not_split_is_refused():
+    with pytest.raises(ValueError, match=r"batch_size = 12 .* 8 devices"):
+        check_batch(12, 1, make_mesh(MeshConfig()))
+    with pytest.raises(ValueError, match=r"mesh.data = 3"):
+        make_mesh(MeshConfig(data=3))

@@ -1,0 +1,442 @@
+"""Thresholds: exact counts, order, ties, methods, monotone prunes, and the same masks on any mesh."""
+
+import re
+from decimal import Decimal
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxprune.pruning import (
+    CRITERIA,
+    METHODS,
+    SCOPES,
+    init_masks,
+    keep_top,
+    kth_largest,
+    leaf_counts,
+    magnitude,
+    prune,
+    search,
+    select,
+    sparsity,
+    thresholds,
+)
+from jaxprune.pruning.counts import kept_counts, wide, wide_add, wide_ge, wide_mul, wide_sub, wide_sum
+from jaxprune.pruning.scopes import group, path_of
+
+FIXTURES = Path(__file__).parent / "fixtures"
+HEADS = 4
+SPARSITIES = (0.0, 0.1, 0.3, 0.45, 0.5, 0.7, 0.9, 0.95, 0.999, 1.0)
+FAST = {"xla_backend_optimization_level": 0}  # this file compiles about a hundred programs
+top = jax.jit(keep_top, static_argnames=("scope", "method", "num_heads"), compiler_options=FAST)
+
+
+def wanted(size: int, s: float) -> int:
+    """round((1 - s) * size) of the decimal s, in rationals, halves to even."""
+    return round((1 - Fraction(Decimal(repr(s)))) * size)
+
+
+def order(x) -> np.ndarray:
+    """Ranks of scores: NaN < -inf < ... < -0.0 = +0.0 < ... < inf."""
+    x = np.asarray(x).astype(np.float64)
+    return np.where(np.isnan(x), -np.inf, np.where(np.isneginf(x), -1e300, x))
+
+
+def nasty(seed: int, shape, dtype=np.float32) -> jax.Array:
+    """Scores with many ties, zeros of both signs, NaN and infinities."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=shape).round(1)
+    x[rng.random(shape) < 0.2] = 0.0
+    x[rng.random(shape) < 0.1] *= -0.0
+    for value in (np.nan, np.inf, -np.inf):
+        x[rng.random(shape) < 0.02] = value
+    return jnp.asarray(x, dtype)
+
+
+def bert_tree(seed: int = 0, dtype=np.float32):
+    layers = {}
+    for i in range(2):
+        attention = {
+            n: {"kernel": nasty(seed + 10 * i + j, (32, 32), dtype)} for j, n in enumerate(("query", "output"))
+        }
+        layers[f"layer_{i:02}"] = {
+            "attention": attention,
+            "output": {"kernel": nasty(seed + 10 * i + 5, (48, 32), dtype)},
+        }
+    return {"encoder": layers, "word": nasty(seed + 30, (70, 32), dtype), "bias": None, "vector": nasty(seed + 31, 96)}
+
+
+def group_members(tree, scope):
+    """Flat (scores, mask) views of every group, from paths alone."""
+    members: dict[str, list] = {}
+    for key_path, x in jax.tree_util.tree_leaves_with_path(tree):
+        path, x = path_of(key_path), np.asarray(x)
+        attention = re.fullmatch(r"(encoder/layer_\d+/attention)/(\w+)/kernel", path)
+        if scope == "head" and attention:
+            axis = 0 if attention[2] == "output" else 1
+            for head, piece in enumerate(np.split(x, HEADS, axis)):
+                members.setdefault(f"{attention[1]}/{head}", []).append(piece.ravel())
+            continue
+        layer = re.match(r"encoder/layer_\d+", path)
+        name = "all" if scope == "global" else layer[0] if scope == "layer" and layer else path
+        members.setdefault(name, []).append(x.ravel())
+    return {name: np.concatenate(pieces) for name, pieces in members.items()}
+
+
+def test_scopes_under_test_are_all():
+    assert set(SCOPES) == {"global", "matrix", "layer", "head"}
+    sizes = {scope: len(group_members(bert_tree(), scope)) for scope in SCOPES}
+    assert sizes == {"global": 1, "matrix": 8, "layer": 4, "head": 2 * HEADS + 4}
+
+
+@pytest.mark.parametrize(
+    ("scope", "dtype"),
+    [*((scope, np.float32) for scope in sorted(SCOPES)), ("global", jnp.bfloat16), ("head", np.float16)],
+)
+def test_exact_count_and_order_in_every_group(scope, dtype):
+    tree = bert_tree(3, dtype)
+    scores = group_members(tree, scope)
+    for s in SPARSITIES:
+        masks = top(tree, s, scope=scope, num_heads=HEADS)
+        assert jax.tree.structure(masks) == jax.tree.structure(tree) and masks["bias"] is None
+        for name, mask in group_members(masks, scope).items():
+            assert mask.sum() == wanted(mask.size, s), (name, s)
+            if 0 < mask.sum() < mask.size:
+                rank = order(scores[name])
+                assert rank[mask].min() >= rank[~mask].max()
+
+
+@pytest.mark.parametrize("scope", ["global", "head"])
+def test_python_and_traced_sparsity_agree(scope):
+    tree = bert_tree(5)
+    for s in (0.7, 1 / 3):
+        traced = top(tree, jnp.float32(s), scope=scope, num_heads=HEADS)
+        jax.tree.map(np.testing.assert_array_equal, keep_top(tree, s, scope=scope, num_heads=HEADS), traced)
+
+
+SIZES = (0, 1, 5, 108_965_376, 2**33, *np.random.default_rng(0).integers(0, 2**33, 60).tolist())
+count = jax.jit(partial(kept_counts, SIZES))
+
+
+def _counts(s):
+    return [int(high) << 32 | int(low) for high, low in np.asarray(count(np.float32(s)))]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.integers(0, 10**6))
+def test_counts_are_exact_for_decimals(millionths):
+    s = millionths / 10**6
+    assert _counts(s) == [wanted(n, s) for n in SIZES]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.floats(0, 1, width=32))
+def test_counts_are_near_for_any_float(s):
+    for n, kept in zip(SIZES, _counts(s), strict=True):
+        assert abs(kept - (1 - Fraction(s)) * n) <= Fraction(1, 2) + Fraction(5 * n, 4 * 2**24)
+
+
+def test_wide_integers():
+    def ints(limbs):
+        return [int(high) << 32 | int(low) for high, low in np.asarray(limbs)]
+
+    rng = np.random.default_rng(1)
+    a = [0, 1, 2**32 - 1, 2**32, 2**33, *rng.integers(0, 2**34, 50).tolist()]
+    b = [0, 2**32 - 1, 1, 2**32 - 1, 2**33 - 1, *rng.integers(0, 2**34, 50).tolist()]
+    assert ints(wide_add(wide(a), wide(b))) == [x + y for x, y in zip(a, b)]
+    high, low = [max(x, y) for x, y in zip(a, b)], [min(x, y) for x, y in zip(a, b)]
+    assert ints(wide_sub(wide(high), wide(low))) == [x - y for x, y in zip(high, low)]
+    assert np.asarray(wide_ge(wide(a), wide(b))).tolist() == [x >= y for x, y in zip(a, b)]
+    x, y = rng.integers(0, 2**32, (2, 50), dtype=np.uint32)
+    assert ints(wide_mul(jnp.asarray(x), jnp.asarray(y))) == [int(p) * int(q) for p, q in zip(x, y)]
+    counts = rng.integers(2**31, 2**32, (40, 3), dtype=np.uint32)
+    total = np.asarray(wide_sum(jnp.asarray(counts), [0] * 30 + [1] * 10, 2))
+    for i, rows in enumerate((counts[:30], counts[30:])):
+        assert ints(total[i]) == rows.astype(object).sum(0).tolist()
+
+
+def test_round_half_to_even_of_the_typed_decimal():
+    for size, s, kept in [(10, 0.7, 3), (10, 0.25, 8), (10, 0.35, 6), (10, 0.45, 6), (10, 0.95, 0), (5, 0.5, 2)]:
+        assert int(keep_top(jnp.arange(float(size)), s).sum()) == kept == wanted(size, s)
+    for s in range(1001):
+        assert _counts(s / 1000) == [wanted(n, s / 1000) for n in SIZES]
+
+
+def test_key_order():
+    values = [np.nan, -np.inf, -3e38, -1.0, -1e-45, 0.0, 1e-45, 1e-38, 1.0, 3e38, np.inf]
+    keys = np.asarray(search.order_key(jnp.array(values, jnp.float32)))
+    assert (np.diff(keys.astype(np.int64)) > 0).all()
+    signs = search.order_key(jnp.array([-0.0, 0.0, -np.nan, np.nan], jnp.float32))
+    assert signs[0] == signs[1] and signs[2] == signs[3]
+    back = np.asarray(search.from_order_key(jnp.asarray(keys)))
+    np.testing.assert_array_equal(back[1:], np.array(values[1:], np.float32))
+
+
+@pytest.mark.parametrize("scope", ["global", "matrix"])
+def test_nan_goes_first_and_inf_last(scope):
+    x = jnp.array([jnp.nan, 1.0, -jnp.inf, jnp.inf, -jnp.nan, 0.0])
+    for s, kept in [(2 / 6, {1, 2, 3, 5}), (3 / 6, {1, 3, 5}), (4 / 6, {1, 3}), (5 / 6, {3})]:
+        assert set(np.flatnonzero(top({"x": x}, s, scope=scope)["x"])) == kept
+    assert int(top({"x": jnp.full(8, jnp.nan)}, 0.5, scope=scope)["x"].sum()) == 4
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(0, 2**31), st.integers(1, 4 * 61), st.integers(-30, 30))
+def test_kth_largest(seed, k, exponent):
+    x = jnp.asarray(np.random.default_rng(seed).standard_cauchy((4, 61)) * 2.0**exponent, jnp.float32)
+    assert jax.jit(kth_largest)(x, k) == np.sort(np.asarray(x).ravel())[-k]
+
+
+def test_kth_largest_of_a_tree():
+    tree = bert_tree(7)
+    flat = np.sort(np.concatenate([order(x).ravel() for x in jax.tree.leaves(tree)]))
+    kth = jax.jit(kth_largest)
+    for k in (1, 2, 500, 3000, flat.size):
+        assert order(kth(tree, k)) == max(flat[-k], -1e300)
+    for k in (0, flat.size + 1):
+        with pytest.raises(ValueError, match=rf"k = {k} "):
+            kth_largest(tree, k)
+
+
+def test_ties_have_no_position():
+    ones = {"a": jnp.ones((256, 512)), "b": jnp.ones((256, 512))}
+    masks = {scope: jax.device_get(top(ones, 0.5, scope=scope)) for scope in ("global", "matrix")}
+    for mask in [*masks["global"].values(), *masks["matrix"].values()]:
+        assert abs(mask.sum(0) - 128).max() < 5 * 256**0.5 / 2 + 1
+        assert abs(mask.sum(1) - 256).max() < 5 * 512**0.5 / 2 + 1
+        assert (
+            abs(np.mean(mask[1:] == mask[:-1]) - 0.5) < 0.02 and abs(np.mean(mask[:, 1:] == mask[:, :-1]) - 0.5) < 0.02
+        )
+    assert abs(np.mean(masks["matrix"]["a"] == masks["matrix"]["b"]) - 0.5) < 0.02
+    assert masks["global"]["a"].sum() + masks["global"]["b"].sum() == 256 * 512
+    grown = jax.device_get(top(ones, 0.3, scope="matrix"))
+    assert not (masks["matrix"]["a"] & ~grown["a"]).any()
+
+
+def test_ranks_are_unique_in_a_group():
+    shapes = {"a": (64, 96), "b": (7, 5, 30), "c": (999,)}
+    groups = group(list(shapes), list(shapes.values()), "global")
+    leaves = [search.Leaf(jnp.zeros(shape), None, slot) for shape, slot in zip(shapes.values(), groups.slots)]
+    ranks = np.concatenate([np.asarray(search.leaf_rank(leaf)).ravel() for leaf in leaves])
+    assert np.unique(ranks).size == ranks.size == groups.span
+
+
+@pytest.mark.parametrize("scope", ["global", "head"])
+def test_colliding_ranks_still_give_exact_counts(scope, monkeypatch):
+    def colliding(paths, shapes, scope, num_heads):
+        groups = group(paths, shapes, scope, num_heads)
+        return groups._replace(slots=tuple(s._replace(offset=0, salt=0) for s in groups.slots), span=2**33)
+
+    monkeypatch.setattr(thresholds, "group", colliding)
+    attention = {n: {"kernel": jnp.zeros((16, 16))} for n in ("query", "key", "value")}
+    tree = {"attention": attention | {"output": {"kernel": jnp.ones((16, 16))}}}
+    for s in (0.11, 0.5, 0.501, 0.777):
+        masks = keep_top(tree, s, scope=scope, num_heads=HEADS)
+        per_head = sum(np.asarray(attention["kernel"]).reshape(16, HEADS, 4).sum((0, 2)) for attention in
+                       [masks["attention"][n] for n in ("query", "key", "value")])  # fmt: skip
+        per_head = per_head + np.asarray(masks["attention"]["output"]["kernel"]).reshape(HEADS, 4, 16).sum((1, 2))
+        assert per_head.sum() == wanted(1024, s) if scope == "global" else (per_head == wanted(256, s)).all()
+
+
+def test_shapes_of_every_kind():
+    tree = {
+        "empty": jnp.zeros((0, 3)),
+        "scalar": jnp.array(2.0),
+        "cube": nasty(1, (3, 40, 50)),
+        "thin": nasty(2, (900, 2)),
+    }
+    for scope in ("global", "matrix"):
+        masks = top(tree, 0.5, scope=scope)
+        counts = leaf_counts(masks)
+        if scope == "matrix":
+            assert counts == {"cube": (3000, 6000), "empty": (0, 0), "scalar": (0, 1), "thin": (900, 1800)}
+        else:
+            assert sum(kept for kept, _ in counts.values()) == wanted(7801, 0.5)
+    assert keep_top({"a": None}, 0.5) == {"a": None}
+
+
+def _golden(version):
+    data = np.load(FIXTURES / f"golden_{version}.npz")
+    for entry in data.files:
+        if entry.endswith("/mask"):
+            name, target, _ = entry.split("/")
+            w = data[f"weights/{name}"]
+            mask = np.unpackbits(data[entry])[: w.size].reshape(w.shape).astype(bool)
+            yield name, w, float(target[1:]), mask, data[f"{name}/{target}/threshold"]
+
+
+def test_hist256_is_tensorflow_1_13():
+    cases = list(_golden("tf113"))
+    assert len(cases) == 40
+    run = jax.jit(partial(select, method="hist256", scope="matrix"))
+    for name, w, s, mask, threshold in cases:
+        masks, got = run({name: jnp.abs(w)}, s)
+        np.testing.assert_array_equal(masks[name], mask, err_msg=f"{name} {s}")
+        assert got[name] == threshold, (name, s)
+
+
+def test_exact_is_tensorflow_1_15_up_to_its_ties():
+    tied = 0
+    for name, w, s, mask, threshold in _golden("tf115"):
+        kept = np.asarray(top({name: jnp.abs(w)}, s)[name])
+        assert kept.sum() == wanted(w.size, s)
+        if mask.sum() == kept.sum():
+            np.testing.assert_array_equal(kept, mask, err_msg=f"{name} {s}")
+        else:  # the original op keeps every weight that ties with the threshold
+            tied += 1
+            assert not (kept & ~mask).any() and (np.abs(w)[mask & ~kept] == threshold).all()
+        if name == "coarse":
+            assert kth_largest(jnp.abs(w), wanted(w.size, s)) == threshold
+    assert 0 < tied < 12
+
+
+@pytest.mark.parametrize("scope", ["layer", "head"])
+def test_quantile_and_hist256_per_group(scope):
+    tree = jax.tree.map(lambda x: jnp.abs(jnp.nan_to_num(x, posinf=3.0, neginf=-2.0)) + 0.01, bert_tree(2))
+    scores = group_members(tree, scope)
+    for method in ("quantile", "hist256"):
+        for s in (0.0, 0.4, 0.9):
+            masks = group_members(top(tree, s, scope=scope, method=method, num_heads=HEADS), scope)
+            for name, x in scores.items():
+                if method == "quantile":
+                    t = np.asarray(jnp.quantile(jnp.asarray(x), jnp.float32(s)))
+                else:
+                    bins = np.clip(np.floor(np.float32(256) * (x / x.max())), 0, 255).astype(int)
+                    cdf = np.cumsum(np.bincount(bins, minlength=256)).astype(np.float32) / np.float32(x.size)
+                    t = np.float32((cdf < np.float32(s)).sum()) / np.float32(256) * x.max()
+                np.testing.assert_array_equal(masks[name], x > t, err_msg=f"{method} {name} {s}")
+
+
+@pytest.mark.parametrize("method", ["quantile", "hist256"])
+def test_nan_is_never_kept_silently(method):
+    x = jnp.array([jnp.nan, 1.0, 2.0, 3.0, jnp.nan, 4.0])
+    kept = np.asarray(keep_top({"x": x}, 0.4, method=method)["x"])
+    assert kept.any() and not kept[[0, 4]].any()
+
+
+def test_select_thresholds_separate():
+    tree = bert_tree(11)
+    masks, limits = select(tree, 0.6, scope="head", num_heads=HEADS)
+    assert limits["encoder"]["layer_00"]["attention"]["query"]["kernel"].shape == (HEADS,)
+    word, mask, limit = order(tree["word"]), np.asarray(masks["word"]), float(limits["word"])
+    assert word[mask].min() >= limit >= word[~mask].max()
+
+
+@pytest.mark.parametrize("scope", sorted(SCOPES))
+@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("criterion", sorted(CRITERIA))
+def test_pruned_weights_never_return(criterion, method, scope):
+    attention = {"query": {"kernel": nasty(1, (16, 16))}}
+    params = {"layer_00": {"attention": attention}, "word": nasty(9, (30, 16)), "bias": jnp.ones(3)}
+    params = jax.tree.map(lambda x: jnp.nan_to_num(x, posinf=2.0, neginf=-2.0), params)
+
+    @partial(jax.jit, compiler_options=FAST)
+    def step(params, masks, s, key):
+        masks = prune(params, masks, s, criterion=CRITERIA[criterion], scope=scope, method=method, num_heads=HEADS,
+                      key=key, grads=params)  # fmt: skip
+        # Live weights may be exactly 0, and values under the mask anything: neither may bring a weight back.
+        return jax.tree.map(lambda m, w: w if m is None else jnp.where(m, w * (jnp.abs(w) > 0.2), 9.0),
+                            masks, params, is_leaf=lambda x: x is None), masks  # fmt: skip
+
+    masks = init_masks(params, [".*kernel", "word"])
+    for i, s in enumerate((0.2, 0.5, 0.4, 0.8, 0.8, 0.3, 1.0)):
+        before = masks
+        params, masks = step(params, masks, s, jax.random.key(i))
+        assert jax.tree.all(jax.tree.map(lambda new, old: not (new & ~old).any(), masks, before))
+        if method == "exact":
+            target = max(s, (0, 0.2, 0.5, 0.5, 0.8, 0.8, 0.8)[i])
+            kept = {name: int(mask.sum()) for name, mask in group_members_of(masks, scope).items()}
+            assert kept == {name: wanted(mask.size, target) for name, mask in group_members_of(masks, scope).items()}
+    if method == "exact":
+        assert sparsity(masks) == 1.0
+
+
+def group_members_of(tree, scope):
+    return group_members({"encoder": {"layer_00": tree["layer_00"]}, "word": tree["word"]}, scope)
+
+
+def test_soft_masks_may_return():
+    masks = {"w": jnp.array([False, True, True, True])}
+    new = prune({"w": jnp.array([9.0, 1.0, 2.0, 3.0])}, masks, 0.5, criterion=magnitude, monotone=False)
+    np.testing.assert_array_equal(new["w"], [True, False, False, True])
+
+
+LAYOUTS = [((2, 1), P("a")), ((2, 2), P(None, ("b", "a"))), ((4, 2), P("a", "b"))]
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@pytest.mark.parametrize("scope", sorted(SCOPES))
+def test_masks_are_bit_identical_on_any_mesh(scope, kind):
+    attention = {n: {"kernel": nasty(i, (64, 64))} for i, n in enumerate(("query", "output"))}
+    tree = {"attention": attention, "word": nasty(9, (400, 64), jnp.bfloat16), "layer_01": nasty(8, 128), "none": None}
+    want = jax.device_get(top(tree, 0.7, scope=scope, num_heads=HEADS))
+    for shape, spec in LAYOUTS if scope == "global" else LAYOUTS[-1:]:
+        devices = jax.devices()[: shape[0] * shape[1]]
+        mesh = jax.make_mesh(shape, ("a", "b"), axis_types=(kind, kind), devices=devices)
+        put = {2: NamedSharding(mesh, spec), 1: NamedSharding(mesh, P("a"))}
+        with jax.set_mesh(mesh):
+            sharded = jax.device_put(tree, jax.tree.map(lambda x: put[x.ndim], tree))  # noqa: B023
+            compiled = top.lower(sharded, jnp.float32(0.7), scope=scope, num_heads=HEADS).compile()
+            got = jax.device_get(compiled(sharded, jnp.float32(0.7)))
+        jax.tree.map(np.testing.assert_array_equal, got, want)
+        text = compiled.as_text()
+        assert "all-reduce" in text
+        for op in ("all-gather", "all-to-all", "collective-permute", " sort("):
+            assert op not in text, (op, shape, spec)
+        reduced = [line.split(" all-reduce")[0] for line in text.splitlines() if " all-reduce" in line]
+        sizes = [int(n or 1) for types in reduced for n in re.findall(r"[us]32\[(\d*)\]", types)]
+        largest = max(sizes)
+        assert largest <= (64 if scope == "head" else 1)  # counts, never weights
+
+
+def test_masks_in_pmap_shard_map_and_vmap():
+    x = {"a": nasty(4, (24, 64)), "b": nasty(5, 100)}
+    want = top(x, 0.6)
+    mesh = jax.make_mesh((8,), ("d",))
+    inside = jax.jit(jax.shard_map(lambda t: keep_top(t, 0.6), mesh=mesh, in_specs=P(), out_specs=P()))(x)
+    jax.tree.map(np.testing.assert_array_equal, inside, want)
+    copies = jax.pmap(lambda t: keep_top(t, 0.6))(jax.tree.map(lambda v: jnp.stack([v] * 8), x))
+    jax.tree.map(lambda got, w: np.testing.assert_array_equal(got, np.stack([w] * 8)), copies, want)
+    several = jax.jit(jax.vmap(keep_top, in_axes=(None, 0)))(x, jnp.array([0.1, 0.6, 0.9]))
+    for i, s in enumerate((0.1, 0.6, 0.9)):
+        jax.tree.map(lambda got, w: np.testing.assert_array_equal(got[i], w), several, top(x, s))  # noqa: B023
+
+
+@pytest.mark.parametrize("scope", ["global", "matrix"])
+def test_temporary_memory_is_small(scope):
+    tree = {name: jax.ShapeDtypeStruct((2048, 768), jnp.float32) for name in "abc"}
+    masks = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, bool), tree)
+    step = jax.jit(partial(prune, criterion=magnitude, scope=scope))
+    whole = jax.jit(partial(keep_top, scope=scope))
+    for compiled in (whole.lower(tree, 0.7).compile(), step.lower(tree, masks, 0.7).compile()):
+        assert compiled.memory_analysis().temp_size_in_bytes < 0.02 * 3 * 2048 * 768 * 4
+
+
+@pytest.mark.parametrize(
+    ("scores", "arguments", "words"),
+    [
+        (jnp.ones(3), {"sparsity": 1.5}, "sparsity = 1.5"),
+        (jnp.ones(3), {"sparsity": float("nan")}, "sparsity = nan"),
+        (jnp.ones(3), {"sparsity": 0.5, "scope": "row"}, "scope = 'row'"),
+        (jnp.ones(3), {"sparsity": 0.5, "method": "sort"}, "method = 'sort'"),
+        ({"w": jnp.ones(3, jnp.int32)}, {"sparsity": 0.5}, "scores of w have dtype int32"),
+        ({"attention": {"key": {"kernel": jnp.ones((6, 6))}}}, {"sparsity": 0.5, "scope": "head"}, "num_heads"),
+        (
+            {"attention": {"key": {"kernel": jnp.ones((6, 6))}}},
+            {"sparsity": 0.5, "scope": "head", "num_heads": 4},
+            "num_heads = 4 does not divide axis 1 of attention/key/kernel",
+        ),
+    ],
+)
+def test_refuses(scores, arguments, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        keep_top(scores, **arguments)

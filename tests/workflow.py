@@ -1,0 +1,173 @@
+"""A tiny path through the whole of jaxprune, made once per session: text, prepared data, configs, GLUE, weights."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+SEQ_LEN, VOCAB = 32, 160
+
+SUBJECTS = ["the cat", "a dog", "my sister", "the old man", "her teacher", "every child", "the red bird"]
+VERBS = ["sees", "likes", "follows", "hears", "draws", "finds", "forgets", "visits"]
+OBJECTS = ["the river", "a garden", "some bread", "the moon", "an old book", "the green door", "two stones"]
+ENDS = ["in the morning", "at night", "near the sea", "without a word", "for a while", "with a smile"]
+
+
+def sentence(rng: random.Random) -> str:
+    """A grammatical English sentence of six to eleven words."""
+    return " ".join(rng.choice(part) for part in (SUBJECTS, VERBS, OBJECTS, ENDS)).capitalize() + "."
+
+
+def write_corpus(folder: Path, *, documents: int = 200, seed: int = 0) -> Path:
+    """A folder of text files, one document each."""
+    rng = random.Random(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(documents):
+        text = " ".join(sentence(rng) for _ in range(rng.randint(4, 12)))
+        (folder / f"{number:04d}.txt").write_text(text + "\n")
+    return folder
+
+
+def write_glue(folder: Path, *, seed: int = 0) -> Path:
+    """SST-2, CoLA and STS-B in the layout of `glue_data/`, with labels that the words decide."""
+    rng = random.Random(seed)
+    lines: dict[str, list[str]] = {}
+    for split, count in (("train", 48), ("dev", 27)):
+        texts = [sentence(rng) for _ in range(count)]
+        good = [int("smile" in text or "bread" in text or "moon" in text) for text in texts]
+        lines[f"SST-2/{split}.tsv"] = ["sentence\tlabel", *(f"{t}\t{g}" for t, g in zip(texts, good, strict=True))]
+        broken = [rng.random() < 0.5 for _ in texts]
+        shuffled = [" ".join(reversed(t.split())) if b else t for t, b in zip(texts, broken, strict=True)]
+        lines[f"CoLA/{split}.tsv"] = [f"x\t{1 - b}\t\t{t}" for t, b in zip(shuffled, broken, strict=True)]
+        others = [t if rng.random() < 0.4 else sentence(rng) for t in texts]
+        scores = [
+            5 * len({*a.split()} & {*b.split()}) / len({*a.split()} | {*b.split()}) for a, b in zip(texts, others)
+        ]
+        lines[f"STS-B/{split}.tsv"] = [
+            "sentence1\tsentence2\tscore",
+            *(f"{a}\t{b}\t{s:.3f}" for a, b, s in zip(texts, others, scores, strict=True)),
+        ]
+    for name, rows in lines.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("\n".join(rows) + "\n")
+    return folder
+
+
+class Tiny(NamedTuple):
+    """Places of the tiny inputs."""
+
+    root: Path
+    corpus: Path
+    data: Path
+    glue: Path
+
+    def prepare_yaml(self, place: Path, **changes: Any) -> Path:
+        """A prepare config over the tiny corpus, written to `place`."""
+        config = {
+            "command": "prepare",
+            "sources": [{"kind": "local", "path": str(self.corpus)}],
+            "tokenizer": {"train_size": VOCAB},
+            "seq_len": SEQ_LEN,
+            "dev_fraction": 0.1,
+        }
+        return write_yaml(place, _merge(config, changes))
+
+    def pretrain_yaml(self, place: Path, **changes: Any) -> Path:
+        """A pre-train config with a cubic plan from step 4 to 8 of 12, written to `place`."""
+        config = {
+            "command": "pretrain",
+            "steps": 12,
+            "batch_size": 8,
+            "data": {"path": str(self.data), "max_predictions": 5},
+            "model": {
+                "vocab_size": VOCAB,
+                "hidden_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "intermediate_size": 32,
+                "max_position_embeddings": SEQ_LEN,
+            },
+            "prune": {"sparsity": 0.7, "begin": 4, "end": 8, "every": 2},
+            "optimizer": {"learning_rate": 3e-3},
+            "train": {"log_every": 1, "save_every": 2, "eval_batches": 2},
+        }
+        return write_yaml(place, _merge(config, changes))
+
+    def finetune_yaml(self, place: Path, **changes: Any) -> Path:
+        """A fine-tune config over the tiny GLUE folder, written to `place`."""
+        config = {
+            "command": "finetune",
+            "tasks": ["SST-2"],
+            "glue": str(self.glue),
+            "learning_rates": [1e-3],
+            "seeds": [0],
+            "epochs": 1,
+            "batch_size": 16,
+            "max_len": SEQ_LEN,
+            "train": {"log_every": 1},
+        }
+        return write_yaml(place, _merge(config, changes))
+
+    def environment(self) -> dict[str, str]:
+        """Of a real command: one CPU device, this checkout; programs compiled quickly, and once for all commands."""
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+        return os.environ | {
+            "PYTHONPATH": path,
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+            "JAX_COMPILATION_CACHE_DIR": str(self.root / "cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+
+    def start(self, *argv: object) -> subprocess.Popen[str]:
+        """`jaxprune *argv` in a process of its own."""
+        command = [sys.executable, "-m", "jaxprune", *map(str, argv)]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=self.environment(), cwd=self.root)
+
+    def run(self, *argv: object) -> "Done":
+        """`jaxprune *argv` in a process of its own, to its end."""
+        return Done.of(self.start(*argv))
+
+
+class Done(NamedTuple):
+    """What a finished command left."""
+
+    code: int
+    out: str
+    err: str
+
+    @classmethod
+    def of(cls, process: subprocess.Popen[str]) -> "Done":
+        """Wait for `process`."""
+        out, err = process.communicate(timeout=300)
+        return cls(process.returncode, out, err)
+
+
+def make(root: Path) -> Tiny:
+    """All tiny inputs under `root`, prepared by the real command."""
+    from jaxprune.cli import main
+
+    tiny = Tiny(root, write_corpus(root / "corpus"), root / "data", write_glue(root / "glue"))
+    assert main(["prepare", str(tiny.prepare_yaml(root / "prepare.yaml")), "--workdir", str(tiny.data)]) == 0
+    return tiny
+
+
+def write_yaml(place: Path, config: dict[str, Any]) -> Path:
+    """`config` as YAML in `place`."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(yaml.safe_dump(config, sort_keys=False))
+    return place
+
+
+def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        merged[key] = _merge(merged[key], value) if isinstance(value, dict) and key in merged else value
+    return merged
