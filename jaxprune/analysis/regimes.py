@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxprune.analysis.statistics import t975
+
 Row = Mapping[str, Any]
 FREE, INFORMATION, FITTING = 1, 2, 3
 
@@ -116,7 +118,7 @@ def regimes(runs: Sequence[Row], scores: Sequence[Row]) -> Regimes:
             left_out.append(task)
             continue
         lead = float(np.mean(values)) - majority.get(task, 0.0)
-        if lead > _t(dof) * math.sqrt(variance / len(values)):
+        if lead > t975(dof) * math.sqrt(variance / len(values)):
             used.append(task)
             leads.append(lead)
         else:
@@ -153,12 +155,6 @@ def _pooled(table: Mapping[tuple[float, str], list[float]], task: str) -> tuple[
     return (sum(float(np.var(v)) * len(v) for v in groups) / dof if dof else math.nan), dof
 
 
-def _t(dof: float) -> float:
-    from scipy.stats import t
-
-    return float(t.ppf(0.975, dof))
-
-
 def _difference(
     table: Mapping[tuple[float, str], list[float]], target: float, tasks: Sequence[str]
 ) -> Difference | None:
@@ -176,7 +172,7 @@ def _difference(
     if total == 0:
         return Difference(change, 0.0)
     dof = total**2 / sum(part**2 / dof for part, dof in parts)
-    return Difference(change, _t(dof) * math.sqrt(total) / len(both))
+    return Difference(change, t975(dof) * math.sqrt(total) / len(both))
 
 
 def _level(

@@ -1,0 +1,90 @@
+"""The weights themselves: mean and std per matrix (Table 3), heatmaps (Figs 7, 8), rows of tokens, memory by part."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxprune.analysis.leaves import WORDS, Leaves
+
+PARTS = (
+    ("word embeddings", rf"{WORDS}"),
+    ("attention", r"encoder/layer_\d+/attention/.+"),
+    ("feed-forward", r"encoder/layer_\d+/(intermediate|output|layer_norm)/.+"),
+    ("heads", r"(mlm|nsp|classifier)/.+"),
+    ("other", r".+"),
+)
+"""The paper's parts (sec. 3.1, 6), first match: attention and feed-forward with biases and LayerNorm; `other`:
+positions, types, their LayerNorm and the pooler."""
+
+
+def moments(params: Leaves, masks: Leaves | None = None) -> list[dict[str, Any]]:
+    """A row per matrix: size, mean, std, abs_mean over all weights, and with masks kept_std over the kept ones."""
+    rows = []
+    for path, weights in params.items():
+        values = weights.astype(np.float64)
+        row = {"path": path, "size": values.size, "mean": float(values.mean()), "std": float(values.std())}
+        row["abs_mean"] = float(np.abs(values).mean())
+        if masks is not None and path in masks:
+            kept = values[masks[path]]
+            row["kept_std"] = float(kept.std()) if kept.size else float("nan")
+        rows.append(row)
+    return rows
+
+
+def heatmap(weights: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Mean |w| of a matrix in (rows, columns) blocks of nearly equal size; never more blocks than entries."""
+    values = np.abs(weights.astype(np.float64))
+    for axis, count in enumerate((rows, columns)):
+        length = values.shape[axis]
+        edges = np.arange(min(count, length)) * length // min(count, length)
+        sizes = np.diff([*edges, length])
+        values = np.add.reduceat(values, edges, axis) / (sizes[:, None] if axis == 0 else sizes)
+    return values
+
+
+def token_group(token: str) -> str:
+    """What kind of row a word piece has: `[unused]`, `special`, `1 character`, `2-3`, `4-6`, `7 or more` letters.
+
+    The first rows of BERT's table are never trained, so they must be told apart before "short pieces are pruned first"
+    can be said (T17).
+    """
+    if re.fullmatch(r"\[unused\d+\]", token):
+        return "[unused]"
+    if re.fullmatch(r"\[[A-Z]+\]", token):
+        return "special"
+    length = len(token.removeprefix("##"))
+    return "1 character" if length <= 1 else "2-3" if length <= 3 else "4-6" if length <= 6 else "7 or more"
+
+
+def tokens(words_VD: np.ndarray, vocabulary: Sequence[str], mask_VD: np.ndarray | None = None) -> list[dict[str, Any]]:
+    """A row per token group: how many rows, their mean |w|, and with a mask the fraction of their weights pruned.
+
+    Rows of the table behind the vocabulary's end are `padding`.
+    """
+    groups: dict[str, list[int]] = {}
+    for i in range(len(words_VD)):
+        groups.setdefault(token_group(vocabulary[i]) if i < len(vocabulary) else "padding", []).append(i)
+    out = []
+    for name, members in groups.items():
+        row: dict[str, Any] = {"group": name, "rows": len(members), "abs_mean": float(np.abs(words_VD[members]).mean())}
+        if mask_VD is not None:
+            row["sparsity"] = 1 - float(mask_VD[members].mean())
+        out.append(row)
+    return out
+
+
+def memory(params: Mapping[str, Any], masks: Leaves | None = None) -> list[dict[str, Any]]:
+    """A row per part of `PARTS`: its weights, their share of all, and how many are kept; leaves need a `shape` only."""
+    masks = masks or {}
+    weights, pruned = ({name: 0 for name, _ in PARTS} for _ in range(2))
+    for path, leaf in params.items():
+        part = next(name for name, regex in PARTS if re.fullmatch(regex, path))
+        weights[part] += int(np.prod(leaf.shape))
+        pruned[part] += int(np.size(masks[path]) - np.count_nonzero(masks[path])) if path in masks else 0
+    total = max(sum(weights.values()), 1)
+    return [
+        {"part": part, "weights": count, "share": count / total, "kept": count - pruned[part]}
+        for part, count in weights.items()
+    ]

@@ -1,0 +1,117 @@
+"""Statistics, the line of transfer and the published tables, against scipy, loops and the paper's own numbers."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from jaxprune.analysis.movement import Movement, pool
+from jaxprune.analysis.published import TABLES, published
+from jaxprune.analysis.statistics import Summary, difference, mean_of, summary, text
+from jaxprune.analysis.transfer import fit
+
+TASKS = ("MNLI", "QQP", "QNLI", "SST-2", "CoLA")
+# Slopes in accuracy points per nat and r of Fig 2 left, fitted to Table 1 outside this project.
+SLOPES = {
+    "information_deletion": {
+        "MNLI": (-2.4757, -0.9976, -2.5187),
+        "QQP": (-0.7578, -0.9938, -0.7731),
+        "QNLI": (-3.3533, -0.9941, -3.2918),
+        "SST-2": (-2.1492, -0.9875, -2.2693),
+        "CoLA": (-3.0439, -0.8836, -2.8678),
+    },
+    "pruned": {"MNLI": (-4.6388, -0.9994, -4.5636), "CoLA": (-2.8262, -0.8551, -2.4938)},
+    "random": {"QNLI": (-5.9574, -0.9747, -5.4775), "CoLA": (-1.4549, -0.8200, -1.7297)},
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_intervals_are_scipy_s(seed):
+    rng = np.random.default_rng(seed)
+    a, b = rng.normal(0.8, 0.1, 4 + seed), rng.normal(0.7, 0.02, 3)
+    ours, theirs = summary(list(a)), scipy.stats.ttest_1samp(a, 0).confidence_interval()
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high)) and ours.n == len(a)
+    change, welch = difference(a, b), scipy.stats.ttest_ind(a, b, equal_var=False).confidence_interval()
+    assert (change.low, change.high) == pytest.approx((welch.low, welch.high)) and change.n == 3
+
+
+def test_interval_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    hits = [s.low <= 0.3 <= s.high for s in (summary(rng.normal(0.3, 0.1, 3)) for _ in range(2000))]
+    assert 0.935 < np.mean(hits) < 0.965
+
+
+def test_a_single_seed_has_no_interval_and_says_so():
+    one = summary([0.91])
+    assert one.mean == 0.91 and math.isnan(one.half) and text(one, scale=100) == "91.0 (n = 1, no interval)"
+    assert summary([0.5, math.nan]).n == 1 and text(summary([])) == "–"
+    assert text(Summary(-0.912, 0.004, 3), scale=100) == "−91.2 ± 0.4 (n = 3)"
+    assert math.isnan(difference([0.5, 0.6], [0.7]).half)
+    both = mean_of([Summary(0.5, 0.3, 3), Summary(0.7, 0.4, 5)])
+    assert both == pytest.approx((0.6, 0.25, 3))
+    assert math.isnan(mean_of([Summary(0.5, 0.3, 3), one]).half)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_line_is_scipy_s(seed):
+    rng = np.random.default_rng(seed)
+    x = rng.uniform(1.8, 6, 7)
+    y = 0.9 - 0.02 * x + rng.normal(0, 0.01, 7)
+    line, ours = scipy.stats.linregress(x, y), fit(list(x), list(y))
+    assert (ours.slope, ours.intercept, ours.r) == pytest.approx((line.slope, line.intercept, line.rvalue))
+    assert ours.half == pytest.approx(scipy.stats.t.ppf(0.975, 5) * line.stderr)
+
+
+@pytest.mark.parametrize(("condition", "task"), [(c, t) for c, tasks in SLOPES.items() for t in tasks])
+def test_line_through_table_1(condition, task):
+    rows = [r for r in published("table1") if r["condition"] == condition and r["task"] == task]
+    ours = fit([r["pretrain_loss"] for r in rows], [100 * r["accuracy"] for r in rows])
+    assert ours.n == 10
+    assert (ours.slope, ours.r, ours.endpoint) == pytest.approx(SLOPES[condition][task], abs=1e-4)
+
+
+def test_lines_that_cannot_be_drawn():
+    assert math.isnan(fit([2.0, 2.0], [0.5, 0.6]).slope) and math.isnan(fit([], []).slope)
+    two = fit([1.0, 2.0], [0.5, 0.4])
+    assert two.slope == pytest.approx(-0.1) and math.isnan(two.half)
+    assert math.isnan(fit([1.0, 2.0, 3.0], [0.5, 0.5, 0.5]).r)
+    with pytest.raises(ValueError, match="losses has 2 values, scores 3"):
+        fit([1, 2], [1, 2, 3])
+
+
+def test_published_table_1_has_the_printed_averages():
+    rows = published("table1")
+    assert len(rows) == 4 * 10 * 6
+
+    def average(condition, sparsity):
+        cells = [r["accuracy"] for r in rows if (r["condition"], r["sparsity"]) == (condition, sparsity)]
+        return 100 * float(np.mean([x for r, x in zip(TASKS, cells)]))
+
+    printed = {("pruned", 0.3): 87.1, ("information_deletion", 0.8): 82.5, ("after_finetuning", 0.9): 71.4}
+    for (condition, sparsity), value in {**printed, ("random", 0.5): 78.8}.items():
+        assert average(condition, sparsity) == pytest.approx(value, abs=0.06)
+    assert {r["pretrain_loss"] for r in rows if r["condition"] == "after_finetuning"} == {None}
+
+
+def test_pooling_the_published_matrices_gives_table_2():
+    """19 of the 20 result files are whole; pooled they are the table's mean and standard deviation."""
+    groups = {}
+    for r in published("movement_matrices"):
+        groups.setdefault((r["task"], r["learning_rate"]), []).append(Movement("", int(r["size"]), r["mean"], r["std"]))
+    whole = [r for r in published("table2") if len(groups[r["task"], r["learning_rate"]]) == 73]
+    assert len(whole) == 19
+    for row in whole:
+        pooled = pool(groups[row["task"], row["learning_rate"]])
+        assert (pooled.mean, pooled.std) == pytest.approx((row["file_mean"], row["file_std"]), abs=2e-6)
+        assert pooled.mean == pytest.approx(row["mean"], abs=6e-5)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_published_tables_hold_fractions_and_nats(name):
+    rows = published(name)
+    assert rows
+    for row in rows:
+        for key, value in row.items():
+            if key in ("sparsity", "accuracy", "mean", "std", "file_mean", "file_std") and value is not None:
+                assert -1 < value < 1, (key, value)
