@@ -88,3 +88,10 @@ def memory(params: Mapping[str, Any], masks: Leaves | None = None) -> list[dict[
         {"part": part, "weights": count, "share": count / total, "kept": count - pruned[part]}
         for part, count in weights.items()
     ]
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Cosine of two matrices as vectors; NaN when one is all zero."""
+    x, y = (side.reshape(-1).astype(np.float64) for side in (a, b))
+    below = float(np.linalg.norm(x) * np.linalg.norm(y))
+    return float(x @ y) / below if below else float("nan")
