@@ -1,6 +1,6 @@
 """Frozen, validated settings: the only place with defaults. Imports no jax."""
 
-from jaxprune.config.commands import COMMANDS, DemoConfig, FinetuneConfig, PrepareConfig, PretrainConfig
+from jaxprune.config.commands import DemoConfig, FinetuneConfig, PrepareConfig, PretrainConfig
 from jaxprune.config.sections import (
     DataConfig,
     MeshConfig,
@@ -12,6 +12,14 @@ from jaxprune.config.sections import (
     TokenizerConfig,
     TrainConfig,
 )
+from jaxprune.config.study import StudyConfig
+
+COMMANDS: dict[str, type[Section]] = {
+    "prepare": PrepareConfig,
+    "pretrain": PretrainConfig,
+    "finetune": FinetuneConfig,
+    "study": StudyConfig,
+}
 
 __all__ = [
     "COMMANDS",
@@ -26,6 +34,7 @@ __all__ = [
     "PruneConfig",
     "Section",
     "SourceConfig",
+    "StudyConfig",
     "TokenizerConfig",
     "TrainConfig",
 ]

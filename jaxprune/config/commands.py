@@ -42,6 +42,8 @@ class PrepareConfig(Section):
     """Seed of the split and of the pairs."""
     shard_examples: int = Field(default=65536, ge=1)
     """Examples per file."""
+    processes: int = Field(default=0, ge=0)
+    """Processes that tokenise; 0: one per core for a large corpus, 1: only this one. The result is the same."""
 
 
 class PretrainConfig(Section):
@@ -97,7 +99,7 @@ class FinetuneConfig(Section):
     revision: str = ""
     """Hub commit to pin."""
     init_from: str = ""
-    """A jaxprune pre-training workdir, a Hugging Face directory or a hub name."""
+    """A jaxprune pre-training workdir, a run that kept its weights, a Hugging Face directory or a hub name."""
     init_revision: str = ""
     """Hub commit to pin."""
     tokenizer: str = ""
@@ -116,8 +118,18 @@ class FinetuneConfig(Section):
     """Tokens per example; longer pairs are cut, the longer text first."""
     max_train_examples: int = Field(default=0, ge=0)
     """Use only the first examples of a shuffled training set; 0 uses all."""
+    max_dev_examples: int = Field(default=0, ge=0)
+    """Use only the first examples of a shuffled dev set; 0 uses all."""
     warmup_fraction: float = Field(default=0.1, ge=0, le=1)
-    """Fraction of the steps that warms up."""
+    """Fraction of the steps that warms up; with `sawtooth`, of the first epoch's."""
+    sawtooth: bool = False
+    """A learning rate that falls to 0 in every epoch, from peak / k in the k-th, as the published study's did."""
+    epochs_before: int = Field(default=0, ge=0)
+    """sawtooth: epochs that `init_from` was fine-tuned before, from which it counts on (then nothing warms up)."""
+    prune: PruneConfig = PruneConfig(schedule="one_shot")
+    """Prune while fine-tuning, with `masks: fixed`; after fine-tuning, if `init_from` is a fine-tuned run."""
+    keep_weights: bool = False
+    """Write the fine-tuned weights to `weights.npz` ({path: float32 array}); another run can start from them."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout everywhere while fine-tuning."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -137,6 +149,12 @@ class FinetuneConfig(Section):
         for rate in self.learning_rates:
             if rate <= 0:
                 raise ValueError(f"learning_rates: {rate} is not above 0")
+        if self.prune.sparsity > 0 and self.masks != "fixed":
+            raise ValueError(f"prune.sparsity = {self.prune.sparsity} needs masks = fixed, not {self.masks}")
+        if self.epochs_before and not self.sawtooth:
+            raise ValueError(f"epochs_before = {self.epochs_before} needs sawtooth = true")
+        if self.optimizer.decay == "sawtooth":
+            raise ValueError("optimizer.decay = sawtooth: set sawtooth = true, whose period is one epoch")
         return self
 
 
@@ -193,10 +211,3 @@ class DemoConfig(Section):
     """Dev examples per task, from held-out documents."""
     packages: int = Field(default=3, ge=2)
     """Classes of the package task: the packages with the most sentences."""
-
-
-COMMANDS: dict[str, type[Section]] = {
-    "prepare": PrepareConfig,
-    "pretrain": PretrainConfig,
-    "finetune": FinetuneConfig,
-}

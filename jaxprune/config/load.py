@@ -105,12 +105,16 @@ def _hint(name: str, known: Sequence[str]) -> str:
 
 
 def _fields(model: Any, location: Sequence[str]) -> list[str]:
-    for part in location:
+    parts = iter(location)
+    for part in parts:
         if part.isdigit():
             continue
         model = model.model_fields[part].annotation
         while get_origin(model) in (tuple, Union, UnionType):
             model = next(a for a in get_args(model) if a is not type(None) and a is not Ellipsis)
+        if get_origin(model) is dict:
+            next(parts, None)
+            model = get_args(model)[1]
     return list(model.model_fields)
 
 
@@ -151,11 +155,15 @@ def _unchecked(model: type[BaseModel]) -> type[BaseModel]:
 
 
 def _unchecked_type(annotation: Any) -> Any:
+    from tyro.conf import Fixed
+
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return _unchecked(annotation)
     if get_origin(annotation) is tuple:
         inner, *rest = get_args(annotation)
         return tuple[(_unchecked_type(inner), *rest)]
+    if get_origin(annotation) is dict:
+        return Fixed[dict[str, Any]]  # its names are free: a file says it, the command line does not
     return annotation
 
 
@@ -178,6 +186,11 @@ def _first_sentence(box: str) -> str:
     lines = re.sub(r"[\u2500-\u257f]", " ", box).splitlines()[1:]
     text = " ".join(" ".join(lines).split())
     return re.split(r" Argument helptext| For full helptext", text)[0].rstrip(".") + "; correct the value"
+
+
+def overlaid(config: C, changes: dict[str, Any], where: str) -> C:
+    """`config` with `changes` laid over it, sections key by key, and checked again; errors begin with `where`."""
+    return validate(type(config), _merge(config.model_dump(), changes), where) if changes else config
 
 
 def to_yaml(config: BaseModel) -> str:

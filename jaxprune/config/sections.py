@@ -40,6 +40,9 @@ class ModelConfig(Section):
     """Standard deviation of the truncated normal that starts matrices."""
     pad_token_id: int = Field(default=0, ge=0)
     """Id of [PAD]."""
+    sublayer_relu: bool = False
+    """ReLU on the output projections of attention and feed-forward, before dropout and residual, as in the graph that
+    the published study trained (an unset default of TensorFlow's `fully_connected`); transformers has no such BERT."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of activations and matrix products; params stay float32."""
 
@@ -67,6 +70,8 @@ class PruneConfig(Section):
     """Step at which the final sparsity is reached; recovery follows."""
     every: int = Field(default=10, ge=1)
     """Steps between two prunes; the final sparsity is reached at `end` even off this grid."""
+    refresh: bool = False
+    """Soft masks: recompute them every `every` steps after `end` too, to the last step; else they are frozen there."""
     scope: Literal["global", "matrix", "layer", "head"] = "matrix"
     """The set over which one threshold holds."""
     criterion: Literal["magnitude", "random"] = "magnitude"
@@ -93,6 +98,8 @@ class PruneConfig(Section):
             raise ValueError(f"initial = {self.initial} is above sparsity = {self.sparsity}; set initial <= sparsity")
         if self.mode == "soft" and self.criterion == "random":
             raise ValueError("mode = soft needs a criterion of the weights; criterion = random would redraw its masks")
+        if self.refresh and self.mode == "hard":
+            raise ValueError("refresh = true needs mode = soft; hard masks do not change at the same sparsity")
         return self
 
 
@@ -103,8 +110,13 @@ class OptimizerConfig(Section):
     """Peak learning rate."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps of linear warm-up from 0."""
-    decay: Literal["linear", "constant"] = "linear"
-    """After warm-up: `linear` falls to 0 at the last step."""
+    decay: Literal["linear", "constant", "sawtooth"] = "linear"
+    """After warm-up: `linear` falls to 0 at the last step; `sawtooth` falls to 0 at the end of every `period`, from
+    peak / k in the k-th, as jobs do that resume with a decay over all steps up to their own end."""
+    period: int = Field(default=0, ge=0)
+    """sawtooth: steps of one period (the published study: 5,000)."""
+    offset: int = Field(default=0, ge=0)
+    """sawtooth: steps made before this run, from which it counts on."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled decay per step, times the learning rate; not on LayerNorm and biases."""
     b1: float = Field(default=0.9, ge=0, lt=1)
@@ -117,6 +129,14 @@ class OptimizerConfig(Section):
     """Adam's bias correction; the original BERT code has none."""
     clip_norm: float = Field(default=1.0, ge=0)
     """Clip gradients to this global norm; 0 turns it off."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.decay == "sawtooth") != (self.period > 0):
+            raise ValueError(f"decay = {self.decay}, period = {self.period}: sawtooth, and it alone, has a period >= 1")
+        if self.offset and self.decay != "sawtooth":
+            raise ValueError(f"offset = {self.offset} needs decay = sawtooth, not {self.decay}")
+        return self
 
 
 class TrainConfig(Section):
@@ -137,17 +157,24 @@ class TrainConfig(Section):
 
 
 class MeshConfig(Section):
-    """Device mesh axes. -1 takes what is left."""
+    """Device mesh axes. One of them may be -1, which takes what is left."""
 
     data: int = Field(default=-1, ge=-1)
     """Devices along `data`: the batch is split, params are copied."""
     fsdp: int = Field(default=1, ge=-1)
     """Devices along `fsdp`: the batch and the params are split."""
+    member: int = Field(default=1, ge=-1)
+    """Devices along `member`: the runs of a population are split."""
+    axes: Literal["auto", "explicit"] = "auto"
+    """Who places intermediate values: the compiler, or JAX's sharding-in-types, which refuses what it cannot place."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if 0 in (self.data, self.fsdp) or (self.data == -1 and self.fsdp == -1):
-            raise ValueError(f"data = {self.data}, fsdp = {self.fsdp}: sizes are >= 1, and at most one is -1")
+        sizes = (self.data, self.fsdp, self.member)
+        if 0 in sizes or sizes.count(-1) > 1:
+            raise ValueError(
+                f"data = {self.data}, fsdp = {self.fsdp}, member = {self.member}: sizes are >= 1, at most one is -1"
+            )
         return self
 
 

@@ -29,10 +29,11 @@ SHAPE_FIELDS = (
     "intermediate_size",
     "max_position_embeddings",
     "type_vocab_size",
-    "hidden_act",
     "layer_norm_eps",
     "pad_token_id",
 )
+FUNCTION_FIELDS = ("hidden_act", "sublayer_relu")
+"""What the same weights may be asked to compute instead; unset (at its default), the checkpoint decides."""
 
 
 class Start(NamedTuple):
@@ -69,7 +70,11 @@ def start_config(place: str, revision: str, wanted: ModelConfig) -> ModelConfig:
             raise ValueError(
                 f"model.{name} = {value}, but init_from = {place} has {getattr(found, name)}; remove model.{name}"
             )
-    return wanted.model_copy(update={name: getattr(found, name) for name in SHAPE_FIELDS})
+    shape = {name: getattr(found, name) for name in SHAPE_FIELDS}
+    for name in FUNCTION_FIELDS:  # not a shape: the weights fit, so a switch may be turned on where they lack it
+        value, default = getattr(wanted, name), ModelConfig.model_fields[name].default
+        shape[name] = getattr(found, name) if value == default else value
+    return wanted.model_copy(update=shape)
 
 
 def start(place: str, revision: str, model: ModelConfig, *, head: Head, num_labels: int, key: jax.Array) -> Start:

@@ -36,6 +36,10 @@ _MUST_BE = {
     "quantization_config": None,
 }
 _MAX_CONFIG_BYTES = 10_000_000
+_RELU_NOTE = (
+    "This BERT has a ReLU on both sub-layer outputs (`sublayer_relu` in config.json). "
+    "jaxprune computes it; transformers loads the weights, leaves the ReLU out and so computes something else.\n"
+)
 _log = logging.getLogger(__name__)
 
 
@@ -136,6 +140,9 @@ def save_hf(
         if source.resolve() != (directory / source.name).resolve():
             shutil.copyfile(source, directory / source.name)
     _save_tensors(directory, tensors)
+    if cfg.sublayer_relu:
+        (directory / "README.md").write_text(_RELU_NOTE, encoding="utf-8")
+        _log.warning("%s: %s", directory, _RELU_NOTE.strip())
     temporary = directory / ".config.json.tmp"
     text = json.dumps(_hf_config(cfg, head, labels, extra_config or {}), indent=2, sort_keys=True)
     temporary.write_text(text + "\n", encoding="utf-8")
@@ -180,6 +187,8 @@ def _save_tensors(directory: Path, tensors: dict[str, np.ndarray]) -> None:
 def _hf_config(cfg: ModelConfig, head: Head, labels: int, extra: Mapping[str, Any]) -> dict[str, Any]:
     config: dict[str, Any] = {key: value for key, value in extra.items() if key not in ("torch_dtype", "dtype")}
     config |= cfg.model_dump() | {"dtype": "float32", "model_type": "bert", "architectures": [ARCHITECTURES[head]]}
+    if not cfg.sublayer_relu:
+        del config["sublayer_relu"]
     config["tie_word_embeddings"] = True
     if labels:
         names = {str(i): f"LABEL_{i}" for i in range(labels)}

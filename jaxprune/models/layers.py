@@ -11,6 +11,7 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec
 
 from jaxprune.config.sections import ModelConfig
+from jaxprune.models.decoder import tied_logits
 from jaxprune.models.dropout import dropout
 
 DROPOUTS_PER_LAYER = 3
@@ -24,6 +25,11 @@ def dense(cfg: ModelConfig, n_in: int, n_out: int, rngs: nnx.Rngs) -> nnx.Linear
 def activation(cfg: ModelConfig, x: Array) -> Array:
     """Return GELU of `x`: exact for `hidden_act = gelu`, the tanh approximation for `gelu_new`."""
     return jax.nn.gelu(x, approximate=cfg.hidden_act == "gelu_new")
+
+
+def sublayer(cfg: ModelConfig, x: Array) -> Array:
+    """Return a sub-layer's output `x`, through a ReLU with `sublayer_relu`."""
+    return jax.nn.relu(x) if cfg.sublayer_relu else x
 
 
 class LayerNorm(nnx.Module):
@@ -88,7 +94,7 @@ class Attention(nnx.Module):
         probs_BHLM = jax.nn.softmax(scores_BHLM, axis=-1).astype(x_BLD.dtype)
         probs_BHLM = dropout(probs_BHLM, self.cfg.attention_probs_dropout_prob, seeds[0])
         mixed_BLHK = jnp.einsum("bhlm,bmhk->blhk", probs_BHLM, v_BLHK)
-        out_BLD = self.output(mixed_BLHK.reshape(x_BLD.shape))
+        out_BLD = sublayer(self.cfg, self.output(mixed_BLHK.reshape(x_BLD.shape)))
         return self.layer_norm(x_BLD + dropout(out_BLD, self.cfg.hidden_dropout_prob, seeds[1]))
 
 
@@ -104,7 +110,7 @@ class Layer(nnx.Module):
 
     def __call__(self, x_BLD: Array, mask_BL: Array, seeds: list[Array | None]) -> Array:
         x_BLD = self.attention(x_BLD, mask_BL, seeds[:2])
-        out_BLD = self.output(activation(self.cfg, self.intermediate(x_BLD)))
+        out_BLD = sublayer(self.cfg, self.output(activation(self.cfg, self.intermediate(x_BLD))))
         return self.layer_norm(x_BLD + dropout(out_BLD, self.cfg.hidden_dropout_prob, seeds[2]))
 
 
@@ -119,9 +125,7 @@ class MaskedLM(nnx.Module):
 
     def __call__(self, x_BPD: Array, words_VD: Array) -> Array:
         x_BPD = self.layer_norm(activation(self.cfg, self.transform(x_BPD)))
-        words_VD = words_VD.astype(x_BPD.dtype)
-        logits_BPV = jnp.einsum("bpd,vd->bpv", x_BPD, words_VD, preferred_element_type=jnp.float32)
-        return logits_BPV + self.bias[...][None, None]
+        return tied_logits(x_BPD, words_VD) + self.bias[...][None, None]
 
 
 def split_heads(x_BLD: Array, heads: int) -> Array:

@@ -1,5 +1,6 @@
 """AdamW as BERT's code has it, as an optax transformation."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -35,11 +36,23 @@ def adamw(cfg: OptimizerConfig, steps: int) -> optax.GradientTransformation:
 
 
 def relative_rate(cfg: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Step -> learning rate over its peak, in [0, 1]: linear warm-up, then linear decay to 0 at `steps` or none."""
+    """Step -> learning rate over its peak, in [0, 1]: linear warm-up, then decay to 0 at `steps`, none, or a sawtooth.
+
+    A sawtooth is 1 - step / end, where `end` is the next multiple of the period, and is not shifted by the warm-up:
+    google-research/bert's polynomial decay in jobs of `period` steps, each resumed with num_train_steps = its end.
+    """
+    if cfg.decay == "sawtooth":
+        return functools.partial(_sawtooth, cfg)
     warmup = optax.linear_schedule(0.0, 1.0, cfg.warmup_steps)
     rest = max(steps - cfg.warmup_steps, 1)
     after = optax.linear_schedule(1.0, 0.0, rest) if cfg.decay == "linear" else optax.constant_schedule(1.0)
     return optax.join_schedules([warmup, after], [cfg.warmup_steps]) if cfg.warmup_steps else after
+
+
+def _sawtooth(cfg: OptimizerConfig, step: jax.Array | int) -> jax.Array:
+    step = jnp.asarray(step, jnp.int32) + cfg.offset
+    end = cfg.period * (step // cfg.period + 1)
+    return jnp.where(step < cfg.warmup_steps, step / max(cfg.warmup_steps, 1), 1 - step / end)
 
 
 def learning_rate_at(cfg: OptimizerConfig, steps: int, peak: float) -> Callable[[int], float]:

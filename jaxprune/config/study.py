@@ -1,0 +1,126 @@
+"""The study: conditions x sparsities x tasks x learning rates x seeds, and switches, in one YAML file."""
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from jaxprune.config.commands import FinetuneConfig, PretrainConfig
+from jaxprune.config.load import overlaid
+from jaxprune.config.sections import PruneConfig, Section
+
+Condition = Literal["pruned", "information_deletion", "after_finetuning", "random"]
+
+
+class TaskConfig(Section):
+    """One GLUE task of a study."""
+
+    name: str
+    """GLUE's name."""
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    """Seeds of the classifier's start, order and dropout; each is a run."""
+    max_train_examples: int = Field(default=0, ge=0)
+    """Use only so many training examples; 0 uses all."""
+    max_dev_examples: int = Field(default=0, ge=0)
+    """Use only so many dev examples; 0 uses all."""
+
+
+class ArmConfig(Section):
+    """One condition of the paper."""
+
+    sparsities: tuple[float, ...] = ()
+    """Final fractions in [0, 1] of the prunable weights that are pruned; none leaves the condition out."""
+    recover: dict[str, Any] = Field(default={})
+    """Keys laid over the study's `recover`."""
+    finetune: dict[str, Any] = Field(default={})
+    """Keys laid over the study's `finetune`; for `after_finetuning`, of the part after the cut."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for sparsity in self.sparsities:
+            if not 0 <= sparsity <= 1:
+                raise ValueError(f"sparsities: {sparsity} is no fraction in [0, 1]")
+        if len({*self.sparsities}) < len(self.sparsities):
+            raise ValueError(f"sparsities: {list(self.sparsities)} has one twice; remove it")
+        return self
+
+
+class ConditionsConfig(Section):
+    """The four conditions of the paper (its section 4), all from one dense start."""
+
+    pruned: ArmConfig = ArmConfig()
+    """Pruned while pre-training goes on, then recovered; masks stay while fine-tuning."""
+    information_deletion: ArmConfig = ArmConfig()
+    """The same pruned weights, but their masks are lifted before fine-tuning: what is lost is what they held."""
+    after_finetuning: ArmConfig = ArmConfig()
+    """Fine-tuned first, then pruned in one shot (scope and method of `recover.prune`), then fine-tuned on."""
+    random: ArmConfig = ArmConfig()
+    """As `pruned`, by the same schedule, but random weights."""
+
+
+class SwitchConfig(Section):
+    """One change to the study, run beside it at one sparsity."""
+
+    condition: Condition = "pruned"
+    """The condition it changes."""
+    recover: dict[str, Any] = Field(default={})
+    """Keys laid over the condition's `recover`."""
+    finetune: dict[str, Any] = Field(default={})
+    """Keys laid over the condition's `finetune`."""
+
+
+class StudyConfig(Section):
+    """The matrix of runs: what they share is computed once."""
+
+    command: Literal["study"] = "study"
+    """The command this file is for."""
+    data: str = ""
+    """Prepared data: the directory that `jaxprune prepare` wrote."""
+    dense: str = ""
+    """An existing pre-training workdir that all conditions start from; empty trains one by `dense_run`."""
+    dense_run: PretrainConfig = PretrainConfig()
+    """Pre-training of the dense start."""
+    recover: PretrainConfig = PretrainConfig(prune=PruneConfig(end=10_000))
+    """Pruning and recovery, once per sparsity. `init_from` empty: from the dense start."""
+    finetune: FinetuneConfig = FinetuneConfig()
+    """Fine-tuning, once per task, learning rate and seed; its tasks and seeds are replaced by the study's."""
+    tasks: tuple[TaskConfig, ...] = Field(default=(), min_length=1)
+    """GLUE tasks."""
+    conditions: ConditionsConfig = ConditionsConfig()
+    """Which conditions, at which sparsities."""
+    switches: dict[str, SwitchConfig] = Field(default={})
+    """Name -> a change; each runs once at `switch_sparsity`."""
+    switch_sparsity: float = Field(default=0.7, ge=0, le=1)
+    """Sparsity of the switches."""
+    switch_tasks: tuple[str, ...] = ()
+    """Tasks of the switches; none stands for all."""
+    switch_seeds: int = Field(default=0, ge=0)
+    """Take only so many of a task's seeds for the switches; 0 takes all."""
+    keep_weights: bool = False
+    """Keep `weights.npz` of every run that fine-tunes the dense start, to measure how far weights move."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [task.name for task in self.tasks]
+        if len({*names}) < len(names):
+            raise ValueError(f"tasks: {', '.join(names)} has one twice; remove it")
+        for name in self.switch_tasks:
+            if name not in names:
+                raise ValueError(f"switch_tasks: {name} is none of the tasks {', '.join(names)}")
+        for name, switch in self.switches.items():
+            if not name.replace("_", "").isalnum() or name in ("pruned", "random", "dense"):
+                raise ValueError(f"switches: {name!r} is no name for a directory; use letters, digits and _")
+            self.arm(switch.condition, switch, f"switches.{name}")
+        for name in ConditionsConfig.model_fields:
+            self.arm(name, SwitchConfig(), f"conditions.{name}")
+        return self
+
+    def arm(self, condition: str, switch: SwitchConfig, where: str) -> tuple[PretrainConfig, FinetuneConfig]:
+        """`recover` and `finetune` of a condition with a switch on top; `where` goes into errors."""
+        arm: ArmConfig = getattr(self.conditions, condition)
+        recover, finetune = self.recover, self.finetune
+        if condition == "random":  # drawn once and kept: random masks have nothing to be recomputed from
+            recover = overlaid(recover, {"prune": {"criterion": "random", "mode": "hard", "refresh": False}}, where)
+        for layer in (arm, switch):
+            recover = overlaid(recover, layer.recover, f"{where}.recover")
+            finetune = overlaid(finetune, layer.finetune, f"{where}.finetune")
+        return recover, finetune
