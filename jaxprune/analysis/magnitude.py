@@ -31,3 +31,14 @@ def removed(params: Leaves, sparsities: Sequence[float]) -> list[dict[str, float
         }
         for s, row in zip(sparsities, totals, strict=True)
     ]
+
+
+def cut(params: Leaves, sparsity: float) -> dict[str, np.ndarray]:
+    """Masks of one-shot magnitude pruning: per matrix the round((1 - s) N) largest |w| are kept, ties by place."""
+    masks = {}
+    for path, weights in params.items():
+        order = np.argsort(np.abs(weights).reshape(-1), kind="stable")
+        masks[path] = np.zeros(order.size, bool)
+        masks[path][order[order.size - round((1 - sparsity) * order.size) :]] = True
+        masks[path] = masks[path].reshape(weights.shape)
+    return masks

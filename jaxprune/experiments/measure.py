@@ -1,0 +1,297 @@
+"""The tables of a study, from its workdirs alone: what every figure and verdict of the report is made of."""
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pandas
+
+from jaxprune.analysis import weights
+from jaxprune.analysis.distance import distance
+from jaxprune.analysis.features import Batch, similarity
+from jaxprune.analysis.heads import head_sparsity
+from jaxprune.analysis.leaves import WORDS, flat, kind_of, layer_of
+from jaxprune.analysis.magnitude import cut, removed
+from jaxprune.analysis.movement import by_rank, movement
+from jaxprune.config import ModelConfig, PretrainConfig
+from jaxprune.config.load import read_yaml
+from jaxprune.data import tokenizer
+from jaxprune.data.mlm import PretrainData
+from jaxprune.experiments.start import is_workdir, workdir_config
+from jaxprune.models.bert import bert
+from jaxprune.models.hf import load_hf
+from jaxprune.training.workdir import read_records
+
+log = logging.getLogger("jaxprune")
+
+FEATURE_TOKENS = 25_000
+"""Tokens of held-out text that features are compared on, as in the paper."""
+KEEP_ROWS = 96
+"""Rows and columns of a heatmap, at most."""
+PRETRAINED, UNTUNED = "pruned while pre-training", "cut without fine-tuning"
+"""What the masks of a cut after fine-tuning are compared with: the paper's Fig 3, which differs by all of pre-training
+too, and the same cut of the weights that fine-tuning began from, which differs by fine-tuning alone."""
+Row = dict[str, Any]
+
+
+class Pretrained(NamedTuple):
+    """A finished pre-training run of a study."""
+
+    name: str
+    variant: str
+    target: float
+    place: Path
+    cfg: PretrainConfig
+    result: Row
+
+    @property
+    def label(self) -> Row:
+        """The columns that say which run a row is of."""
+        return {"name": self.name, "variant": self.variant, "target": self.target}
+
+    def load(self) -> "Weights":
+        """From the Hugging Face directory that the run wrote, where exact zeros are what it pruned."""
+        _, tree = load_hf(self.place / "hf", head="pretraining")
+        params = flat(tree)
+        taken = {
+            path: any(re.fullmatch(regex, path) for regex in self.cfg.prune.include)
+            and not any(re.fullmatch(regex, path) for regex in self.cfg.prune.exclude)
+            for path in params
+        }
+        return Weights(tree, params, {path: w != 0 for path, w in params.items() if taken[path]})
+
+
+class Weights(NamedTuple):
+    """Of one model, on the host: nested params, the same as {path: array}, and the masks of the prunable matrices."""
+
+    tree: Any
+    params: dict[str, np.ndarray]
+    masks: dict[str, np.ndarray]
+
+    @property
+    def prunable(self) -> dict[str, np.ndarray]:
+        """The matrices that have a mask."""
+        return {path: self.params[path] for path in self.masks}
+
+
+def measure(study: Path) -> Path:
+    """Write `study/tables/*.csv`; returns that directory.
+
+    Unfinished runs are left out; a table that no finished run can fill is not written (and an old one removed).
+    ValueError when the study has no finished run at all.
+    """
+    study = Path(study).expanduser()
+    runs, dense = pretrained(study), _dense(study)
+    tuned = list(_finetuned(study, {run.name: run for run in runs}))
+    if not runs and not tuned and dense is None:
+        raise ValueError(f"{study}: has no finished run; let `jaxprune study` finish one first")
+    every = ([dense] if dense else []) + runs
+    tables: dict[str, list[Row]] = {"runs": tuned, "pretrain": [_pretrain_row(run) for run in every]}
+    tables["curves"] = [row for run in every for row in _curve(run)]
+    tables["churn"] = [row for run in runs for row in _churn(run)]
+    if dense is not None:
+        log.info("%s: measuring %d models", study.name, len(every))
+        for name, rows in _of_models(study, dense, runs).items():
+            tables[name] = rows
+    out = study / "tables"
+    out.mkdir(parents=True, exist_ok=True)
+    for name, rows in tables.items():
+        path = out / f"{name}.csv"
+        path.unlink(missing_ok=True)
+        if rows:
+            pandas.DataFrame(rows).to_csv(path, index=False)
+    return out
+
+
+def pretrained(study: Path) -> list[Pretrained]:
+    """The finished runs under `runs/pretrain`, by variant and target; a directory is called `<variant>-s<sparsity>`."""
+    found = (_read_pretrained(place) for place in sorted((study / "runs" / "pretrain").glob("*")))
+    return sorted((run for run in found if run), key=lambda run: (run.variant, run.target))
+
+
+def name_parts(name: str) -> tuple[str, float]:
+    """(variant, target) of a run's name: `soft-s0.7` -> ("soft", 0.7); without a sparsity the target is 0."""
+    found = re.fullmatch(r"(.+)-s(\d[\d.e-]*)", name)
+    return (found[1], float(found[2])) if found else (name, 0.0)
+
+
+def _read_pretrained(place: Path) -> Pretrained | None:
+    if not (is_workdir(str(place)) and (place / "result.json").is_file()):
+        return None
+    result = json.loads((place / "result.json").read_text())
+    return Pretrained(place.name, *name_parts(place.name), place, workdir_config(str(place)), result)
+
+
+def _dense(study: Path) -> Pretrained | None:
+    """The dense start: the study's own, or the one elsewhere that its runs began from."""
+    places = [study / "runs" / "dense"]
+    for run in pretrained(study):
+        places.append(Path(run.cfg.init_from).expanduser())
+    for place in places:
+        if (found := _read_pretrained(place)) is not None:
+            return found._replace(name="dense", variant="dense", target=0.0)
+    return None
+
+
+def _finetuned(study: Path, runs: dict[str, Pretrained]) -> Iterator[Row]:
+    for path in sorted((study / "runs" / "finetune").rglob("result.json")):
+        condition, *rest = path.parent.relative_to(study / "runs" / "finetune").parts
+        result = json.loads(path.read_text())
+        if "task" not in result:
+            continue
+        name = rest[0] if len(rest) > 2 else condition
+        variant, target = name_parts(name)
+        loss = runs[name].result["dev"]["loss"] if name in runs and condition != "after_finetuning" else None
+        kept = ("task", "learning_rate", "seed", "metric", "score", "accuracy", "matthews", "train_loss")
+        yield {
+            "condition": condition,
+            "variant": variant,
+            "target": target,
+            "sparsity": result["sparsity"],
+            **{key: result.get(key) for key in kept},
+            "majority": result.get("majority_accuracy"),
+            "pretrain_loss": loss,
+            **{key: result.get(key) for key in ("train_examples", "dev_examples", "steps")},
+        }
+
+
+def _pretrain_row(run: Pretrained) -> Row:
+    dev = run.result["dev"]
+    names = {"dev_loss": "loss", "dev_mlm": "mlm", "dev_nsp": "nsp"} | {
+        key: key for key in ("mlm_accuracy", "nsp_accuracy")
+    }
+    row = {**run.label, "sparsity": run.result["sparsity"], **{new: dev.get(old) for new, old in names.items()}}
+    return {**row, "steps": run.result["steps"]}
+
+
+def _curve(run: Pretrained) -> Iterator[Row]:
+    for record in read_records(run.place / "metrics.jsonl"):
+        row = {key: record[key] for key in ("loss", "sparsity", "dev_loss", "learning_rate") if key in record}
+        yield {**run.label, "step": record["step"], **row}
+
+
+def _churn(run: Pretrained) -> Iterator[Row]:
+    """What each prune brought back and took away, where the run recorded it."""
+    for record in read_records(run.place / "prunes.jsonl"):
+        if "regrown" in record:
+            keys = ("step", "size", "kept", "regrown", "newly_pruned")
+            yield {**run.label, **{key: record.get(key) for key in keys}}
+
+
+def _of_models(study: Path, dense: Pretrained, runs: list[Pretrained]) -> dict[str, list[Row]]:
+    """The tables that need the weights; one model is held at a time, beside the dense one."""
+    names = ("weights", "memory", "heads", "features", "distance", "movement", "movement_rank", "magnitude")
+    tables: dict[str, list[Row]] = {name: [] for name in (*names, "heatmaps", "tokens")}
+    start = dense.load()
+    tables["magnitude"] = removed(start.prunable, [i / 50 for i in range(51)])
+    tables["heatmaps"] = list(_heatmaps(start.params))
+    baseline = next((run for run in runs if run.variant == "pruned" and run.target == 0), dense)
+    reference = baseline.load().tree
+    vocabulary = _vocabulary(dense)
+    cuts: dict[float, dict[str, np.ndarray]] = {}
+    for run in [dense, *runs]:
+        model = start if run is dense else run.load()
+        _model_rows(tables, run, model, vocabulary)
+        found = similarity(_features(run.cfg, model.tree, baseline.cfg, reference))
+        tables["features"] += [
+            {**run.label, "against": baseline.name, "layer": i, "cosine": c, "cka": k, "tokens": found.tokens}
+            for i, (c, k) in enumerate(zip(found.cosine.tolist(), found.cka.tolist(), strict=True))
+        ]
+        if run.variant == "pruned" and run.target > 0:
+            cuts[run.target] = model.masks
+    starts = {run.place.resolve(): run for run in runs}
+    for label, init_from, tuned in _kept_weights(study):
+        before = starts[init_from].load() if init_from in starts else start
+        _tuned_rows(tables, label, before.prunable, {path: tuned[path] for path in before.masks}, cuts)
+    return tables
+
+
+def _model_rows(tables: dict[str, list[Row]], run: Pretrained, model: Weights, vocabulary: list[str]) -> None:
+    _, params, masks = model
+    for row in weights.moments(model.prunable, masks):
+        path = row["path"]
+        place = {"layer": layer_of(path), "kind": kind_of(path), "sparsity": 1 - float(masks[path].mean())}
+        tables["weights"].append({**run.label, **row, **place})
+    tables["memory"] += [{**run.label, **row} for row in weights.memory(params, masks)]
+    for layer, values in head_sparsity(masks, run.cfg.model.num_attention_heads).items():
+        number = layer_of(f"{layer}/")
+        tables["heads"] += [{**run.label, "layer": number, "head": h, "sparsity": s} for h, s in enumerate(values)]
+    if vocabulary and run.variant in ("dense", "pruned"):
+        rows = weights.tokens(params[WORDS], vocabulary, masks.get(WORDS))
+        tables["tokens"] += [{**run.label, **row} for row in rows]
+
+
+def _tuned_rows(
+    tables: dict[str, list[Row]],
+    label: Row,
+    before: dict[str, np.ndarray],
+    tuned: dict[str, np.ndarray],
+    cuts: dict[float, dict[str, np.ndarray]],
+) -> None:
+    """Movement by fine-tuning (without the word embeddings, as in Table 2), and the masks that cutting the tuned
+    weights gives, against two others."""
+    inside = [{p: side[p] for p in side if p != WORDS} for side in (before, tuned)]
+    for row in movement(*inside):
+        place = {"layer": layer_of(row.path), "kind": kind_of(row.path)}
+        tables["movement"].append({**label, **row._asdict(), **place})
+    shares = (by_rank(*inside), by_rank(*inside, by="after"))
+    tables["movement_rank"] += [
+        {**label, "bin": i, "before": a, "after": b} for i, (a, b) in enumerate(zip(*map(np.ndarray.tolist, shares)))
+    ]
+    for target, masks in sorted(cuts.items()):
+        late = cut(tuned, target)
+        for other, reference in ((PRETRAINED, masks), (UNTUNED, cut(before, target))):
+            rows = distance(late, reference)
+            tables["distance"] += [{**label, "target": target, "against": other, **row} for row in rows]
+
+
+def _kept_weights(study: Path) -> Iterator[tuple[Row, Path, dict[str, np.ndarray]]]:
+    """(label, where it started, weights) of the fine-tuned dense models whose weights the study kept."""
+    for path in sorted((study / "runs" / "finetune").rglob("weights.npz")):
+        result = path.with_name("result.json")
+        if not result.is_file() or (found := json.loads(result.read_text()))["sparsity"] > 0:
+            continue
+        init_from = Path(read_yaml(path.with_name("config.yaml"))["init_from"]).expanduser().resolve()
+        with np.load(path) as saved:
+            yield {key: found[key] for key in ("task", "learning_rate", "seed")}, init_from, dict(saved)
+
+
+def _heatmaps(params: dict[str, np.ndarray]) -> Iterator[Row]:
+    """Fig 7: a key matrix of the second layer (or the first); Fig 8: the word embeddings."""
+    keys = [path for path in sorted(params) if path.endswith("attention/key/kernel")]
+    for figure, path in (("key", keys[min(1, len(keys) - 1)]), ("words", WORDS)):
+        values = weights.heatmap(params[path].T if figure == "key" else params[path], KEEP_ROWS, KEEP_ROWS)
+        for (i, j), value in np.ndenumerate(values):
+            yield {"figure": figure, "path": path, "row": i, "column": j, "abs_mean": float(value)}
+
+
+def _features(cfg: PretrainConfig, ours: Any, dense_cfg: PretrainConfig, dense: Any) -> Iterator[Batch]:
+    data = PretrainData(Path(dense_cfg.data.path).expanduser(), dense_cfg.data, split="dev", batch_size=32, seed=0)
+    tokens, (run, run_dense) = 0, (_states(c.model.model_dump_json()) for c in (cfg, dense_cfg))
+    for batch in data.eval_batches():
+        real = batch["attention_mask"] * batch["example_weights"][:, None].astype(np.int32)
+        tokens += int(real.sum())
+        yield run(ours, batch), run_dense(dense, batch), real
+        if tokens >= FEATURE_TOKENS:
+            return
+
+
+@cache
+def _states(model: str) -> Any:
+    """(params, batch) -> hidden states of a ModelConfig, given as JSON, which can be hashed."""
+    apply = bert(ModelConfig.model_validate_json(model), head="pretraining").apply
+    run = jax.jit(lambda params, batch: apply(params, batch, hidden_states=True)["hidden_states"])
+    names = ("input_ids", "token_type_ids", "attention_mask", "masked_positions")
+    return lambda params, batch: jax.device_get(run(params, {name: batch[name] for name in names}))
+
+
+def _vocabulary(dense: Pretrained) -> list[str]:
+    loaded = tokenizer.load(str(Path(dense.cfg.data.path).expanduser() / "tokenizer"))
+    pieces = loaded.tokenizer.get_vocab()
+    return sorted(pieces, key=pieces.__getitem__)
