@@ -4,12 +4,16 @@ import argparse
 import logging
 import os
 import sys
+import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import jaxprune
 
-EXIT_USER, EXIT_PREEMPTED, EXIT_DIVERGED, EXIT_CHECKPOINT = 2, 75, 77, 78
+EXIT_USER, EXIT_PREEMPTED, EXIT_PEER, EXIT_DIVERGED, EXIT_CHECKPOINT = 2, 75, 76, 77, 78
+
+_LAST_SECONDS = 3.0
 
 USAGE = """\
 usage: jaxprune COMMAND ...
@@ -21,10 +25,14 @@ Prune BERT while it pre-trains, let it recover, fine-tune it, and measure what p
   pretrain CONFIG.yaml --workdir DIR [--a.b value ...]    pre-train, prune, recover
   finetune CONFIG.yaml --workdir DIR [--a.b value ...]    GLUE: tasks x learning rates x seeds
   prune    SRC DST --sparsity 0.7 [--scope matrix]        one shot: Hugging Face directory in and out
+  inspect  CKPT [--json]                                  sparsity per matrix and head, weights, memory
+  diff     A B [--json]                                   mask distance, movement and cosine of two checkpoints
 
 The same command again resumes. --dry-run checks a config and its data, prints what would happen and writes nothing.
 `jaxprune COMMAND --help` lists every key. JAXPRUNE_TRACEBACK=1 shows where an error came from.
-Exit codes: 0 done, 2 wrong input, 75 stopped and saved, 77 diverged, 78 no readable checkpoint.
+On several hosts run the same command on each, with --distributed at its end.
+Exit codes: 0 done, 2 wrong input, 75 stopped and saved, 76 a peer process was lost, 77 diverged, 78 no readable
+checkpoint.
 """
 
 
@@ -46,17 +54,53 @@ def main(argv: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"jaxprune: {name!r} is no command; one of {', '.join(COMMANDS)}", file=sys.stderr)
         return EXIT_USER
+    code = _run(name, rest)
+    if code and any(a.startswith("--distributed") for a in rest):
+        _leave(code)
+    return code
+
+
+def _run(name: str, rest: list[str]) -> int:
+    job = any(a.startswith("--distributed") for a in rest)
     try:
         return COMMANDS[name](rest) or 0
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        code = _exit_code(error)
+        code = EXIT_PEER if job and _is_lost_peer(error) else _exit_code(error)
         if code is None or os.environ.get("JAXPRUNE_TRACEBACK"):
-            raise
+            if not job:
+                raise
+            traceback.print_exc()  # raising would wait for peers at exit
+            return code or 1
         said = f"{error.filename}: {error.strerror}; choose another path" if isinstance(error, OSError) else error
+        if code == EXIT_PEER:
+            said = f"a peer process was lost; run the same command on all hosts to resume ({_one_line(error)})"
         print(f"jaxprune {name}: {said}", file=sys.stderr)
         return code
+
+
+def _is_lost_peer(error: Exception) -> bool:
+    """Whether a collective failed since another process is gone; memory that ran out is a failure of this one."""
+    return type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and "RESOURCE_EXHAUSTED" not in str(error)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _leave(code: int) -> None:
+    """End one process of a job at once: an orderly exit would wait for peers that may be gone.
+
+    Process 0 serves the others; it goes last, so that each can still say why it ends.
+    """
+    import jax
+
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if jax.distributed.is_initialized() and jax.process_index() == 0:
+        time.sleep(_LAST_SECONDS)
+    os._exit(code)
 
 
 def _use_huge_pages() -> None:
@@ -101,6 +145,7 @@ def _configured(command: str, run: Callable[..., object]) -> Callable[[list[str]
         parser = _Parser(add_help=False, allow_abbrev=False)
         parser.add_argument("--workdir", type=Path)
         parser.add_argument("--dry-run", action="store_true")
+        parser.add_argument("--distributed", nargs="?", const="auto")
         known, overrides = parser.parse_known_args(argv)
         path = Path(overrides.pop(0)) if overrides and not overrides[0].startswith("-") else None
         prog = f"jaxprune {command} CONFIG.yaml --workdir DIR [--dry-run]"
@@ -110,10 +155,20 @@ def _configured(command: str, run: Callable[..., object]) -> Callable[[list[str]
         config = parse(MODELS[command], path, overrides, prog=prog)
         if known.workdir is None and not known.dry_run:
             raise ValueError("--workdir is missing; name the directory to write to")
+        if known.distributed:
+            _join(known.distributed)
         run(config, known.workdir, dry_run=known.dry_run)
         return 0
 
     return call
+
+
+def _join(spec: str) -> None:
+    """Make this process part of a job; all but process 0 say no more than what goes wrong."""
+    from jaxprune.experiments.environment import join
+
+    if not join(spec):
+        logging.getLogger("jaxprune").setLevel(logging.WARNING)
 
 
 def _prepare(config, workdir: Path, *, dry_run: bool) -> None:
@@ -165,10 +220,31 @@ def _demo(argv: list[str]) -> None:
     demo(parser.parse_args(argv).workdir)
 
 
+def _inspect(argv: list[str]) -> None:
+    parser = _Parser(prog="jaxprune inspect", description="Tables about one checkpoint.")
+    parser.add_argument("place", metavar="CKPT", help="pre-training workdir, Hugging Face directory or hub name")
+    parser.add_argument("--json", dest="as_json", action="store_true", help="print JSON instead of tables")
+    from jaxprune.experiments.inspect import inspect_checkpoint
+
+    inspect_checkpoint(**vars(parser.parse_args(argv)))
+
+
+def _diff(argv: list[str]) -> None:
+    parser = _Parser(prog="jaxprune diff", description="Tables about what lies between two checkpoints of one shape.")
+    for name in ("a", "b"):
+        parser.add_argument(name, metavar=name.upper(), help="pre-training workdir, Hugging Face directory or hub name")
+    parser.add_argument("--json", dest="as_json", action="store_true", help="print JSON instead of tables")
+    from jaxprune.experiments.inspect import diff_checkpoints
+
+    diff_checkpoints(**vars(parser.parse_args(argv)))
+
+
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "demo": _demo,
     "prepare": _configured("prepare", _prepare),
     "pretrain": _configured("pretrain", _pretrain),
     "finetune": _configured("finetune", _finetune),
     "prune": _prune,
+    "inspect": _inspect,
+    "diff": _diff,
 }

@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
 
 
 def data(folder, name="pairs", *, split="train", batch_size=16, seed=3, **changes):
-    placed = {key: changes.pop(key) for key in ("host", "hosts", "verify") if key in changes}
+    placed = {key: changes.pop(key) for key in ("rows", "verify") if key in changes}
     return PretrainData(folder / name, DataConfig(**changes), split, batch_size, seed, **placed)
 
 
@@ -223,14 +223,17 @@ def test_without_pairs(folder):
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
-def test_global_batch_is_the_same_on_any_number_of_hosts(folder, hosts):
+@pytest.mark.parametrize("how", ["runs", "interleaved"])
+def test_global_batch_is_the_same_on_any_number_of_hosts(folder, hosts, how):
     alone = data(folder)
-    parts = [data(folder, host=h, hosts=hosts) for h in range(hosts)]
+    rows = np.arange(alone.batch_size)
+    deal = {"runs": rows.reshape(hosts, -1), "interleaved": rows.reshape(-1, hosts).T}[how]
+    parts = [data(folder, rows=mine) for mine in deal]
     for step in (0, 7, 1000):
         whole = alone.batch(step)
         split = [part.batch(step) for part in parts]
-        for key in whole:
-            np.testing.assert_array_equal(np.concatenate([b[key] for b in split]), whole[key])
+        for mine, batch in zip(deal, split, strict=True):
+            same(batch, {key: value[mine] for key, value in whole.items()})
     assert len({part.fingerprint for part in (alone, *parts)}) == 1
 
 
@@ -271,7 +274,7 @@ def test_iterator_saves_and_restores(folder):
         same(next(iterator), source.batch(step))
     state = iterator.get_state()
     following = next(iterator)
-    other = data(folder, host=1, hosts=2).iterator(start_step=0, prefetch=1)
+    other = data(folder, rows=np.arange(8, 16)).iterator(start_step=0, prefetch=1)
     other.set_state(state)  # another number of hosts goes on in the same place
     np.testing.assert_array_equal(next(other)["input_ids"], following["input_ids"][8:])
     iterator.set_state({"next_index": 2})
@@ -349,9 +352,9 @@ def test_damage_is_noticed(folder, tmp_path):
 
 
 def test_bad_arguments(folder):
-    with pytest.raises(ValueError, match="batch_size = 6 does not divide over 4 hosts"):
-        data(folder, batch_size=6, hosts=4)
-    with pytest.raises(ValueError, match=r"host = 2 is not in \[0, hosts = 2\)"):
-        data(folder, host=2, hosts=2)
+    with pytest.raises(ValueError, match="batch_size = 0 is below 1"):
+        data(folder, batch_size=0)
+    with pytest.raises(ValueError, match=r"rows \[5 6\] are not of a batch of batch_size = 6"):
+        data(folder, batch_size=6, rows=np.array([5, 6]))
     with pytest.raises(ValueError, match="no split 'test'; there are train, dev"):
         data(folder, split="test")

@@ -27,8 +27,8 @@ _STEPS = 1 << 40  # length of the endless sequence of batches
 class PretrainData:
     """One split of prepared data as batches. The global batch of a step does not depend on the number of hosts.
 
-    Errors: ValueError if `path` is not finished prepared data, a file is damaged (it is named), the batch does not
-    divide over the hosts, or the masking does not suit the tokenizer. `verify` compares hashes too where all files are
+    Errors: ValueError if `path` is not finished prepared data, a file is damaged (it is named), `rows` are not of the
+    batch, or the masking does not suit the tokenizer. `verify` compares hashes too where all files are
     below 4 GiB together; sizes are always compared.
     """
 
@@ -39,8 +39,8 @@ class PretrainData:
     """Rows of the global batch."""
     seed: int
     """Of order and masks."""
-    host: int = 0
-    hosts: int = 1
+    rows: np.ndarray | None = field(default=None, compare=False)
+    """Rows of the global batch that this host makes, ascending; None makes all."""
     verify: bool = True
     manifest: dict[str, Any] = field(init=False, repr=False, compare=False)
     _rows: shards.Examples = field(init=False, repr=False, compare=False)
@@ -48,10 +48,10 @@ class PretrainData:
 
     def __post_init__(self) -> None:
         folder = Path(self.path).expanduser().absolute()
-        if not 0 <= self.host < self.hosts:
-            raise ValueError(f"host = {self.host} is not in [0, hosts = {self.hosts})")
-        if self.batch_size < 1 or self.batch_size % self.hosts:
-            raise ValueError(f"batch_size = {self.batch_size} does not divide over {self.hosts} hosts")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size = {self.batch_size} is below 1")
+        if self.rows is not None and not (np.size(self.rows) and 0 <= self.rows[0] <= self.rows[-1] < self.batch_size):
+            raise ValueError(f"rows {self.rows} are not of a batch of batch_size = {self.batch_size}")
         manifest = shards.read_manifest(folder)
         shards.verify(folder, manifest, hashes=None if self.verify else False)
         vocab = tokenizer.load(str(folder / "tokenizer"))
@@ -137,9 +137,8 @@ class PretrainData:
         return iterator
 
     def _host_rows(self) -> np.ndarray:
-        """Places of this host's rows in the global batch: a contiguous run, so that arrays concatenate over hosts."""
-        share = self.batch_size // self.hosts
-        return np.arange(self.host * share, (self.host + 1) * share, dtype=np.int64)
+        """Places of this host's rows in the global batch, int64."""
+        return np.arange(self.batch_size, dtype=np.int64) if self.rows is None else self.rows.astype(np.int64)
 
     def _masked(self, row_B: np.ndarray, seed: int, epoch_B: np.ndarray) -> Batch:
         ids_BL, info_B = self._rows.take(row_B)

@@ -10,8 +10,20 @@ from typing import Any
 import jax
 
 import jaxprune
+from jaxprune.training import processes
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers")
+
+
+def join(spec: str) -> bool:
+    """Join the job that `spec` names (see `processes.join`); whether this process is its first."""
+    processes.join(spec)
+    return processes.is_first()
+
+
+def versions() -> dict[str, str]:
+    """Versions that all processes of a job must share."""
+    return {"jaxprune": jaxprune.__version__, "jax": jax.__version__, "jaxlib": importlib.metadata.version("jaxlib")}
 
 
 def environment(**extra: Any) -> dict[str, Any]:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-from jaxprune.config import PretrainConfig
+from jaxprune.config import PretrainConfig, PruneConfig
 from jaxprune.config.load import changes, to_yaml
 from jaxprune.data.mlm import PretrainData
 from jaxprune.experiments.dryrun import describe
-from jaxprune.experiments.environment import environment_json
+from jaxprune.experiments.environment import environment_json, versions
 from jaxprune.experiments.start import start, start_config
 from jaxprune.models.bert import bert
 from jaxprune.models.hf import save_hf
@@ -22,11 +23,12 @@ from jaxprune.training.checkpoint import Checkpoints
 from jaxprune.training.compile import Program, compile_steps, evaluate_all
 from jaxprune.training.loop import fit
 from jaxprune.training.optimizer import adamw, learning_rate_at
+from jaxprune.training.processes import agree, from_first, together, whole
 from jaxprune.training.records import Records
-from jaxprune.training.sharding import check_batch, make_mesh
+from jaxprune.training.sharding import check_batch, make_mesh, process_rows
 from jaxprune.training.state import TrainState
 from jaxprune.training.steps import means
-from jaxprune.training.workdir import Workdir, write_atomically
+from jaxprune.training.workdir import Workdir, owned_workdir
 
 log = logging.getLogger("jaxprune")
 
@@ -44,8 +46,10 @@ def pretrain(cfg: PretrainConfig, workdir: Path, *, dry_run: bool = False) -> di
 
     Everything that can be wrong with the input is checked before the workdir is made. `dry_run` prints and stops there.
     """
-    cfg = resolve(cfg)
-    run = compile_run(cfg)
+    with together("config and data"):
+        cfg = resolve(cfg)
+        run = compile_run(cfg)
+    agree({"config": to_yaml(cfg), "data": run.data.fingerprint} | versions())
     if dry_run:
         describe(cfg, run.program, run.data, prune_plan(cfg))
         return None
@@ -66,11 +70,12 @@ def _absolute(place: str) -> str:
 
 def compile_run(cfg: PretrainConfig) -> Run:
     """Open the data and build the steps of a resolved config; raises on anything that does not fit."""
-    train, dev = _data(cfg, "train"), _data(cfg, "dev")
-    model = bert(cfg.model, head="pretraining")
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
     mesh = make_mesh(cfg.mesh)
     check_batch(cfg.batch_size, cfg.train.accumulate, mesh)
+    rows = process_rows(mesh, cfg.batch_size)
+    train, dev = _data(cfg, "train", rows), _data(cfg, "dev", rows)
+    model = bert(cfg.model, head="pretraining")
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
     program = compile_steps(
         shapes,
         init_masks(shapes, cfg.prune.include, cfg.prune.exclude),
@@ -87,10 +92,9 @@ def compile_run(cfg: PretrainConfig) -> Run:
 def pretrain_in(cfg: PretrainConfig, workdir: Path, run: Run) -> dict[str, Any]:
     """Run a resolved config in `workdir` with steps compiled before; a finished run only returns its result."""
     # Weights to start from are read before anything is written, so that bad ones leave no workdir behind.
-    begun = (Path(workdir).expanduser() / "checkpoints").is_dir()
+    begun = from_first((Path(workdir).expanduser() / "checkpoints").is_dir())
     first = _first_state(cfg, run.program) if cfg.init_from and not begun else None
-    with Workdir(workdir) as place:
-        place.check_same("config.yaml", to_yaml(cfg), partial(changes, PretrainConfig))
+    with owned_workdir(workdir, to_yaml(cfg), partial(changes, PretrainConfig)) as place:
         result = place.result()
         if result is not None:
             log.info("%s: finished before; nothing to do", place.path)
@@ -102,14 +106,21 @@ def pretrain_in(cfg: PretrainConfig, workdir: Path, run: Run) -> dict[str, Any]:
 
 def prune_plan(cfg: PretrainConfig) -> dict[int, float]:
     """Step -> sparsity for every prune of the run; empty when it does not prune."""
-    if cfg.prune.sparsity == 0:
+    return plan_of(cfg.prune, cfg.steps)
+
+
+def plan_of(prune: PruneConfig, steps: int) -> dict[int, float]:
+    """Step -> sparsity for every prune within `steps`; empty when nothing is to be pruned."""
+    if prune.sparsity == 0:
         return {}
-    prune = cfg.prune
     schedule = SCHEDULES[prune.schedule](prune.sparsity, begin=prune.begin, end=prune.end, initial=prune.initial)
-    return plan(schedule, begin=prune.begin, end=prune.end, every=prune.every)
+    prunes = plan(schedule, begin=prune.begin, end=prune.end, every=prune.every)
+    if prune.refresh:
+        prunes |= plan(schedule, begin=prune.begin, end=steps, every=prune.every)
+    return prunes
 
 
-def _data(cfg: PretrainConfig, split: str) -> PretrainData:
+def _data(cfg: PretrainConfig, split: str, rows: np.ndarray) -> PretrainData:
     if not cfg.data.path:
         raise ValueError("data.path is empty; give the directory that `jaxprune prepare` wrote")
     data = PretrainData(
@@ -118,8 +129,7 @@ def _data(cfg: PretrainConfig, split: str) -> PretrainData:
         split=split,
         batch_size=cfg.batch_size,
         seed=cfg.seed,
-        host=jax.process_index(),
-        hosts=jax.process_count(),
+        rows=rows,
     )
     if data.vocab_size > cfg.model.vocab_size:
         raise ValueError(
@@ -143,11 +153,11 @@ def _run(cfg: PretrainConfig, place: Workdir, run: Run, first: TrainState | None
     last_evaluation: dict[str, float] = {}
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        sums = evaluate_all(program, state, run.dev.eval_batches(cfg.train.eval_batches))
+        sums = evaluate_all(program, state, map(program.put, run.dev.eval_batches(cfg.train.eval_batches)))
         last_evaluation.update(means(sums, terms))
         return last_evaluation
 
-    write_atomically(place / "run.json", environment_json(seed=cfg.seed, mesh=dict(program.mesh.shape)))
+    place.write("run.json", environment_json(seed=cfg.seed, mesh=dict(program.mesh.shape)))
     with Checkpoints(place.path, keep=cfg.train.keep) as checkpoints:
         found = checkpoints.restore(program.abstract)
         if found is None:
@@ -179,8 +189,9 @@ def _run(cfg: PretrainConfig, place: Workdir, run: Run, first: TrainState | None
             )
     if not last_evaluation:  # every step was done before a restart that came too late to train
         evaluate(state)
-    params = jax.device_get(apply_masks(state.params, state.masks))
-    save_hf(place / "hf", cfg.model, params, head="pretraining", tokenizer=_tokenizer(cfg))
+    params = whole(jax.jit(apply_masks)(state.params, state.masks))
+    if place.owner:
+        save_hf(place / "hf", cfg.model, params, head="pretraining", tokenizer=_tokenizer(cfg))
     return {
         "steps": cfg.steps,
         "tokens": cfg.steps * cfg.batch_size * data.seq_len,
@@ -196,12 +207,11 @@ def _tokenizer(cfg: PretrainConfig) -> Path:
 
 def _first_state(cfg: PretrainConfig, program: Program) -> TrainState:
     key = jax.random.key(cfg.seed)
+    if not cfg.init_from:
+        return program.draw(bert(cfg.model, head="pretraining").init, key)
     source = start(cfg.init_from, cfg.init_revision, cfg.model, head="pretraining", num_labels=0, key=key)
     masks = init_masks(source.params, cfg.prune.include, cfg.prune.exclude)
-    if source.masks is not None:
-        masks = jax.tree.map(
-            lambda _, m, old: m if old is None or m is None else old, source.params, masks, source.masks
-        )
+    masks = jax.tree.map(lambda _, m, old: m if old is None or m is None else old, source.params, masks, source.masks)
     return program.init(source.params, masks)
 
 

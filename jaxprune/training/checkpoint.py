@@ -13,9 +13,12 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from jaxprune.training.processes import from_first, is_first
 from jaxprune.training.workdir import write_atomically
 
 log = logging.getLogger("jaxprune")
+
+_NONE = 2**31 - 1
 
 
 class CheckpointError(RuntimeError):
@@ -35,10 +38,12 @@ class Checkpoints:
         if read_only:
             options = ocp.CheckpointManagerOptions(create=False)
         else:
-            self._integrity.mkdir(parents=True, exist_ok=True)
+            if is_first():
+                self._integrity.mkdir(parents=True, exist_ok=True)
             options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self._path, options=options)
         self._pending: int | None = None
+        self._passed_over: set[int] = set()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -53,7 +58,8 @@ class Checkpoints:
     def save(self, step: int, state: Any, data: dict[str, int | str]) -> None:
         """Start writing `state` (arrays) and `data` (the position in the data). Errors surface at the next call."""
         self.wait()
-        self._record(step).unlink(missing_ok=True)
+        if is_first():
+            self._record(step).unlink(missing_ok=True)
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
         if not self._manager.save(step, args=args, force=True):
             raise CheckpointError(f"checkpoint {self._path / str(step)}: not saved; free its place and run again")
@@ -68,7 +74,7 @@ class Checkpoints:
             raise CheckpointError(
                 f"checkpoint under {self._path}: {_one_line(error)}; older steps are intact, run again to resume"
             ) from error
-        if pending is not None and jax.process_index() == 0:
+        if pending is not None and is_first():
             files = _checksums(self._path / str(pending))
             write_atomically(self._record(pending), json.dumps({"files": files}) + "\n")
             for record in self._integrity.glob("*.json"):
@@ -80,30 +86,42 @@ class Checkpoints:
 
         `abstract` holds a ShapeDtypeStruct with a sharding per leaf. A damaged step is renamed to `<step>.corrupt`
         and the one before it used. CheckpointError when steps exist and none is good, or when a step that is as it
-        was written does not fit `abstract`: nothing starts over silently.
+        was written does not fit `abstract`: nothing starts over silently. In a job process 0 verifies the files, and
+        all processes restore the step it found; damage that one alone met in a restore would leave the others waiting.
         """
         found = self.steps()
-        for step in reversed(found):
-            problem = self.damage(step)
-            if problem is None:
-                try:
-                    args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
-                    restored = self._manager.restore(step, args=args)
-                    return step, restored["state"], restored["data"]
-                except Exception as error:
-                    problem = _one_line(error)
-                    if self._record(step).exists():  # the files are whole, so moving them away would help nobody
-                        raise CheckpointError(
-                            f"checkpoint {self._path / str(step)}: is as it was written, but cannot be restored here "
-                            f"({problem}); resume with the version and config that wrote it"
-                        ) from error
-            self._quarantine(step, problem)
+        while (step := from_first(self._newest_good() if is_first() else 0)) != _NONE:
+            self._manager.reload()  # what process 0 moved away is gone
+            problem: Exception | None = None
+            try:
+                args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
+                restored = self._manager.restore(step, args=args)
+                return step, restored["state"], restored["data"]
+            except Exception as error:
+                problem = error
+            if self._record(step).exists() or jax.process_count() > 1:  # moving whole files away would help nobody
+                raise CheckpointError(
+                    f"checkpoint {self._path / str(step)}: is as it was written, but cannot be restored here "
+                    f"({_one_line(problem)}); resume with the version and config that wrote it"
+                ) from problem
+            self._quarantine(step, _one_line(problem))
         if found:
             raise CheckpointError(
                 f"checkpoints {found} under {self._path}: none can be read (see the warnings above); "
                 "start again in another --workdir, or put a good copy back"
             )
         return None
+
+    def _newest_good(self) -> int:
+        """The newest step whose files are as they were written, or _NONE; damaged ones are moved away."""
+        for step in reversed(self.steps()):
+            if step in self._passed_over:
+                continue
+            problem = self.damage(step)
+            if problem is None:
+                return step
+            self._quarantine(step, problem)
+        return _NONE
 
     def damage(self, step: int) -> str | None:
         """What is wrong with a step's files, or None. A step killed before its record was written counts as good."""
@@ -127,6 +145,7 @@ class Checkpoints:
         path = self._path / str(step)
         if self._read_only:
             log.warning("checkpoint %s: %s; trying the one before", path, problem)
+            self._passed_over.add(step)
             return
         place, number = self._path / f"{step}.corrupt", 1
         while place.exists():

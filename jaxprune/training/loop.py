@@ -2,8 +2,6 @@
 
 import logging
 import math
-import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +14,7 @@ import numpy as np
 from jaxprune.config import TrainConfig
 from jaxprune.pruning import leaf_counts, smallest_kept
 from jaxprune.training.checkpoint import Checkpoints
+from jaxprune.training.processes import Stop
 from jaxprune.training.records import Bar, Records
 from jaxprune.training.state import TrainState
 from jaxprune.training.steps import means
@@ -91,12 +90,12 @@ def fit(
 
     if step == 0 and 0 in plan:
         prune_now()
-    with Bar(title, total=steps, done=step) as bar, _Stop() as stop:
+    with Bar(title, total=steps, done=step) as bar, Stop() as stop:
         while step < steps:
             state, metrics = train_step(state, put(next(batches)), key)
             step += 1
             in_flight.append((step, metrics))
-            last, stopping = step == steps, stop.requested
+            last, stopping = step == steps, stop.requested(step)
             log_now = step % cfg.log_every == 0 or last
             eval_now = evaluate is not None and (last or (cfg.eval_every > 0 and step % cfg.eval_every == 0))
             save_now = last or stopping or step % cfg.save_every == 0
@@ -179,26 +178,3 @@ def _all_finite(tree: Any) -> jax.Array:
 def _check_finite(state: TrainState, step: int) -> None:
     if not _all_finite(state.params):
         raise Diverged(f"step {step}: a weight is not finite, so nothing was pruned or saved; {_REMEDY}")
-
-
-class _Stop:
-    """Set by SIGTERM or SIGINT instead of dying, so that the step in flight can finish and be saved."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "_Stop":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._ask)
-        return self
-
-    def _ask(self, number: int, frame: Any) -> None:
-        del frame
-        log.warning("%s: stopping after this step", signal.Signals(number).name)
-        self.requested = True
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

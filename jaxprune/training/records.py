@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from jaxprune.training.processes import is_first
 from jaxprune.training.workdir import Workdir
 
 log = logging.getLogger("jaxprune")
@@ -17,9 +18,12 @@ class Records:
     """Writes metrics and prunes of one run; after a restart, continues behind `step` without doubling a line."""
 
     def __init__(self, workdir: Workdir, *, step: int):
+        self._workdir = workdir
+        self._board: Any = None
+        if not workdir.owner:
+            return
         from tensorboardX import SummaryWriter
 
-        self._workdir = workdir
         for name in ("metrics.jsonl", "prunes.jsonl"):
             workdir.rewind(name, step or -1)  # from the start: a prune of step 0 is done again
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
@@ -27,19 +31,24 @@ class Records:
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """A line of metrics.jsonl and a point per value in TensorBoard."""
         self._workdir.append("metrics.jsonl", {"step": step, **values})
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        self._draw(step, values)
 
     def prune(self, step: int, record: dict[str, Any]) -> None:
         """A line of prunes.jsonl."""
         self._workdir.append("prunes.jsonl", {"step": step, **record})
-        self._board.add_scalar("sparsity", record["sparsity"], step)
+        self._draw(step, {"sparsity": record["sparsity"]})
+
+    def _draw(self, step: int, values: dict[str, float]) -> None:
+        if self._board:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
 
     def __enter__(self) -> "Records":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._board.close()
+        if self._board:
+            self._board.close()
 
 
 class Bar:
@@ -49,7 +58,7 @@ class Bar:
         self._title, self._total, self._quiet_seconds = title, total, quiet_seconds
         self._said = time.monotonic()
         self._progress: Progress | None = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and is_first():
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._progress = Progress(*columns, TextColumn("{task.fields[text]}"), console=Console(stderr=True))
             self._task = self._progress.add_task(title, total=total, completed=done, text="")

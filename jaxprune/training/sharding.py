@@ -4,26 +4,26 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxprune.config import MeshConfig
 
 DATA_AXES = ("data", "fsdp")
+AXES = ("member", *DATA_AXES)
 
 
 def make_mesh(cfg: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """A (data, fsdp) mesh over all devices. ValueError names the sizes when they do not fit."""
+    """A (member, data, fsdp) mesh over all devices. ValueError names the sizes when they do not fit."""
     devices = jax.devices() if devices is None else devices
-    sizes = {"data": cfg.data, "fsdp": cfg.fsdp}
-    known = 1
-    for size in sizes.values():
-        known *= size if size > 0 else 1
+    sizes = {axis: getattr(cfg, axis) for axis in AXES}
+    known = int(np.prod([size for size in sizes.values() if size > 0]))
     sizes = {axis: size if size > 0 else max(len(devices) // known, 1) for axis, size in sizes.items()}
-    if sizes["data"] * sizes["fsdp"] != len(devices):
-        raise ValueError(
-            f"mesh.data = {cfg.data}, mesh.fsdp = {cfg.fsdp} do not cover {len(devices)} devices; set one of them to -1"
-        )
-    return jax.make_mesh(tuple(sizes.values()), DATA_AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+    if int(np.prod([*sizes.values()])) != len(devices):
+        given = ", ".join(f"mesh.{axis} = {getattr(cfg, axis)}" for axis in AXES)
+        raise ValueError(f"{given} do not cover {len(devices)} devices; set one of them to -1")
+    kind = AxisType.Explicit if cfg.axes == "explicit" else AxisType.Auto
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(kind,) * len(AXES), devices=devices)
 
 
 def state_shardings(abstract: Any, mesh: Mesh) -> Any:
@@ -42,20 +42,55 @@ def _spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
     return PartitionSpec(*("fsdp" if axis == largest else None for axis in range(len(shape))))
 
 
+def everywhere(mesh: Mesh) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Batches are split over every data axis."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXES))
 
 
+def process_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """Rows of a global batch that this process's devices need, ascending; a mesh may deal them out in any order."""
+    slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in slices]))
+
+
 def put_batch(batch: dict[str, Any], sharding: NamedSharding) -> dict[str, jax.Array]:
-    """This process's rows of a global batch as global arrays."""
+    """This process's rows of a global batch (`process_rows`) as global arrays."""
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+def put_whole(tree: Any, shardings: Any) -> Any:
+    """Arrays that every process holds whole, as global arrays; each device gets its shard alone."""
+
+    def put(x, sharding):
+        if isinstance(x, jax.Array) and x.sharding.is_equivalent_to(sharding, x.ndim):
+            return x
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(put, tree, shardings)
+
+
+def gathered(loss_fn: Any, mesh: Mesh) -> Any:
+    """`loss_fn` with its params copied to every device first, where JAX's Explicit axes want that to be said.
+
+    Under Auto axes the compiler gathers each matrix where it is used.
+    """
+    if mesh.shape["fsdp"] == 1 or not mesh.explicit_axes:
+        return loss_fn
+    copied = everywhere(mesh)
+    return lambda params, *rest: loss_fn(jax.tree.map(lambda p: jax.sharding.reshard(p, copied), params), *rest)
 
 
 def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
     """ValueError unless every device gets the same number of rows in every micro-batch."""
-    if batch_size % (mesh.size * accumulate):
+    pieces = int(np.prod([mesh.shape[axis] for axis in DATA_AXES]))
+    if batch_size % (pieces * accumulate):
         raise ValueError(
-            f"batch_size = {batch_size} does not split over {mesh.size} devices x train.accumulate = {accumulate}; "
-            f"use a multiple of {mesh.size * accumulate}"
+            f"batch_size = {batch_size} does not split over {pieces} devices x train.accumulate = {accumulate}; "
+            f"use a multiple of {pieces * accumulate}"
         )

@@ -4,16 +4,28 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from jaxprune.training.processes import is_first, together
+
+_SHARED_SECONDS = 20.0  # network file systems show a new file late
+
 
 class Workdir:
-    """Owns `path` until closed or killed. A second run in the same directory is refused, naming the first."""
+    """Owns `path` until closed or killed. A second run in the same directory is refused, naming the first.
 
-    def __init__(self, path: str | Path):
+    Of the processes of a job one alone is the owner. The others see the same files, lock nothing and write nothing.
+    """
+
+    def __init__(self, path: str | Path, *, owner: bool = True):
         self.path = Path(path).expanduser().resolve()
+        self.owner = owner
+        if not owner:
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("a+")
@@ -23,9 +35,9 @@ class Workdir:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock.seek(0)
-            owner = self._lock.read().strip() or "another process"
+            other = self._lock.read().strip() or "another process"
             self._lock.close()
-            raise ValueError(f"workdir {self.path}: in use by {owner}; wait for it or use another --workdir") from None
+            raise ValueError(f"workdir {self.path}: in use by {other}; wait for it or use another --workdir") from None
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         self._lock.flush()
@@ -34,20 +46,27 @@ class Workdir:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.close()
+        self.close()
+
+    def close(self) -> None:
+        """Give the directory up."""
+        if self.owner:
+            self._lock.close()
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
     def append(self, name: str, record: dict[str, Any]) -> None:
         """One JSON line at the end of a `.jsonl` file, flushed."""
+        if not self.owner:
+            return
         with (self / name).open("a") as file:
             file.write(json.dumps(record) + "\n")
 
     def rewind(self, name: str, step: int) -> None:
         """Drop records after `step`, and a line that a kill cut short, so that a resumed run repeats none."""
         path = self / name
-        if not path.exists():
+        if not self.owner or not path.exists():
             return
         kept = [line for line in path.read_text().splitlines() if _step(line) <= step]
         write_atomically(path, "".join(line + "\n" for line in kept))
@@ -55,6 +74,8 @@ class Workdir:
     def check_same(self, name: str, text: str, compare: Callable[[str, str], list[str]]) -> None:
         """Write `text` to a new file; ValueError when the file is there and `compare(old, new)` lists differences."""
         path = self / name
+        if not self.owner:
+            return
         if not path.exists():
             write_atomically(path, text)
             return
@@ -65,6 +86,11 @@ class Workdir:
                 "use another --workdir, or the old values to resume"
             )
 
+    def write(self, name: str, text: str) -> None:
+        """Replace a text file."""
+        if self.owner:
+            write_atomically(self / name, text)
+
     def result(self) -> dict[str, Any] | None:
         """What a finished run wrote last, or None."""
         path = self / "result.json"
@@ -72,7 +98,32 @@ class Workdir:
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json, which marks the run as finished."""
-        write_atomically(self / "result.json", json.dumps(result, indent=1) + "\n")
+        self.write("result.json", json.dumps(result, indent=1) + "\n")
+
+
+@contextmanager
+def owned_workdir(path: str | Path, config: str, compare: Callable[[str, str], list[str]]) -> Iterator[Workdir]:
+    """The workdir of a run with this config: process 0 owns it, and all processes must see it.
+
+    ValueError on every process when it is in use, made with another config (see `Workdir.check_same`), or not shared.
+    """
+    place = Workdir(path, owner=False)
+    with together(f"workdir {place.path}"):
+        if is_first():
+            place = Workdir(path)
+            try:
+                place.check_same("config.yaml", config, compare)
+            except ValueError:
+                place.close()
+                raise
+    with place:
+        with together(f"workdir {place.path}"):
+            deadline = time.monotonic() + _SHARED_SECONDS
+            while not (place / "config.yaml").exists():
+                if time.monotonic() > deadline:
+                    raise ValueError(f"workdir {place.path}: not seen here; use storage that all hosts share")
+                time.sleep(0.2)
+        yield place
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,120 @@
+"""Several processes as one run: they check together, agree, stop at the same step, and leave nobody waiting."""
+
+import hashlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+log = logging.getLogger("jaxprune")
+
+HEARTBEAT_SECONDS = 60
+_DIGEST_BYTES = 8
+
+
+def join(spec: str) -> None:
+    """Make this process part of a job; call before anything else of JAX.
+
+    `auto` takes everything from the environment (Cloud TPU, GKE, SLURM, Open MPI). `HOST:PORT,PROCESSES,ID` says it:
+    the address of process 0, how many there are, and which one this is. The port has no authentication: bind it in a
+    private network only. ValueError for another spec.
+    """
+    if spec == "auto":
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+        return
+    address, *numbers = spec.split(",")
+    if len(numbers) != 2 or not all(n.isdigit() for n in numbers) or not address.rpartition(":")[2].isdigit():
+        raise ValueError(f"--distributed {spec}: give HOST:PORT,PROCESSES,ID, or nothing to take it from the machine")
+    count, number = map(int, numbers)
+    if number >= count:
+        raise ValueError(f"--distributed {spec}: process {number} is outside 0 to {count - 1}; they count from 0")
+    jax.distributed.initialize(address, count, number, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+
+
+def is_first() -> bool:
+    """Whether this process writes the records of the run."""
+    return jax.process_index() == 0
+
+
+@contextmanager
+def together(what: str) -> Iterator[None]:
+    """A block that may fail on some processes only: if it fails on one, all raise, so that none waits for it."""
+    problem: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        problem = error
+    failed = np.flatnonzero(_gather(np.array(problem is not None)))
+    if problem is not None:
+        raise problem
+    if failed.size:
+        raise ValueError(f"{what}: failed on process {failed[0]} of {jax.process_count()}; its output says why")
+
+
+def agree(values: Mapping[str, str]) -> None:
+    """ValueError on every process unless all hold the same values; it names the keys that differ."""
+    digests = [hashlib.sha256(value.encode()).digest()[:_DIGEST_BYTES] for value in values.values()]
+    mine = np.frombuffer(b"".join(digests), np.uint8).reshape(len(values), _DIGEST_BYTES)
+    theirs = _gather(mine)
+    differ = [key for key, same in zip(values, (theirs == theirs[0]).all((0, 2)), strict=True) if not same]
+    if differ:
+        raise ValueError(f"{', '.join(differ)}: not the same on all {jax.process_count()} processes; make them equal")
+
+
+def from_first(number: int) -> int:
+    """The number that process 0 holds, a non-negative int32 on every process."""
+    return int(_gather(np.array(number, np.int32))[0])
+
+
+def whole(tree: Any) -> Any:
+    """`tree` as numpy arrays on every process, whatever their sharding. Every process must call it."""
+    return jax.device_get(tree) if jax.process_count() == 1 else multihost_utils.process_allgather(tree, tiled=True)
+
+
+def _gather(x: np.ndarray) -> np.ndarray:
+    """The x of all processes, (processes, ...)."""
+    return x[None] if jax.process_count() == 1 else np.asarray(multihost_utils.process_allgather(x))
+
+
+class Stop:
+    """SIGTERM or SIGINT asks for a stop instead of killing, so that the step in flight can finish and be saved.
+
+    In a job JAX's preemption service passes the notice on, and all processes stop after the same step.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._job = jax.distributed.is_initialized()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Stop":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT,) if self._job else (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def requested(self, step: int) -> bool:
+        """Whether to save and stop after `step`; in a job, call it at every step."""
+        if self._job and multihost_utils.reached_preemption_sync_point(step):
+            log.warning("step %d: a process was asked to stop", step)
+            self._asked = True
+        return self._asked
+
+    def _ask(self, number: int, frame: Any) -> None:
+        del frame
+        if self._job:
+            os.kill(os.getpid(), signal.SIGTERM)  # which the preemption service listens for
+            return
+        log.warning("%s: stopping after this step", signal.Signals(number).name)
+        self._asked = True
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

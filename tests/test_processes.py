@@ -1,0 +1,158 @@
+"""Two processes of four devices as one job over loopback: the same run, stopped, killed, resumed, moved."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from test_resume import end_state, losses, wait_for_step
+from workflow import Done
+
+from jaxprune.cli import EXIT_PEER, EXIT_PREEMPTED, EXIT_USER
+from jaxprune.training.workdir import read_records
+
+pytestmark = pytest.mark.slow
+ABORTED = -signal.SIGABRT
+"""How JAX's coordination service ends a process whose process 0 is gone; nothing of ours can run then."""
+
+
+@pytest.fixture(scope="module")
+def config(tiny) -> Path:
+    """A run on 8 devices, split over both data axes, saved at every other step."""
+    return tiny.pretrain_yaml(tiny.root / "job.yaml", mesh={"data": 4, "fsdp": 2}, prune={"scope": "global"})
+
+
+def start(tiny, config, workdir, *more, count: int = 2) -> list[subprocess.Popen[str]]:
+    """The processes of a job of 8 devices; a job of one process is one too."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ.copy()
+    os.environ["JAX_NUM_CPU_DEVICES"] = str(8 // count)
+    try:
+        spec = [f"--distributed=127.0.0.1:{port},{count},{number}" for number in range(count)]
+        return [tiny.start("pretrain", config, "--workdir", workdir, *more, one) for one in spec]
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+
+
+def finish(processes) -> list[Done]:
+    """What all processes of a job left; none may outlive the time allowed."""
+    try:
+        return [Done.of(process) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def job(tiny, config) -> Path:
+    """The workdir of an undisturbed job of two processes."""
+    done = finish(start(tiny, config, tiny.root / "job"))
+    assert [d.code for d in done] == [0, 0], done
+    return tiny.root / "job"
+
+
+def numbers(workdir: Path) -> np.ndarray:
+    """Losses and gradient norms of every step."""
+    return np.array([[line[key] for key in ("loss", "grad_norm")] for line in losses(workdir) if "loss" in line])
+
+
+def assert_near(workdir: Path, reference: Path) -> None:
+    """Another number of processes: losses to float tolerance, the same prunes and the same masks."""
+    np.testing.assert_allclose(numbers(workdir), numbers(reference), rtol=2e-4)
+    for key in ("target", "kept", "size", "leaves"):
+        a, b = ([line[key] for line in read_records(place / "prunes.jsonl")] for place in (workdir, reference))
+        assert a == b
+    (step, state, data), (_, expected, expected_data) = end_state(workdir), end_state(reference)
+    assert (step, data) == (12, expected_data)
+    jax.tree.map(np.testing.assert_array_equal, state.masks, expected.masks)
+
+
+def test_a_job_is_the_same_run_as_one_process(tiny, config, job, tmp_path):
+    done = finish(start(tiny, config, tmp_path / "run", count=1))
+    assert done[0].code == 0, done
+    assert_near(tmp_path / "run", job)
+    assert (tmp_path / "run" / "hf" / "model.safetensors").stat().st_size
+    assert len(read_records(job / "prunes.jsonl")) == 3
+    assert [line["step"] for line in losses(job) if "loss" in line] == list(range(1, 13))
+
+
+@pytest.mark.parametrize("before", [1, 2])
+def test_a_checkpoint_moves_to_another_number_of_processes(tiny, config, job, tmp_path, before):
+    processes = start(tiny, config, tmp_path / "run", "--train.save-every", 1000, count=before)
+    wait_for_step(processes[0], tmp_path / "run", 5)
+    processes[0].send_signal(signal.SIGTERM)
+    done = finish(processes)
+    assert [d.code for d in done] == [EXIT_PREEMPTED] * before, done
+    assert all("is saved; run the same command to resume" in d.err for d in done)
+    done = finish(start(tiny, config, tmp_path / "run", count=3 - before))
+    assert [d.code for d in done] == [0] * (3 - before), done
+    assert "resuming at step" in done[0].err
+    assert_near(tmp_path / "run", job)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_lost_process_ends_the_job_and_the_restart_resumes(tiny, config, job, tmp_path, victim):
+    processes = start(tiny, config, tmp_path / "run")
+    wait_for_step(processes[0], tmp_path / "run", 6)
+    processes[victim].kill()
+    began = time.monotonic()
+    done = finish(processes)
+    assert time.monotonic() - began < 60
+    assert done[victim].code == -signal.SIGKILL
+    if victim == 1:
+        assert done[0].code == EXIT_PEER, done
+        assert "a peer process was lost; run the same command on all hosts to resume" in done[0].err
+    else:
+        assert done[1].code in (EXIT_PEER, ABORTED), done
+    assert not (tmp_path / "run" / "result.json").exists()
+    done = finish(start(tiny, config, tmp_path / "run"))
+    assert [d.code for d in done] == [0, 0], done
+    assert "resuming at step" in done[0].err
+    assert losses(tmp_path / "run") == losses(job)
+    (_, state, _), (_, expected, _) = end_state(tmp_path / "run"), end_state(job)
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+
+
+def test_damage_is_passed_over_by_all(tiny, config, job, tmp_path):
+    workdir = shutil.copytree(job, tmp_path / "run")
+    (workdir / "result.json").unlink()
+    shutil.rmtree(workdir / "hf")
+    victim = max(
+        (p for p in (workdir / "checkpoints" / "12").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+    )
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 4
+    victim.write_bytes(content)
+    done = finish(start(tiny, config, workdir))
+    assert [d.code for d in done] == [0, 0], done
+    assert "has changed since it was written" in done[0].err and "resuming at step 10 of 12" in done[0].err
+    assert losses(workdir) == losses(job)
+
+
+def test_what_one_process_gets_wrong_stops_all(tiny, config, tmp_path):
+    """Another config on one host, and data that one host lacks: exit code 2 on both, nothing written."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for changed, said in (("--seed=5", "config, data: not the same"), ("--data.path=/nowhere", "no such directory")):
+        spec = [f"--distributed=127.0.0.1:{port},2,{number}" for number in range(2)]
+        one = ["pretrain", config, "--workdir", tmp_path / "run", "--mesh.data=2", "--mesh.fsdp=1"]
+        done = finish([tiny.start(*one, spec[0]), tiny.start(*one, changed, spec[1])])
+        assert [d.code for d in done] == [EXIT_USER] * 2, done
+        assert said in done[1].err and not (tmp_path / "run").exists()
+    assert "config and data: failed on process 1 of 2; its output says why" in done[0].err
+
+
+@pytest.mark.parametrize("spec", ["here", "127.0.0.1:99,2", "127.0.0.1,2,0", "127.0.0.1:99,2,2"])
+def test_a_bad_address_is_refused(tiny, config, tmp_path, spec):
+    done = tiny.run("pretrain", config, "--workdir", tmp_path / "run", f"--distributed={spec}")
+    assert done.code == EXIT_USER and f"--distributed {spec}:" in done.err and done.err.count("\n") == 1
