@@ -9,13 +9,25 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pandas
+from flax.traverse_util import flatten_dict
 
-from jaxprune.config import FinetuneConfig, ModelConfig, PruneConfig
+from jaxprune.config import FinetuneConfig, ModelConfig, OptimizerConfig
 from jaxprune.config.load import changes, to_yaml
 from jaxprune.data import glue, tokenizer
 from jaxprune.data.metrics import score
 from jaxprune.experiments.environment import environment_json
-from jaxprune.experiments.start import Start, is_workdir, start, start_config, workdir_config
+from jaxprune.experiments.pretrain import plan_of
+from jaxprune.experiments.start import (
+    WEIGHTS,
+    Start,
+    finetuned_config,
+    finetuned_weights,
+    is_workdir,
+    start,
+    start_config,
+    workdir_config,
+    zeros_as_masks,
+)
 from jaxprune.models.bert import bert
 from jaxprune.models.losses import classification_loss, regression_loss
 from jaxprune.pruning import apply_masks, sparsity
@@ -51,7 +63,8 @@ def finetune(cfg: FinetuneConfig, workdir: Path, *, dry_run: bool = False) -> li
             trainer = Trainer(cfg, model, row, parts)
             for rate in cfg.learning_rates:
                 for seed in cfg.seeds:
-                    records.append(trainer.run(place.path / row.name / f"lr{rate:g}-seed{seed}", source, rate, seed))
+                    folder = place.path / row.name / f"lr{rate:g}-seed{seed}"
+                    records.append(trainer.run(folder, source, rate, seed, cfg.prune.sparsity))
                     write_atomically(place / "results.csv", pandas.DataFrame(records).to_csv(index=False))
         place.finish({"runs": len(records)})
     return records
@@ -67,13 +80,13 @@ class Splits(NamedTuple):
 def read_splits(cfg: FinetuneConfig, name: str, vocabulary: tokenizer.Vocabulary) -> Splits:
     """Read and encode train and dev; errors name file and row."""
     train = glue.subset(glue.load(name, cfg.glue, "train", cfg.revision), cfg.max_train_examples, seed=0)
-    dev = glue.load(name, cfg.glue, "dev", cfg.revision)
+    dev = glue.subset(glue.load(name, cfg.glue, "dev", cfg.revision), cfg.max_dev_examples, seed=0)
     return Splits(*(glue.encode(examples, vocabulary.tokenizer, cfg.max_len) for examples in (train, dev)))
 
 
 def model_config(cfg: FinetuneConfig) -> ModelConfig:
     """The shape of `cfg.init_from` with dropout and dtype as `cfg` says."""
-    shape = start_config(cfg.init_from, cfg.init_revision, ModelConfig())
+    shape = start_config(*_pretrained_place(cfg), ModelConfig())
     if cfg.max_len > shape.max_position_embeddings:
         raise ValueError(
             f"max_len = {cfg.max_len} is above the {shape.max_position_embeddings} positions of init_from = "
@@ -85,23 +98,50 @@ def model_config(cfg: FinetuneConfig) -> ModelConfig:
 
 
 def pretrained(cfg: FinetuneConfig, model: ModelConfig) -> Start:
-    """The weights to fine-tune, on the host, with their masks as `cfg.masks` says."""
-    source = start(cfg.init_from, cfg.init_revision, model, head="classification", num_labels=2, key=jax.random.key(0))
-    params, masks = source.params, source.masks
+    """The weights to fine-tune, on the host, with their masks as `cfg.masks` says.
+
+    A fine-tuned run brings its classifier; else there is none yet, since it depends on the task and the seed.
+    """
+    place, revision = cfg.init_from, cfg.init_revision
+    if finetuned_config(place):
+        params = finetuned_weights(place)
+        masks = zeros_as_masks(params, place, cfg.prune.include, cfg.prune.exclude)
+        source = Start(model, params, masks, "", place)
+    else:
+        source = start(place, revision, model, head="classification", num_labels=2, key=jax.random.key(0))
+        params, masks = ({k: x for k, x in tree.items() if k != "classifier"} for tree in (source.params, source.masks))
     if cfg.masks != "none":
         params = apply_masks(params, masks)
     if cfg.masks != "fixed":
         masks = jax.tree.map(lambda _: None, params)
-    return Start(model, jax.device_get(params), jax.device_get(masks), source.tokenizer)
+    return Start(model, jax.device_get(params), jax.device_get(masks), source.tokenizer, place)
+
+
+def _pretrained_place(cfg: FinetuneConfig) -> tuple[str, str]:
+    """(place, revision) of the pre-trained weights that `cfg` starts from, maybe over a fine-tuned run."""
+    before = finetuned_config(cfg.init_from)
+    return _pretrained_place(before) if before else (cfg.init_from, cfg.init_revision)
+
+
+def schedule(cfg: FinetuneConfig, steps: int) -> OptimizerConfig:
+    """The optimizer of a run of `steps` steps, with its warm-up and the shape of its learning rate."""
+    if not cfg.sawtooth:
+        return cfg.optimizer.model_copy(update={"warmup_steps": round(cfg.warmup_fraction * steps)})
+    epoch = steps // cfg.epochs
+    warmup = 0 if cfg.epochs_before else round(cfg.warmup_fraction * epoch)
+    teeth = {"decay": "sawtooth", "period": epoch, "offset": epoch * cfg.epochs_before}
+    return cfg.optimizer.model_copy(update=teeth | {"warmup_steps": warmup})
 
 
 class Trainer:
-    """Runs of one task and model shape; weights, learning rate and seed are data to its compiled steps."""
+    """Runs of one task and model shape; weights, learning rate, seed and sparsity are data to its compiled steps."""
 
     def __init__(self, cfg: FinetuneConfig, model: ModelConfig, row: glue.Task, splits: Splits):
         self.cfg, self.row, self.splits = cfg, row, splits
         self.steps = cfg.epochs * -(-len(splits.train) // cfg.batch_size)
-        self.optimizer = cfg.optimizer.model_copy(update={"warmup_steps": round(cfg.warmup_fraction * self.steps)})
+        self.optimizer = schedule(cfg, self.steps)
+        if cfg.prune.sparsity > 0 and cfg.prune.end > self.steps:
+            raise ValueError(f"prune.end = {cfg.prune.end} lies after the {self.steps} steps of {row.name}")
         head, labels = ("regression", 0) if row.regression else ("classification", row.num_labels)
         self.terms = (head,)
         self.model = bert(model, head=head, num_labels=labels)
@@ -112,24 +152,27 @@ class Trainer:
         self._init_classifier = jax.jit(lambda key: self.model.init(key)["classifier"])
         self._heads = model.num_attention_heads
 
-    def run(self, workdir: Path, source: Start, rate: float, seed: int) -> dict[str, Any]:
+    def run(self, workdir: Path, source: Start, rate: float, seed: int, sparsity: float = 0.0) -> dict[str, Any]:
         """Train from `source`, score the dev set, save predictions; resumes, or returns a finished run's result."""
-        cfg = self.cfg.model_copy(update={"tasks": (self.row.name,), "learning_rates": (rate,), "seeds": (seed,)})
+        prune = self.cfg.prune.model_copy(update={"sparsity": sparsity})
+        one = {"tasks": (self.row.name,), "learning_rates": (rate,), "seeds": (seed,), "prune": prune}
+        cfg = self.cfg.model_copy(update=one | {"init_from": source.place})
         with Workdir(workdir) as place:
             place.check_same("config.yaml", to_yaml(cfg), _changes)
             result = place.result()
             if result is not None:
                 return result
-            result = self._run(place, source, rate, seed)
+            result = self._run(cfg, place, source, rate, seed)
             place.finish(result)
             for name in ("checkpoints", "integrity"):  # the result is what counts; a study has hundreds of these
                 shutil.rmtree(place / name)
             return result
 
     def _weights(self, source: Start, key: jax.Array) -> tuple[Any, Any]:
-        classifier = self._init_classifier(key)
-        none = jax.tree.map(lambda _: None, classifier)
-        return {**source.params, "classifier": classifier}, {**source.masks, "classifier": none}
+        params, masks = source.params, source.masks
+        if "classifier" not in params:
+            params = {**params, "classifier": self._init_classifier(key)}
+        return params, {**masks, "classifier": jax.tree.map(lambda _: None, params["classifier"])}
 
     def _program(self, params: Any, masks: Any) -> Program:
         structure = jax.tree.structure(masks)
@@ -141,13 +184,13 @@ class Trainer:
                 make_mesh(self.cfg.mesh),
                 loss_fn=loss(self.model.apply),
                 tx=adamw(self.optimizer, self.steps),
-                prune=PruneConfig(),
+                prune=self.cfg.prune,
                 num_heads=self._heads,
                 accumulate=self.cfg.train.accumulate,
             )
         return self._programs[structure]
 
-    def _run(self, place: Workdir, source: Start, rate: float, seed: int) -> dict[str, Any]:
+    def _run(self, cfg: FinetuneConfig, place: Workdir, source: Start, rate: float, seed: int) -> dict[str, Any]:
         began = time.monotonic()
         key = jax.random.key(seed)
         params, masks = self._weights(source, key)
@@ -169,7 +212,9 @@ class Trainer:
                     key=jax.random.fold_in(key, 1),
                     steps=self.steps,
                     train_step=program.train,
-                    put=program.put,
+                    prune_step=program.prune,
+                    plan=plan_of(cfg.prune, self.steps),
+                    put=program.put_whole,
                     terms=self.terms,
                     cfg=self.cfg.train,
                     records=records,
@@ -178,6 +223,8 @@ class Trainer:
                     checkpoints=checkpoints,
                     tokens_per_step=self.cfg.batch_size * self.splits.train.input_ids.shape[1],
                 )
+        if cfg.keep_weights:
+            _save_weights(place / WEIGHTS, state)
         return {
             "task": self.row.name,
             "learning_rate": rate,
@@ -196,7 +243,7 @@ class Trainer:
         logits = []
         for batch in glue.eval_batches(self.splits.dev, self.cfg.batch_size):
             real = batch["example_weights"] > 0
-            logits.append(np.asarray(self._predict(state, program.put(batch)))[real])
+            logits.append(np.asarray(self._predict(state, program.put_whole(batch)))[real])
         predictions = np.concatenate(logits)
         np.savez(place / "dev_predictions.npz", logits=predictions, labels=self.splits.dev.labels)
         values = score(self.row, predictions, self.splits.dev.labels)
@@ -204,15 +251,23 @@ class Trainer:
 
     def _train_loss(self, program: Program, state: TrainState) -> float:
         """Mean over the whole training set without dropout, as the paper reports it."""
-        sums = evaluate_all(program, state, glue.eval_batches(self.splits.train, self.cfg.batch_size))
-        return means(sums, self.terms)["loss"]
+        batches = map(program.put_whole, glue.eval_batches(self.splits.train, self.cfg.batch_size))
+        return means(evaluate_all(program, state, batches), self.terms)["loss"]
+
+
+def _save_weights(path: Path, state: TrainState) -> None:
+    flat: dict[str, Any] = flatten_dict(jax.device_get(apply_masks(state.params, state.masks)), sep="/")
+    temporary = path.with_name("weights.tmp.npz")
+    np.savez(temporary, allow_pickle=False, **flat)
+    temporary.replace(path)
 
 
 def _vocabulary(cfg: FinetuneConfig, shape: ModelConfig) -> tokenizer.Vocabulary:
-    place = cfg.tokenizer or cfg.init_from
-    if not cfg.tokenizer and is_workdir(cfg.init_from):
-        place = str(Path(workdir_config(cfg.init_from).data.path).expanduser() / "tokenizer")
-    vocabulary = tokenizer.load(place, "" if cfg.tokenizer else cfg.init_revision)
+    origin, revision = _pretrained_place(cfg)
+    place = cfg.tokenizer or origin
+    if not cfg.tokenizer and is_workdir(origin):
+        place = str(Path(workdir_config(origin).data.path).expanduser() / "tokenizer")
+    vocabulary = tokenizer.load(place, "" if cfg.tokenizer else revision)
     if vocabulary.size > shape.vocab_size:
         raise ValueError(
             f"tokenizer {place}: {vocabulary.size} pieces do not fit the {shape.vocab_size} rows of init_from = "

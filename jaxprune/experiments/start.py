@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import unflatten_dict
 
-from jaxprune.config import MeshConfig, ModelConfig, PretrainConfig, PruneConfig
+from jaxprune.config import FinetuneConfig, MeshConfig, ModelConfig, PretrainConfig, PruneConfig
 from jaxprune.config.load import read_yaml, validate
 from jaxprune.models.bert import Head, bert
 from jaxprune.models.hf import load_hf, read_hf_config
@@ -36,13 +38,18 @@ FUNCTION_FIELDS = ("hidden_act", "sublayer_relu")
 """What the same weights may be asked to compute instead; unset (at its default), the checkpoint decides."""
 
 
+WEIGHTS = "weights.npz"
+"""Where a fine-tuned run keeps its weights: {path: float32 array}."""
+
+
 class Start(NamedTuple):
-    """Weights to start from. masks is None for fresh weights; tokenizer is a directory or hub name."""
+    """Weights to start from. masks is None for fresh weights; tokenizer and place are directories or hub names."""
 
     model: ModelConfig
     params: Any
     masks: Any
     tokenizer: str
+    place: str = ""
 
 
 def is_workdir(place: str) -> bool:
@@ -54,6 +61,20 @@ def workdir_config(place: str) -> PretrainConfig:
     """The config that a pre-training workdir was made with."""
     path = Path(place).expanduser() / "config.yaml"
     return validate(PretrainConfig, read_yaml(path), str(path))
+
+
+def finetuned_config(place: str) -> FinetuneConfig | None:
+    """The config of a fine-tuned run that kept its weights; None where `place` is none."""
+    path = Path(place).expanduser() / "config.yaml"
+    if not (path.parent / WEIGHTS).is_file():
+        return None
+    return validate(FinetuneConfig, read_yaml(path), str(path))
+
+
+def finetuned_weights(place: str) -> Any:
+    """The float32 params of a fine-tuned run, classifier included, on the host."""
+    with np.load(Path(place).expanduser() / WEIGHTS, allow_pickle=False) as flat:
+        return unflatten_dict(dict(flat), sep="/")
 
 
 def start_config(place: str, revision: str, wanted: ModelConfig) -> ModelConfig:

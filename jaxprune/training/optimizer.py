@@ -49,7 +49,7 @@ def relative_rate(cfg: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([warmup, after], [cfg.warmup_steps]) if cfg.warmup_steps else after
 
 
-def _sawtooth(cfg: OptimizerConfig, step: jax.Array | int) -> jax.Array:
+def _sawtooth(cfg: OptimizerConfig, step: Any) -> jax.Array:
     step = jnp.asarray(step, jnp.int32) + cfg.offset
     end = cfg.period * (step // cfg.period + 1)
     return jnp.where(step < cfg.warmup_steps, step / max(cfg.warmup_steps, 1), 1 - step / end)

@@ -1,0 +1,141 @@
+"""The matrix of a study: its config -> the list of its runs, ancestors first."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxprune.config import FinetuneConfig, PretrainConfig, StudyConfig
+from jaxprune.config.load import overlaid
+from jaxprune.config.study import SwitchConfig, TaskConfig
+
+NO_SWITCH = SwitchConfig()
+
+
+class Job(NamedTuple):
+    """One run of a study, an ordinary workdir at `path` under `runs/`."""
+
+    path: str
+    cfg: PretrainConfig | FinetuneConfig
+    needs: tuple[str, ...] = ()
+    """Paths of the runs it starts from, all of them."""
+    group: str = ""
+    """What a shard takes as a whole: the last ancestor that few others share."""
+
+    @property
+    def pretrains(self) -> bool:
+        """Whether it is a pre-training run; else it fine-tunes one task, learning rate and seed."""
+        return isinstance(self.cfg, PretrainConfig)
+
+
+def matrix(cfg: StudyConfig, runs: Path) -> list[Job]:
+    """Every run of `cfg` with its workdir under `runs`, each after the runs it needs; the same list every time."""
+    jobs: dict[str, Job] = {}
+    if not cfg.dense:
+        jobs["dense"] = Job("dense", _on_data(cfg, cfg.dense_run), group="dense")
+    for job in _jobs(cfg, runs):
+        jobs.setdefault(job.path, job)
+    return [*jobs.values()]
+
+
+def _jobs(cfg: StudyConfig, runs: Path) -> Iterator[Job]:
+    conditions = cfg.conditions
+    for sparsity in sorted({*conditions.pruned.sparsities, *conditions.information_deletion.sparsities}):
+        for condition in ("pruned", "information_deletion"):
+            if sparsity in getattr(conditions, condition).sparsities:
+                yield from _pruned_before(cfg, runs, condition, "pruned", sparsity, NO_SWITCH)
+    for sparsity in conditions.after_finetuning.sparsities:
+        yield from _pruned_after(cfg, runs, "dense", sparsity, NO_SWITCH)
+    for sparsity in conditions.random.sparsities:
+        if not _is_pruned_at_zero(cfg, sparsity):
+            yield from _pruned_before(cfg, runs, "random", "random", sparsity, NO_SWITCH)
+    for name, switch in cfg.switches.items():
+        if switch.condition == "after_finetuning":
+            yield from _pruned_after(cfg, runs, name, cfg.switch_sparsity, switch)
+        else:
+            yield from _pruned_before(cfg, runs, switch.condition, name, cfg.switch_sparsity, switch)
+
+
+def _is_pruned_at_zero(cfg: StudyConfig, sparsity: float) -> bool:
+    """Whether a random run is the same as a pruned one, since neither prunes anything."""
+    if sparsity > 0 or 0 not in cfg.conditions.pruned.sparsities:
+        return False
+    recover, finetune = cfg.arm("random", NO_SWITCH, "random")
+    recover = recover.model_copy(update={"prune": cfg.arm("pruned", NO_SWITCH, "pruned")[0].prune})
+    return (recover, finetune) == cfg.arm("pruned", NO_SWITCH, "pruned")
+
+
+def _pruned_before(
+    cfg: StudyConfig, runs: Path, condition: str, variant: str, sparsity: float, switch: SwitchConfig
+) -> Iterator[Job]:
+    """The pre-training run and the fine-tuning runs of a condition that prunes while it pre-trains."""
+    shared = condition == "information_deletion" and switch is NO_SWITCH  # with `pruned`
+    recover, finetune = cfg.arm("pruned" if shared else condition, switch, variant)
+    if shared:
+        finetune = cfg.arm(condition, switch, variant)[1]
+    name = f"{variant}-s{sparsity:g}"
+    path = f"pretrain/{name}"
+    start = recover.init_from if recover.init_from and condition != "random" else cfg.dense or str(runs / "dense")
+    changes = {"init_from": start, "prune": {"sparsity": sparsity} | ({"initial": 0.0} if sparsity == 0 else {})}
+    needs = ("dense",) if start == str(runs / "dense") else ()
+    yield Job(path, _on_data(cfg, overlaid(recover, changes, path)), needs, path)
+    masks = "lifted" if condition == "information_deletion" else "fixed"
+    for task, rate, seed in _grid(cfg, finetune, switch):
+        one = _single(finetune, task, rate, seed) | {"init_from": str(runs / path), "masks": masks}
+        place = f"finetune/{condition}/{name}/{task.name}/{_leaf(rate, seed)}"
+        yield Job(place, overlaid(finetune, one, place), (*needs, path), path)
+
+
+def _pruned_after(cfg: StudyConfig, runs: Path, variant: str, sparsity: float, switch: SwitchConfig) -> Iterator[Job]:
+    """Runs that fine-tune the dense start, shared by all sparsities, and runs that prune those and go on."""
+    recover, after = cfg.arm("after_finetuning", switch, variant)
+    dense = cfg.dense or str(runs / "dense")
+    needs = () if cfg.dense else ("dense",)
+    for task, rate, seed in _grid(cfg, after, switch):
+        before = f"finetune/dense/{task.name}/{_leaf(rate, seed)}"
+        one = _single(cfg.finetune, task, rate, seed) | {"masks": "fixed", "keep_weights": True}
+        yield Job(before, overlaid(cfg.finetune, one | {"init_from": dense}, before), needs, before)
+        place = f"finetune/after_finetuning/{variant}-s{sparsity:g}/{task.name}/{_leaf(rate, seed)}"
+        cut = {"sparsity": sparsity, "scope": recover.prune.scope, "method": recover.prune.method}
+        cut |= {"include": recover.prune.include, "exclude": recover.prune.exclude}
+        one = _single(after, task, rate, seed) | {"masks": "fixed", "init_from": str(runs / before), "prune": cut}
+        if after.sawtooth:
+            one["epochs_before"] = cfg.finetune.epochs
+        yield Job(place, overlaid(after, one, place), (*needs, before), before)
+
+
+def _grid(cfg: StudyConfig, finetune: FinetuneConfig, switch: SwitchConfig) -> Iterator[tuple[TaskConfig, float, int]]:
+    for task in cfg.tasks:
+        seeds = task.seeds
+        if switch is not NO_SWITCH:
+            if cfg.switch_tasks and task.name not in cfg.switch_tasks:
+                continue
+            seeds = seeds[: cfg.switch_seeds or None]
+        for rate in finetune.learning_rates:
+            for seed in seeds:
+                yield task, rate, seed
+
+
+def _single(finetune: FinetuneConfig, task: TaskConfig, rate: float, seed: int) -> dict[str, object]:
+    caps = {"max_train_examples": task.max_train_examples, "max_dev_examples": task.max_dev_examples}
+    return {"tasks": (task.name,), "learning_rates": (rate,), "seeds": (seed,), **caps}
+
+
+def _leaf(rate: float, seed: int) -> str:
+    return f"lr{rate:g}-seed{seed}"
+
+
+def _on_data(cfg: StudyConfig, run: PretrainConfig) -> PretrainConfig:
+    return run.model_copy(update={"data": run.data.model_copy(update={"path": cfg.data})})
+
+
+def shard(jobs: list[Job], index: int, count: int) -> list[Job]:
+    """The part `index` (1 to `count`) of `jobs`: every count-th group, with all runs that it needs."""
+    groups = [*dict.fromkeys(job.group for job in jobs)]
+    mine = {*groups[index - 1 :: count]}
+    return with_ancestors(jobs, {job.path for job in jobs if job.group in mine})
+
+
+def with_ancestors(jobs: list[Job], paths: set[str]) -> list[Job]:
+    """The jobs at `paths` and all that they need, in the order of `jobs`."""
+    needed = paths | {need for job in jobs if job.path in paths for need in job.needs}
+    return [job for job in jobs if job.path in needed]
