@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from jaxprune.analysis.contrast import contrast
 from jaxprune.analysis.movement import Movement, pool
 from jaxprune.analysis.published import TABLES, published
-from jaxprune.analysis.statistics import Summary, difference, mean_of, summary, text
+from jaxprune.analysis.statistics import Summary, mean_of, summary, text
 from jaxprune.analysis.transfer import fit
 
 TASKS = ("MNLI", "QQP", "QNLI", "SST-2", "CoLA")
@@ -32,8 +33,21 @@ def test_intervals_are_scipy_s(seed):
     a, b = rng.normal(0.8, 0.1, 4 + seed), rng.normal(0.7, 0.02, 3)
     ours, theirs = summary(list(a)), scipy.stats.ttest_1samp(a, 0).confidence_interval()
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high)) and ours.n == len(a)
-    change, welch = difference(a, b), scipy.stats.ttest_ind(a, b, equal_var=False).confidence_interval()
-    assert (change.low, change.high) == pytest.approx((welch.low, welch.high)) and change.n == 3
+    change, theirs = contrast({(0, "x"): a, (1, "x"): b}, 0, 1, ["x"]), scipy.stats.ttest_ind(a, b)
+    assert change is not None
+    assert (change.low, change.high) == pytest.approx(tuple(theirs.confidence_interval()))
+
+
+def test_contrast_over_tasks():
+    cells = {(c, t): [0.5 + 0.1 * c + 0.01 * s for s in (-1, 1)] for c in (0, 1) for t in ("a", "b")}
+    found = contrast(cells, 1, 0, ["a", "b", "missing"])
+    # Per task: variance 2e-4 on 2 degrees of freedom, so 2e-4 for the difference; half of that for the mean of two,
+    # which has 4 degrees of freedom, t = 2.776.
+    assert found is not None and found.change == pytest.approx(0.1)
+    assert found.noise == pytest.approx(2.776445 * math.sqrt(1e-4))
+    assert contrast(cells, 1, 2, ["a"]) is None
+    alone = contrast(cells | {(c, "c"): [0.5] for c in (0, 1)}, 1, 0, ["a", "c"])
+    assert alone is not None and math.isnan(alone.noise)
 
 
 def test_interval_covers_the_truth_as_often_as_it_says():
@@ -47,7 +61,6 @@ def test_a_single_seed_has_no_interval_and_says_so():
     assert one.mean == 0.91 and math.isnan(one.half) and text(one, scale=100) == "91.0 (n = 1, no interval)"
     assert summary([0.5, math.nan]).n == 1 and text(summary([])) == "–"
     assert text(Summary(-0.912, 0.004, 3), scale=100) == "−91.2 ± 0.4 (n = 3)"
-    assert math.isnan(difference([0.5, 0.6], [0.7]).half)
     both = mean_of([Summary(0.5, 0.3, 3), Summary(0.7, 0.4, 5)])
     assert both == pytest.approx((0.6, 0.25, 3))
     assert math.isnan(mean_of([Summary(0.5, 0.3, 3), one]).half)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxprune.analysis import figures, prose
+from jaxprune.analysis import canvas, figures, prose
 from jaxprune.analysis.regimes import FITTING, FREE, INFORMATION, regimes
 from jaxprune.analysis.report import report
 
@@ -295,8 +295,8 @@ def test_labels_keep_their_distance() -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):
         heights = rng.uniform(0, 1, 6).tolist()
-        placed = figures._spaced(heights, 0.1, 0.0, 1.0)
+        placed = canvas.spaced(heights, 0.1, 0.0, 1.0)
         ranks = np.argsort(heights)
         assert (np.diff(np.asarray(placed)[ranks]) > 0.1 - 1e-9).all()
         assert min(placed) > -1e-9 and max(placed) < 1 + 1e-9
-    assert figures._spaced([0.2, 0.8], 0.1, 0.0, 1.0) == pytest.approx([0.2, 0.8])
+    assert canvas.spaced([0.2, 0.8], 0.1, 0.0, 1.0) == pytest.approx([0.2, 0.8])

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxprune.analysis.contrast import Difference, contrast, pooled
 from jaxprune.analysis.statistics import t975
 
 Row = Mapping[str, Any]
@@ -22,15 +23,6 @@ FITTING_RISE = 0.1
 """Rise of the tasks' training loss, nats, from which fitting counts as hampered: the right labels of the training set
 get 1 - exp(-0.1) = a tenth less probability. Applied to Table 1 of the paper it puts 70 % and above there, where the
 paper's information-deletion models (same start, all weights free to train) begin to score better."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Difference:
-    """Mean over tasks of (this sparsity - unpruned)."""
-
-    change: float
-    noise: float
-    """Half of the 95 % interval of `change`; NaN with a single seed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +95,7 @@ def regimes(runs: Sequence[Row], scores: Sequence[Row]) -> Regimes:
     plain = tuple(Level(t, loss[t], loss[t] - base, None, None, None) for t in targets)
     if not any((0.0, task) in table for task in _tasks(table)):
         return Regimes(plain, "no task was scored on the unpruned model")
-    spread = {task: _pooled(table, task) for task in _tasks(table)}
+    spread = {task: pooled(table, task) for task in _tasks(table)}
     if not any(dof for _, dof in spread.values()):
         return Regimes(
             tuple(_level(t, loss, base, table, cells(scores, "train_loss"), _tasks(table)) for t in targets),
@@ -148,33 +140,6 @@ def _tasks(table: Mapping[tuple[float, str], Any]) -> list[str]:
     return list(dict.fromkeys(task for _, task in table))
 
 
-def _pooled(table: Mapping[tuple[float, str], list[float]], task: str) -> tuple[float, int]:
-    """Variance within cells and its degrees of freedom."""
-    groups = [values for (_, name), values in table.items() if name == task]
-    dof = sum(len(values) - 1 for values in groups)
-    return (sum(float(np.var(v)) * len(v) for v in groups) / dof if dof else math.nan), dof
-
-
-def _difference(
-    table: Mapping[tuple[float, str], list[float]], target: float, tasks: Sequence[str]
-) -> Difference | None:
-    both = [task for task in tasks if (0.0, task) in table and (target, task) in table]
-    if not both:
-        return None
-    change = float(np.mean([np.mean(table[target, task]) - np.mean(table[0.0, task]) for task in both]))
-    parts = []
-    for task in both:
-        variance, dof = _pooled(table, task)
-        if not dof:
-            return Difference(change, math.nan)
-        parts.append((variance * (1 / len(table[0.0, task]) + 1 / len(table[target, task])), dof))
-    total = sum(part for part, _ in parts)
-    if total == 0:
-        return Difference(change, 0.0)
-    dof = total**2 / sum(part**2 / dof for part, dof in parts)
-    return Difference(change, t975(dof) * math.sqrt(total) / len(both))
-
-
 def _level(
     target: float,
     loss: Mapping[float, float],
@@ -184,7 +149,7 @@ def _level(
     tasks: Sequence[str],
 ) -> Level:
     """One target's changes, not yet judged."""
-    score, train_loss = _difference(scores, target, tasks), _difference(losses, target, tasks)
+    score, train_loss = contrast(scores, target, 0.0, tasks), contrast(losses, target, 0.0, tasks)
     return Level(target, loss[target], loss[target] - base, score, train_loss, None)
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
-from jaxprune.analysis import figures, prose
+from jaxprune.analysis import canvas, figures, page, prose
 from jaxprune.analysis.regimes import FITTING_RISE, Regimes, Row, cells, regimes
 
 
@@ -52,18 +53,9 @@ def report(
     plans = _plans(plan or {}, runs)
     tables = _tables(runs, scores, plans, verdict)
 
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     total = sum((timings or {}).values())
-    page = environment.get_template("report.html.j2").render(
+    text = page.render(
+        "report.html.j2",
         title=title,
         headline=prose.headline(verdict),
         explanation=prose.explanation(verdict, runs),
@@ -71,7 +63,7 @@ def report(
         verdict=verdict,
         rise=FITTING_RISE,
         levels=[prose.level_row(level) for level in verdict.levels],
-        style=Markup(figures.style()),
+        style=Markup(canvas.style()),
         trio=[(name, Markup(svg)) for name, svg in _trio(runs, scores, verdict)],
         over_steps=[(name, Markup(svg)) for name, svg in _over_steps(runs, plans)],
         maps=[(name, Markup(svg)) for name, svg in _maps(runs)],
@@ -94,7 +86,7 @@ def report(
         if rows:
             (out / f"{name}.csv").write_text(_csv(rows), encoding="utf-8")
     path = out / "report.html"
-    path.write_text(page, encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
     return path
 
 

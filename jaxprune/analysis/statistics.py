@@ -40,19 +40,6 @@ def summary(values: Sequence[float]) -> Summary:
     return Summary(float(kept.mean()) if n else math.nan, half, n)
 
 
-def difference(a: Sequence[float], b: Sequence[float]) -> Summary:
-    """mean(a) - mean(b) with Welch's interval (1947); n is the smaller count, half NaN unless both have two values."""
-    first, second = summary(a), summary(b)
-    change, n = first.mean - second.mean, min(first.n, second.n)
-    if n < 2:
-        return Summary(change, math.nan, n)
-    parts = [(float(np.var(np.asarray(v, float), ddof=1)) / len(v), len(v) - 1) for v in (a, b)]
-    total = sum(part for part, _ in parts)
-    if total == 0:
-        return Summary(change, 0.0, n)
-    return Summary(change, t975(total**2 / sum(part**2 / dof for part, dof in parts)) * math.sqrt(total), n)
-
-
 def mean_of(summaries: Sequence[Summary]) -> Summary:
     """The mean of independent summaries; its interval adds their halves in quadrature, NaN if one has none."""
     if not summaries:
