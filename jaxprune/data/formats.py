@@ -9,10 +9,13 @@ import html
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
+
+from jaxprune.data.storage import Place
 
 Texts = Iterator[tuple[str, str]]
 _BATCH_ROWS = 256
@@ -26,10 +29,10 @@ def missing_field(place: str, field: str, fields: Iterable[str]) -> ValueError:
     return ValueError(f"{place}: no column text_field = {field!r}; there are {', '.join(names) or 'none'}{hint}")
 
 
-def parquet(path: Path, field: str) -> Texts:
+def parquet(path: Place, field: str) -> Texts:
     """Rows of a Parquet file, a row group in memory at a time."""
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with path.open("rb") as raw, pyarrow.parquet.ParquetFile(raw) as file:
             schema = file.schema_arrow
             if field not in schema.names:
                 raise missing_field(str(path), field, schema.names)
@@ -38,8 +41,8 @@ def parquet(path: Path, field: str) -> Texts:
                 raise ValueError(f"{path}: column {field!r} holds {kind}, not text; set text_field")
             row = 0
             for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=[field]):
-                for text in batch.column(0):
-                    yield f"{path}: row {row}", text.as_py() or ""
+                for text in batch.column(0).to_pylist():
+                    yield f"{path}: row {row}", text or ""
                     row += 1
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path}: not a readable Parquet file ({_line(error)}); write it again") from error
@@ -47,7 +50,7 @@ def parquet(path: Path, field: str) -> Texts:
         raise ValueError(f"{path}: column {field!r} holds bytes that are not UTF-8 ({error.reason})") from error
 
 
-def jsonl(path: Path, field: str) -> Texts:
+def jsonl(path: Place, field: str) -> Texts:
     """Lines of a JSON Lines file, one object each."""
     for number, line in _lines(path):
         if not line.strip():
@@ -70,7 +73,7 @@ _ARTICLE = re.compile(r"^ ?= [^=].*? = *$")
 _HEADING = re.compile(r"^ ?(?:= )+(.*?)(?: =)+ *$")
 
 
-def text(path: Path, field: str) -> Texts:
+def text(path: Place, field: str) -> Texts:
     """Blocks of a plain text file, parted by blank lines (BERT's own format: a sentence a line, a blank line between).
 
     A file that starts with a WikiText heading (` = Title = `) is parted at such headings instead.
@@ -96,7 +99,7 @@ def text(path: Path, field: str) -> Texts:
 _TITLE = re.compile(r'\btitle="([^"]*)"')
 
 
-def wikiextractor(path: Path, field: str) -> Texts:
+def wikiextractor(path: Place, field: str) -> Texts:
     """Articles of a WikiExtractor file, `<doc ...>` blocks or JSON lines; the repeated title line is left out."""
     block: list[str] | None = None
     start, title = 0, ""
@@ -119,14 +122,14 @@ def wikiextractor(path: Path, field: str) -> Texts:
         raise ValueError(f"{path}:{start}: <doc> is never closed; the file is cut off")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _lines(path: Place) -> Iterator[tuple[int, str]]:
     """Numbered lines of a UTF-8 file (.gz is unpacked), without line ends and byte order mark."""
     offset = 0
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            for number, raw in enumerate(file, 1):
-                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-                offset += len(raw)
+        with path.open("rb") as raw, gzip.open(raw) if path.suffix == ".gz" else nullcontext(raw) as file:
+            for number, line in enumerate(file, 1):
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                offset += len(line)
     except UnicodeDecodeError as error:
         place = offset + error.start
         raise ValueError(
@@ -140,7 +143,7 @@ def _line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-FORMATS: dict[str, Callable[[Path, str], Texts]] = {
+FORMATS: dict[str, Callable[[Place, str], Texts]] = {
     "parquet": parquet,
     "jsonl": jsonl,
     "text": text,
@@ -159,7 +162,7 @@ SUFFIXES = {
 """File name suffix (before .gz) -> format; WikiExtractor's files are named wiki_00, wiki_01, ..."""
 
 
-def format_of(path: Path) -> str | None:
+def format_of(path: Place) -> str | None:
     """Format that a file's name tells, or None."""
     name = path.name.removesuffix(".gz")
     if re.fullmatch(r"wiki_\d+", name):

@@ -1,61 +1,74 @@
-"""Documents to packed shards: hold out, segment, tokenise, pack, write."""
+"""Documents to packed shards: hold out, segment, tokenise, pack, write; and go on after an interruption."""
 
 import fcntl
 import hashlib
-import importlib.metadata
-import itertools
 import logging
-import shutil
+import re
+import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxprune.config import PrepareConfig, SourceConfig
-from jaxprune.data import shards, tokenizer
-from jaxprune.data.corpus import documents, files, size_hint
-from jaxprune.data.packing import Documents, Packing, gather, pack, split_long
+from jaxprune.data import attempt, shards, storage, tokenizer
+from jaxprune.data.builder import Builder
+from jaxprune.data.corpus import Reader, documents, files, size_hint
+from jaxprune.data.encode import Encoded, encoded, text_hash
 from jaxprune.data.progress import progress
-from jaxprune.data.sentences import sentences
+from jaxprune.data.storage import Place
 from jaxprune.data.tokenizer import Vocabulary
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "dev")
-_CHUNK_CHARS = 4 << 20  # text tokenised at once
-_BUFFER_TOKENS = 1 << 25  # tokens among whose documents pairs are drawn; bounds memory to about 400 MB
-_GATHER_ROWS = 8192
+_CHUNK_CHARS = 1 << 20  # text tokenised at once
 
 
-def prepare(cfg: PrepareConfig, out: Path) -> dict[str, Any]:
-    """Prepared data in `out`, and its manifest.
+def prepare(cfg: PrepareConfig, out: str | Path) -> dict[str, Any]:
+    """Prepared data in `out`, a directory or the URL of one (`gs://...`), and its manifest.
 
     `out` then holds shards of the splits `train` and `dev`, `tokenizer/`, and `manifest.json`, which is written last.
     Documents are held out by the hash of their text, so equal texts fall in one split. If `out` already holds this very
-    data nothing is done; an interrupted attempt is replaced. Errors: ValueError on bad input (nothing is left behind)
-    and where `out` was prepared with another config.
+    data nothing is done; an interrupted attempt goes on after its last full buffer, to the same bytes. A URL has no
+    lock: run one prepare at a time. Errors: ValueError on bad input (nothing is left behind if no buffer was full) and
+    where `out` was prepared, or begun, with another config.
     """
-    out = out.expanduser().absolute()
-    if (out / shards.MANIFEST).is_file():
-        return _existing(cfg, out)
+    place = storage.place(out)
+    if (place / shards.MANIFEST).is_file():
+        return _existing(cfg, place)
     origin = _origin(cfg)
-    vocab = None if cfg.tokenizer.train_size else tokenizer.load(cfg.tokenizer.path, cfg.tokenizer.revision)
-    for source in cfg.sources:
-        if source.kind != "builtin":
-            next(documents(source))  # bad paths and columns show before anything is written
+    vocab = None
+    if not (place / attempt.PROGRESS).is_file():  # else what is bad shows before anything is written
+        vocab = None if cfg.tokenizer.train_size else tokenizer.load(cfg.tokenizer.path, cfg.tokenizer.revision)
+        for source in cfg.sources:
+            if source.kind != "builtin":
+                next(documents(source))
+    with _folder(place), _locked(place):
+        begun = _begun(cfg, place, origin)
+        try:
+            return _build(cfg, place, origin, begun, vocab)
+        except BaseException:
+            if (place / attempt.PROGRESS).is_file():
+                log.warning("prepare: stopped; the same command goes on after the last full buffer")
+            else:
+                _clear(place)
+            raise
+
+
+@contextmanager
+def _folder(out: Place) -> Iterator[None]:
+    """Make a local directory; if an error leaves what was made empty, remove it."""
+    if not isinstance(out, Path):
+        yield
+        return
     made = [p for p in (out, *out.parents) if not p.exists()]
     out.mkdir(parents=True, exist_ok=True)
     try:
-        with _locked(out):
-            _clear(out)
-            try:
-                return _build(cfg, out, origin, vocab)
-            except BaseException:
-                _clear(out)
-                raise
+        yield
     except BaseException:
         for folder in made:
             if not any(folder.iterdir()):
@@ -64,8 +77,11 @@ def prepare(cfg: PrepareConfig, out: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
+def _locked(out: Place) -> Iterator[None]:
     """Keep other processes of this machine from preparing the same directory; the lock ends with the process."""
+    if not isinstance(out, Path):
+        yield
+        return
     path = out / ".prepare.lock"
     with path.open("w") as file:
         try:
@@ -84,147 +100,90 @@ def held_out(text_hash: int, fraction: float, seed: int) -> bool:
     return int.from_bytes(bits, "little") < fraction * 2.0**64
 
 
-def text_hash(text: str) -> int:
-    """64-bit hash of a document."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
-def _build(cfg: PrepareConfig, out: Path, origin: list[Any], vocab: Vocabulary | None) -> dict[str, Any]:
-    if vocab is None:
-        vocab = tokenizer.train(lambda: _training_texts(cfg), cfg.tokenizer.train_size, cfg.tokenizer.lowercase)
-    builders = {split: _Split(cfg, out, split, vocab) for split in SPLITS}
+def _build(
+    cfg: PrepareConfig, out: Place, origin: list[Any], begun: attempt.Attempt | None, vocab: Vocabulary | None
+) -> dict[str, Any]:
+    if begun is not None:
+        vocab, pieces = _load_tokenizer(out, begun.said["tokenizer"]), begun.said["tokenizer"]
+    else:
+        vocab = vocab or tokenizer.obtain(cfg.tokenizer, lambda: _training_texts(cfg))
+        pieces = _save_tokenizer(vocab, out)
+    builders = {split: Builder(cfg, out, split, vocab) for split in SPLITS}
     counts: Counter[str] = Counter()
-    with progress("prepare", sum(size_hint(source) for source in cfg.sources)) as advance:
-        for texts in _chunks(itertools.chain.from_iterable(documents(source, counts) for source in cfg.sources)):
-            hashes = [text_hash(text) for text in texts]
-            held = [held_out(h, cfg.dev_fraction, cfg.seed) for h in hashes]
-            spans = [sentences(text) for text in texts]
-            ids = iter(vocab.encode([sentence for found in spans for sentence in found]))
-            for at, found in enumerate(spans):
-                tokens = [sentence for sentence in itertools.islice(ids, len(found)) if sentence]
-                if tokens:
-                    builders["dev" if held[at] else "train"].add(counts["documents"] + at, hashes[at], tokens)
-                else:
-                    counts["blank"] += 1
-            counts["documents"] += len(texts)
-            advance(len(texts), sum(map(len, texts)))
+    reader = Reader(cfg.sources)
+    if begun is not None:
+        counts.update(begun.said["counts"])
+        reader = Reader(cfg.sources, begun.said["reader"])
+        for split, builder in builders.items():
+            builder.restore(begun.said["splits"][split], begun.arrays(split))
+        log.info("prepare: going on after %s documents", f"{counts['documents']:,}")
+    total = sum(size_hint(source) for source in cfg.sources)
+    with progress("prepare", total, counts["documents"], counts["chars"]) as advance:
+        for found, place in encoded(reader.chunks(_CHUNK_CHARS), vocab, cfg.processes):
+            full = sum(builder.buffers for builder in builders.values())
+            _add(cfg, found, builders, counts)
+            advance(len(found.hashes), found.chars)
+            if sum(builder.buffers for builder in builders.values()) > full:
+                states = {split: builder.state() for split, builder in builders.items()}
+                said = {"config": _recorded(cfg), "sources": origin, "tokenizer": pieces, "counts": counts}
+                said |= {"reader": place, "splits": {split: state for split, (state, _) in states.items()}}
+                attempt.save(out, said, {split: arrays for split, (_, arrays) in states.items()})
     splits = {split: builder.finish() for split, builder in builders.items()}
-    tokenizer.save(vocab, out / "tokenizer")
-    names = [name for builder in builders.values() for name in builder.writer.files]
-    names += sorted(str(p.relative_to(out)) for p in (out / "tokenizer").iterdir())
     manifest = {
         "format": shards.FORMAT,
-        "version": _version(),
-        "config": cfg.model_dump(mode="json"),
+        "version": attempt.versions()["jaxprune"],
+        "config": _recorded(cfg),
         "sources": origin,
-        "blank_documents": counts["blank"],
+        "blank_documents": reader.blank + counts["blank"],
         "seq_len": cfg.seq_len,
         "next_sentence": cfg.next_sentence,
         "vocab_size": vocab.size,
         "vocab_sha256": vocab.sha256,
         "splits": splits,
-        "files": {name: shards.describe(out, name) for name in names},
+        "files": {**builders["train"].writer.files, **builders["dev"].writer.files, **pieces},
     }
     shards.write_manifest(out, manifest)
+    attempt.remove(out)
     log.info("prepare: %s examples to train on, %s to evaluate", splits["train"]["examples"], splits["dev"]["examples"])
     return manifest
 
 
-class _Split:
-    """Tokenised documents of one split on their way to its shards."""
+def _add(cfg: PrepareConfig, found: Encoded, builders: dict[str, Builder], counts: Counter[str]) -> None:
+    """Hand a chunk's documents to the builders of their splits."""
+    ends = np.cumsum(found.sentences_D)
+    token = np.concatenate([[0], np.cumsum(found.lengths_S)])
+    for at, (end, size) in enumerate(zip(ends.tolist(), found.sentences_D.tolist())):
+        if not size:
+            counts["blank"] += 1
+            continue
+        split = "dev" if held_out(found.hashes[at], cfg.dev_fraction, cfg.seed) else "train"
+        builders[split].add(
+            counts["documents"] + at,
+            found.hashes[at],
+            found.tokens_T[token[end - size] : token[end]].copy(),  # a view would keep the whole chunk
+            found.lengths_S[end - size : end].copy(),
+        )
+    counts.update(documents=len(found.hashes), chars=found.chars)
 
-    def __init__(self, cfg: PrepareConfig, out: Path, split: str, vocab: Vocabulary) -> None:
-        self.cfg, self.split, self.vocab = cfg, split, vocab
-        self.packing = Packing(cfg.seq_len, cfg.next_sentence, cfg.short_seq_prob, cfg.random_next_prob)
-        self.writer = shards.ShardWriter(out, split, cfg.shard_examples)
-        self.dtype = shards.ids_dtype(vocab.size)
-        self.counts: Counter[str] = Counter()
-        self.buffers = 0
-        self._reset()
 
-    def _reset(self) -> None:
-        self.tokens: list[np.ndarray] = []
-        self.lengths: list[np.ndarray] = []  # tokens per sentence
-        self.numbers: list[int] = []
-        self.hashes: list[int] = []
-        self.held = 0
-        self.first = 0  # 1 when the buffer starts with a document kept from the last one, as a partner only
-
-    def add(self, number: int, text_hash: int, sentences: list[list[int]]) -> None:
-        """Take in a document: its running number, hash and sentences of ids."""
-        if self.held >= _BUFFER_TOKENS and len(self.numbers) > 1:
-            self._pack()
-        lengths = np.array([len(sentence) for sentence in sentences], np.int64)
-        tokens = np.fromiter(itertools.chain.from_iterable(sentences), self.dtype, int(lengths.sum()))
-        self._hold(number, text_hash, tokens, split_long(lengths, self.packing.max_tokens))
-        self.counts.update(documents=1, sentences=len(sentences), tokens=tokens.size)
-
-    def _hold(self, number: int, text_hash: int, tokens: np.ndarray, lengths: np.ndarray) -> None:
-        self.tokens.append(tokens)
-        self.lengths.append(lengths)
-        self.numbers.append(number)
-        self.hashes.append(text_hash)
-        self.held += tokens.size
-
-    def finish(self) -> dict[str, Any]:
-        """Pack and write the rest; the split's counts. Errors: ValueError if the split holds too little."""
-        if self.counts["documents"] < 1 + self.cfg.next_sentence:
-            raise ValueError(
-                f"the {self.split} split has {self.counts['documents']} document(s), too few"
-                f"{' to pair documents (next_sentence)' if self.cfg.next_sentence else ''}; add documents"
-                f" or change dev_fraction = {self.cfg.dev_fraction}"
-            )
-        self._pack()
-        self.writer.flush()
-        pairs = max(1, self.writer.examples)
+def _save_tokenizer(vocab: Vocabulary, out: Place) -> dict[str, Any]:
+    """Write `tokenizer/`; sizes and hashes of its files."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(vocab, Path(folder))
+        if isinstance(out, Path):
+            (out / "tokenizer").mkdir(exist_ok=True)
         return {
-            **{key: self.counts[key] for key in ("documents", "sentences", "tokens")},
-            "examples": self.writer.examples,
-            "random_next": round(self.counts["random"] / pairs, 4) if self.cfg.next_sentence else None,
+            f"tokenizer/{path.name}": shards.write(out, f"tokenizer/{path.name}", path.read_bytes())
+            for path in sorted(Path(folder).iterdir())
         }
 
-    def _pack(self) -> None:
-        docs = Documents(
-            np.concatenate(self.tokens),
-            np.cumsum(np.concatenate([[0], *self.lengths])),
-            np.cumsum([0, *map(len, self.lengths)]),
-            np.array(self.hashes, np.uint64),
-        )
-        if docs.tokens_T.max() >= self.vocab.size:
-            raise ValueError(f"token id {docs.tokens_T.max()} is outside the vocabulary of {self.vocab.size} pieces")
-        number_D = np.array(self.numbers, np.uint32)
-        for duplicate in range(self.cfg.duplicates if self.split == "train" else 1):
-            plan = pack(
-                docs, self.packing, f"{self.cfg.seed}/{self.split}/{self.buffers}/{duplicate}", first=self.first
-            )
-            info = np.zeros(len(plan.a_len), shards.INFO)
-            info["a_len"], info["b_len"], info["is_random"] = plan.a_len, plan.b_len, plan.is_random
-            info["doc_a"], info["doc_b"] = number_D[plan.doc_a], number_D[plan.doc_b]
-            self.counts["random"] += int(plan.is_random.sum())
-            special = self.vocab.special
-            for at in range(0, len(info), _GATHER_ROWS):
-                part = type(plan)(*(field[at : at + _GATHER_ROWS] for field in plan))
-                ids = gather(
-                    docs.tokens_T, part, self.cfg.seq_len, special["[CLS]"], special["[SEP]"], special["[PAD]"]
-                )
-                self.writer.add(ids, info[at : at + _GATHER_ROWS])
-        last = self.numbers[-1], self.hashes[-1], self.tokens[-1], self.lengths[-1]
-        self.buffers += 1
-        self._reset()
-        self._hold(*last)
-        self.first = 1
 
-
-def _chunks(texts: Iterator[str]) -> Iterator[list[str]]:
-    chunk, chars = [], 0
-    for text in texts:
-        chunk.append(text)
-        chars += len(text)
-        if chars >= _CHUNK_CHARS:
-            yield chunk
-            chunk, chars = [], 0
-    if chunk:
-        yield chunk
+def _load_tokenizer(out: Place, pieces: dict[str, Any]) -> Vocabulary:
+    """The vocabulary that `_save_tokenizer` wrote."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in pieces:
+            (Path(folder) / Path(name).name).write_bytes((out / name).read_bytes())
+        return tokenizer.load(folder)
 
 
 def _training_texts(cfg: PrepareConfig) -> Iterator[str]:
@@ -244,23 +203,47 @@ def _file_sizes(source: SourceConfig) -> list[list[Any]]:
     return [[path.name, path.stat().st_size] for path, _ in files(source)]
 
 
-def _existing(cfg: PrepareConfig, out: Path) -> dict[str, Any]:
+def _recorded(cfg: PrepareConfig) -> dict[str, Any]:
+    """The config without what leaves the result as it is."""
+    return cfg.model_dump(mode="json", exclude={"processes"})
+
+
+def _begun(cfg: PrepareConfig, out: Place, origin: list[Any]) -> attempt.Attempt | None:
+    """An interrupted attempt at this very data to go on from; else the directory is cleared of what is ours."""
+    begun = attempt.load(out)
+    if begun is None:
+        _clear(out)
+        return None
+    _same(out, begun.said, cfg, origin, "begun")
+    whole = {name: entry for split in SPLITS for name, entry in begun.said["splits"][split]["files"].items()}
+    shards.verify(out, {"files": whole | begun.said["tokenizer"]}, hashes=False)
+    _clear(out, {*whole, *begun.said["tokenizer"], attempt.PROGRESS})
+    return begun
+
+
+def _existing(cfg: PrepareConfig, out: Place) -> dict[str, Any]:
     """The manifest of finished data, if it is what `cfg` asks for."""
     manifest = shards.read_manifest(out)
-    old, new = _flat(manifest["config"]), _flat(cfg.model_dump(mode="json"))
-    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    if keys:
-        said = ", ".join(f"{key} ({old.get(key)!r} there, {new.get(key)!r} here)" for key in keys)
-        raise ValueError(f"{out}: prepared with another config: {said}; choose another directory or delete this one")
     try:
-        changed = manifest["sources"] != _origin(cfg)
+        origin = _origin(cfg)
     except ValueError:  # the corpus is gone, which is no fault once it is prepared
-        changed = False
-    if changed:
-        raise ValueError(f"{out}: the corpus files have changed since; choose another directory or delete this one")
+        origin = manifest["sources"]
+    _same(out, manifest, cfg, origin, "prepared")
     shards.verify(out, manifest, hashes=False)
+    attempt.remove(out)
     log.info("prepare: %s is already prepared with this config; nothing to do", out)
     return manifest
+
+
+def _same(out: Place, said: dict[str, Any], cfg: PrepareConfig, origin: list[Any], how: str) -> None:
+    """Raise ValueError if `out` was prepared or begun from another config or corpus."""
+    old, new = _flat(said["config"]), _flat(_recorded(cfg))
+    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    if keys:
+        said_keys = ", ".join(f"{key} ({old.get(key)!r} there, {new.get(key)!r} here)" for key in keys)
+        raise ValueError(f"{out}: {how} with another config: {said_keys}; choose another directory or delete this one")
+    if said["sources"] != origin:
+        raise ValueError(f"{out}: the corpus files have changed since; choose another directory or delete this one")
 
 
 def _flat(tree: Any, key: str = "") -> dict[str, Any]:
@@ -271,16 +254,16 @@ def _flat(tree: Any, key: str = "") -> dict[str, Any]:
     return {key: tree}
 
 
-def _clear(out: Path) -> None:
-    """Remove what an unfinished prepare left; files of others stay."""
-    for pattern in ("*-?????.ids.npy*", "*-?????.info.npy*", f"{shards.MANIFEST}*"):
-        for path in out.glob(pattern):
+_OURS = re.compile(r"((train|dev)-\d{5}\.(ids|info)\.npy|manifest\.json|progress\.npz)(\.tmp)?")
+
+
+def _clear(out: Place, keep: Collection[str] = ()) -> None:
+    """Remove what an unfinished prepare left, but for the names to keep; files of others stay."""
+    ours = [(path.name, path) for path in out.glob("*") if _OURS.fullmatch(path.name)]
+    ours += [(f"tokenizer/{path.name}", path) for path in (out / "tokenizer").glob("*")]
+    for name, path in ours:
+        if name not in keep:
             path.unlink()
-    shutil.rmtree(out / "tokenizer", ignore_errors=True)
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("jaxprune")
-    except importlib.metadata.PackageNotFoundError:
-        return "0+unknown"
+    if isinstance(out, Path):
+        with suppress(OSError):
+            (out / "tokenizer").rmdir()

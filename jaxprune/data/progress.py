@@ -18,14 +18,14 @@ class Advance(Protocol):
 
 
 @contextmanager
-def progress(title: str, total_chars: int) -> Iterator[Advance]:
-    """Yield a function to call with what is done; `total_chars` 0 means unknown."""
+def progress(title: str, total_chars: int, documents: int = 0, chars: int = 0) -> Iterator[Advance]:
+    """Yield a function to call with what is done, besides what was done before; `total_chars` 0 means unknown."""
     if sys.stderr.isatty():
-        with _bar(title, total_chars) as advance:
+        with _bar(title, total_chars, documents, chars) as advance:
             yield advance
         return
     start = last = time.monotonic()
-    done = [0, 0]
+    before, done = chars, [documents, chars]
 
     def advance(documents: int, chars: int) -> None:
         nonlocal last
@@ -34,18 +34,18 @@ def progress(title: str, total_chars: int) -> Iterator[Advance]:
         if (now := time.monotonic()) - last >= _EVERY:
             last = now
             part = f"{min(1.0, done[1] / total_chars):.0%} " if total_chars else ""
-            log.info("%s: %s%d documents, %.1f MB, %.2f MB/s", title, part, *_rates(done, now - start))
+            log.info("%s: %s%d documents, %.1f MB, %.2f MB/s", title, part, *_rates(done, before, now - start))
 
     yield advance
-    log.info("%s: done, %d documents, %.1f MB, %.2f MB/s", title, *_rates(done, time.monotonic() - start))
+    log.info("%s: done, %d documents, %.1f MB, %.2f MB/s", title, *_rates(done, before, time.monotonic() - start))
 
 
-def _rates(done: list[int], seconds: float) -> tuple[int, float, float]:
-    return done[0], done[1] / 1e6, done[1] / 1e6 / max(seconds, 1e-9)
+def _rates(done: list[int], before: int, seconds: float) -> tuple[int, float, float]:
+    return done[0], done[1] / 1e6, (done[1] - before) / 1e6 / max(seconds, 1e-9)
 
 
 @contextmanager
-def _bar(title: str, total_chars: int) -> Iterator[Advance]:
+def _bar(title: str, total_chars: int, documents: int, chars: int) -> Iterator[Advance]:
     from rich import progress as rich
     from rich.console import Console
 
@@ -59,8 +59,8 @@ def _bar(title: str, total_chars: int) -> Iterator[Advance]:
         rich.TimeRemainingColumn(),
     )
     with rich.Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=total_chars or None, documents=0)
-        count = 0
+        task = bar.add_task(title, total=total_chars or None, completed=chars, documents=documents)
+        count = documents
 
         def advance(documents: int, chars: int) -> None:
             nonlocal count

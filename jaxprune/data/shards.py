@@ -5,12 +5,15 @@ on; `manifest.json` is written last, so a directory without one is unfinished.
 """
 
 import hashlib
+import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from jaxprune.data import storage
+from jaxprune.data.storage import Place
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -24,7 +27,7 @@ def ids_dtype(vocab_size: int) -> np.dtype:
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
-def sha256(path: Path) -> str:
+def sha256(path: Place) -> str:
     """Hash of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -33,10 +36,12 @@ def sha256(path: Path) -> str:
 class ShardWriter:
     """Writes the shards of one split; each file gets its name only once it is whole."""
 
-    def __init__(self, folder: Path, split: str, shard_examples: int) -> None:
+    def __init__(self, folder: Place, split: str, shard_examples: int) -> None:
         self.folder, self.split, self.size = folder, split, shard_examples
-        self.files: list[str] = []
+        self.files: dict[str, dict[str, Any]] = {}
+        """Size and hash of every file written, as the manifest holds them."""
         self.examples = 0
+        """Examples in `files`."""
         self._ids: list[np.ndarray] = []
         self._info: list[np.ndarray] = []
         self._held = 0
@@ -52,46 +57,49 @@ class ShardWriter:
             if self._held == self.size:
                 self.flush()
 
+    def held(self) -> list[np.ndarray]:
+        """The examples that no file holds yet, as the arguments of `add`; none if there are none."""
+        return [np.concatenate(self._ids), np.concatenate(self._info)] if self._held else []
+
     def flush(self) -> None:
         """Write what is held as one shard."""
         if not self._held:
             return
         stem = f"{self.split}-{len(self.files) // 2:05d}"
-        for kind, parts in (("ids", self._ids), ("info", self._info)):
+        for kind, array in zip(("ids", "info"), self.held()):
             name = f"{stem}.{kind}.npy"
-            with (self.folder / f"{name}.tmp").open("wb") as file:
-                np.save(file, np.concatenate(parts), allow_pickle=False)
-            (self.folder / f"{name}.tmp").replace(self.folder / name)
-            self.files.append(name)
+            content = io.BytesIO()
+            np.save(content, array, allow_pickle=False)
+            self.files[name] = write(self.folder, name, content.getvalue())
         self.examples += self._held
         self._ids, self._info, self._held = [], [], 0
 
 
-def describe(folder: Path, name: str) -> dict[str, Any]:
-    """Size and hash of a file, as the manifest holds them."""
-    return {"size": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
+def write(folder: Place, name: str, content: bytes) -> dict[str, Any]:
+    """Write a file; its size and hash, as the manifest holds them."""
+    storage.write(folder / name, content)
+    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+def write_manifest(folder: Place, manifest: dict[str, Any]) -> None:
     """Write manifest.json at once or not at all."""
-    temporary = folder / f"{MANIFEST}.tmp"
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / MANIFEST)
+    storage.write(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Place) -> dict[str, Any]:
     """The manifest of prepared data. Errors: ValueError if there is none, or it is damaged or of another format."""
     path = folder / MANIFEST
     if not folder.is_dir():
+        if isinstance(folder, Path) and (url := storage.url_within(folder)):
+            raise ValueError(
+                f"data.path {url}: training maps its files into memory, so they must lie on a local disk;"
+                f" copy them there (gcloud storage cp -r {url} DIRECTORY) and name that"
+            )
         raise ValueError(f"data.path {folder}: no such directory; run `jaxprune prepare` first")
     if not path.is_file():
         raise ValueError(f"data.path {folder}: no {MANIFEST}, so it is not finished; run `jaxprune prepare` again")
     try:
-        manifest = json.loads(path.read_text("utf-8"))
+        manifest = json.loads(path.read_bytes())
         found = manifest["format"]
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: damaged ({error}); delete the directory and run `jaxprune prepare` again") from error
@@ -100,7 +108,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def verify(folder: Path, manifest: dict[str, Any], *, hashes: bool | None = None) -> None:
+def verify(folder: Place, manifest: dict[str, Any], *, hashes: bool | None = None) -> None:
     """Check every file against the manifest.
 
     Sizes always; hashes if asked, or (None) if all files are below 4 GiB together.
