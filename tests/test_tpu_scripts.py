@@ -358,6 +358,15 @@ def test_setup_installs_once_and_mounts_once(cloud, tmp_path):
     assert tools.count(mount) == 1  # the stub's workers share one mount
 
 
+def test_setup_leaves_a_running_command_alone(cloud):
+    cloud.up("saves", "0")("run.sh", *SLICE, *TRAIN)
+    cloud.settled("running", "exit:0")
+    assert cloud("setup.sh", *SLICE).stdout == "a command is running; left as it is\n"
+    assert {call[-4] for call in cloud.lines("tools") if call[-1] == "jaxprune[tpu,gcs]"} == {
+        f"{cloud.root}/worker1/jaxprune-venv/bin/python"
+    }
+
+
 @pytest.mark.parametrize(
     ("source", "spec"),
     [

@@ -19,9 +19,10 @@ check grace '[0-9]{1,4}' "whole seconds"
 (($#)) || die "no command; it comes after --"
 
 watch() { # sets VERDICT to an exit code, RESTART or LOST; a worker whose peers have ended gets the grace, then SIGKILL
-  local silent=0 ended='' states now
+  local silent=0 ended='' states='' now
   while sleep "$poll"; do
-    if ! state || { [[ $STATE == ACTIVE ]] && ! states=$(worker all state); }; then
+    if ! state || { [[ $STATE == ACTIVE ]] && ! states=$(worker all state 2>&1); }; then
+      say "$STATE: ${states##*$'\n'}"
       ((++silent < 5)) && continue
       VERDICT=LOST && return
     fi
@@ -43,14 +44,14 @@ watch() { # sets VERDICT to an exit code, RESTART or LOST; a worker whose peers 
 
 tries=0 assume=ACTIVE
 while :; do
-  began=$SECONDS code=0 VERDICT=RESTART
+  lived=0 code=0 VERDICT=RESTART
   { "$here/create.sh" && "$here/setup.sh" && "$here/run.sh" -- "$@"; } || code=$?
-  case $code in 0) watch ;; 2) VERDICT=2 ;; esac
+  case $code in 0) began=$SECONDS && watch && lived=$((SECONDS - began)) ;; 2) VERDICT=2 ;; esac
   [[ -z ${TPU_DRY_RUN:-} ]] || VERDICT=0
   note "$TPU_NAME: $VERDICT"
   [[ $VERDICT =~ ^(RESTART|LOST)$ ]] || break
   [[ $VERDICT == RESTART ]] || "$here/delete.sh" || true
-  ((SECONDS - began < 3600)) || tries=0
+  ((lived < 3600)) || tries=0
   ((tries++ < TPU_RETRIES)) || { say "gave up after $TPU_RETRIES retries" && VERDICT=1 && break; }
   pause=$((poll / 2 << (tries < 7 ? tries - 1 : 6)))
   sleep $((pause < 1800 ? pause : 1800))

@@ -8,9 +8,9 @@ mkdir -p ~/jaxprune-run && cd ~/jaxprune-run
 
 setup() { # a wheel in the home directory, a git+https address or a requirement; then the store, if one is named
   local version apt=(sudo apt-get -qq -o DPkg::Lock::Timeout=600)
+  if alive; then echo "a command is running; left as it is" && return; fi
   case $1 in *.whl) version=" @ file://$HOME/$1" ;; git+*) version=" @ $1" ;; *) version=${1#jaxprune} ;; esac
-  python3 -m uv --version &>/dev/null || python3 -m pip install -q --user uv ||
-    python3 -m pip install -q --user --break-system-packages uv
+  python3 -m uv --version &>/dev/null || python3 -m pip install -q --user uv || python3 -m pip install -q --user --break-system-packages uv
   [[ -x $venv/bin/python ]] || python3 -m uv venv -q --python "$2" "$venv"
   python3 -m uv pip install -q --python "$venv/bin/python" --reinstall-package jaxprune "jaxprune[tpu,gcs]$version"
   [[ $3 ]] && ! mountpoint -q "$mount" || return 0
