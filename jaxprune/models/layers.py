@@ -135,9 +135,15 @@ def split_heads(x_BLD: Array, heads: int) -> Array:
 
 
 def take_rows(table_VD: Array, ids_BL: Array) -> Array:
-    """Return the rows (B, L, D) of a table; an id outside [0, V) gives NaN, never another row."""
-    rows = table_VD.at[ids_BL]
-    return rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False, out_sharding=_sharding_of(ids_BL))
+    """Return the rows (B, L, D) of a table; an id outside [0, V) gives NaN, never another row.
+
+    The axis of length 1 costs nothing. Without it XLA would scatter the gradient into the decoder's of the tied table,
+    and sum both over devices, one after the other.
+    """
+    V, D = table_VD.shape
+    rows = table_VD.reshape(V, 1, D).at[ids_BL]
+    out = rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False, out_sharding=_sharding_of(ids_BL))
+    return out.reshape(*ids_BL.shape, D)
 
 
 def take_positions(x_BLD: Array, positions_BP: Array) -> Array:
@@ -148,6 +154,6 @@ def take_positions(x_BLD: Array, positions_BP: Array) -> Array:
 
 
 def _sharding_of(ids_BL: Array) -> PartitionSpec | None:
-    """The spec (B, L, D) of looked-up rows, split as their ids are; None unless the mesh has Explicit axes."""
+    """The spec (B, L, 1, D) of looked-up rows, split as their ids are; None unless the mesh has Explicit axes."""
     sharding = jax.typeof(ids_BL).sharding
-    return PartitionSpec(*sharding.spec, None) if sharding.mesh.explicit_axes else None
+    return PartitionSpec(*sharding.spec, None, None) if sharding.mesh.explicit_axes else None
