@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-TABLES = ("table1", "table2", "table3", "movement_epochs", "movement_matrices")
+TABLES = ("table1", "table2", "table3", "movement_epochs", "movement_matrices", "memory")
 
 
 def published(name: str) -> list[dict[str, float | str | None]]:
