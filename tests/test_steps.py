@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxprune.config import MeshConfig, OptimizerConfig, PruneConfig
 from jaxprune.pruning import CRITERIA, apply_masks, init_masks, leaf_counts
 from jaxprune.training.compile import compile_steps
 from jaxprune.training.optimizer import adamw
-from jaxprune.training.sharding import check_batch, make_mesh
+from jaxprune.training.sharding import DATA_AXES, batch_sharding, check_batch, make_mesh
 from jaxprune.training.state import create
 from jaxprune.training.steps import eval_step, means, prune_step, train_step
 
@@ -172,8 +174,12 @@ def test_accumulated_gradient_is_that_of_the_whole_batch(pieces):
     jax.tree.map(compare, metrics, part_metrics)
 
 
-@pytest.mark.parametrize("how", ["jit 8", "fsdp 8", "fsdp 4", "pmap 8"])
-def test_many_devices_train_and_prune_as_one(how):
+@pytest.mark.parametrize(
+    ("how", "axes"),
+    [(how, "auto") for how in ("jit 8", "fsdp 8", "fsdp 4", "pmap 8", "shard_map 8")]
+    + [(how, "explicit") for how in ("jit 8", "fsdp 4", "shard_map 8")],
+)
+def test_many_devices_train_and_prune_as_one(how, axes):
     tx, key, steps = adamw(OptimizerConfig(learning_rate=1e-2), 50), jax.random.key(0), 20
     kind, count = how.split()
     prune_cfg = PruneConfig(scope="global")
@@ -198,8 +204,16 @@ def test_many_devices_train_and_prune_as_one(how):
         copies = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (8, *x.shape)), _state(tx))
         losses, state = run(step, prune, copies, split)
         state = jax.tree.map(lambda x: x[0], state)
+    elif kind == "shard_map":
+        mesh = make_mesh(MeshConfig(axes=axes))
+        rows = P(DATA_AXES)
+        mapped = partial(jax.shard_map, mesh=mesh, out_specs=P())
+        step = jax.jit(mapped(partial(one, axis_name=DATA_AXES), in_specs=(P(), rows, P())))
+        prune = jax.jit(mapped(partial(prune_step, tx=tx, scope="global"), in_specs=(P(), P(), P())))
+        state = jax.device_put(_state(tx), NamedSharding(mesh, P()))
+        losses, state = run(step, prune, state, lambda b: jax.device_put(b, batch_sharding(mesh)))
     else:
-        mesh = make_mesh(MeshConfig(fsdp=int(count) if kind == "fsdp" else 1))
+        mesh = make_mesh(MeshConfig(fsdp=int(count) if kind == "fsdp" else 1, axes=axes))
         params = _params()
         program = compile_steps(
             params, init_masks(params, [".*/kernel"]), mesh, loss_fn=_loss, tx=tx, prune=prune_cfg, num_heads=1
