@@ -9,17 +9,10 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
-from jaxprune.config import ModelConfig, PretrainConfig
+from jaxprune.config import PretrainConfig
 from jaxprune.data.mlm import PretrainData
+from jaxprune.models.flops import train_flops
 from jaxprune.training.compile import Program
-
-
-def train_flops(model: ModelConfig, *, seq_len: int, predictions: int) -> float:
-    """FLOPs of forward and backward for one sequence: 3 x the forward matrix products (a multiply-add is 2)."""
-    d, inner, n = model.hidden_size, model.intermediate_size, model.num_hidden_layers
-    per_token = n * (2 * (4 * d * d + 2 * d * inner) + 4 * seq_len * d)
-    heads = predictions * 2 * (d * d + d * model.vocab_size) + 2 * (d * d + 2 * d)
-    return 3.0 * (seq_len * per_token + heads)
 
 
 def matmul_rate(size: int = 1024, seconds: float = 0.5) -> float:
@@ -54,7 +47,7 @@ def describe(cfg: PretrainConfig, program: Program, data: PretrainData, plan: di
         ("tokens", f"{tokens:,} ({cfg.steps * cfg.batch_size / data.examples:.2f} epochs)"),
         ("prunes", f"{len(plan)} between step {min(plan)} and {max(plan)}, to {plan[max(plan)]}" if plan else "none"),
         ("arithmetic", f"{flops:.3g} FLOPs"),
-        ("time, estimated", f"{_duration(flops / rate)} at this device's measured matrix-product rate, a lower bound"),
+        ("time, estimated", f"{duration(flops / rate)} at this device's measured matrix-product rate, a lower bound"),
     ]
     for row in rows:
         table.add_row(*row)
@@ -79,7 +72,8 @@ def parameter_table(params: Any, masks: Any) -> Table:
     return table
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """`seconds` in the unit that people would say."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
