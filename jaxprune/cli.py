@@ -24,6 +24,8 @@ Prune BERT while it pre-trains, let it recover, fine-tune it, and measure what p
   prepare  CONFIG.yaml --workdir DIR [--a.b value ...]    documents -> training examples
   pretrain CONFIG.yaml --workdir DIR [--a.b value ...]    pre-train, prune, recover
   finetune CONFIG.yaml --workdir DIR [--a.b value ...]    GLUE: tasks x learning rates x seeds
+  study    CONFIG.yaml --workdir DIR [--a.b value ...]    conditions x sparsities x tasks x seeds, and the report
+  report   DIR                                            the tables and the page of a study again
   prune    SRC DST --sparsity 0.7 [--scope matrix]        one shot: Hugging Face directory in and out
   inspect  CKPT [--json]                                  sparsity per matrix and head, weights, memory
   diff     A B [--json]                                   mask distance, movement and cosine of two checkpoints
@@ -38,7 +40,7 @@ checkpoint.
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    if argv is None and sys.argv[1:2] and sys.argv[1] in ("demo", "pretrain", "finetune"):
+    if argv is None and sys.argv[1:2] and sys.argv[1] in ("demo", "pretrain", "finetune", "study"):
         _use_huge_pages()
     argv = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -135,8 +137,8 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}; see `jaxprune --help`")
 
 
-def _configured(command: str, run: Callable[..., object]) -> Callable[[list[str]], int]:
-    """A command that takes CONFIG, --workdir, --dry-run and overrides of any key."""
+def _configured(command: str, run: Callable[..., object], more: str = "") -> Callable[[list[str]], int]:
+    """A command that takes CONFIG, --workdir, --dry-run and overrides of any key, besides the flags in `more`."""
 
     def call(argv: list[str]) -> int:
         from jaxprune.config import COMMANDS as MODELS
@@ -148,7 +150,7 @@ def _configured(command: str, run: Callable[..., object]) -> Callable[[list[str]
         parser.add_argument("--distributed", nargs="?", const="auto")
         known, overrides = parser.parse_known_args(argv)
         path = Path(overrides.pop(0)) if overrides and not overrides[0].startswith("-") else None
-        prog = f"jaxprune {command} CONFIG.yaml --workdir DIR [--dry-run]"
+        prog = " ".join(filter(None, [f"jaxprune {command} CONFIG.yaml --workdir DIR [--dry-run]", more]))
         wants_help = "--help" in overrides or "-h" in overrides
         if path is None and not wants_help:
             raise ValueError(f"no config; usage: {prog} [--a.b value ...], see `jaxprune {command} --help`")
@@ -187,6 +189,28 @@ def _finetune(config, workdir: Path, *, dry_run: bool) -> None:
     from jaxprune.experiments.finetune import finetune
 
     finetune(config, workdir, dry_run=dry_run)
+
+
+def _study(argv: list[str]) -> None:
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--shard", default="")
+    known, rest = parser.parse_known_args(argv)
+
+    def run(config, workdir: Path, *, dry_run: bool) -> None:
+        from jaxprune.experiments.study import study
+
+        study(config, workdir, dry_run=dry_run, only=known.only, part=known.shard)
+
+    _configured("study", run, "[--only REGEX] [--shard i/n]")(rest)
+
+
+def _report(argv: list[str]) -> None:
+    parser = _Parser(prog="jaxprune report", description="Write the tables and the page of a study from its runs.")
+    parser.add_argument("dir", metavar="DIR", type=Path, help="the study's workdir")
+    from jaxprune.experiments.study import make_report
+
+    make_report(parser.parse_args(argv).dir)
 
 
 def _prune(argv: list[str]) -> None:
@@ -244,6 +268,8 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "prepare": _configured("prepare", _prepare),
     "pretrain": _configured("pretrain", _pretrain),
     "finetune": _configured("finetune", _finetune),
+    "study": _study,
+    "report": _report,
     "prune": _prune,
     "inspect": _inspect,
     "diff": _diff,

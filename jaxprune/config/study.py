@@ -95,8 +95,6 @@ class StudyConfig(Section):
     """Tasks of the switches; none stands for all."""
     switch_seeds: int = Field(default=0, ge=0)
     """Take only so many of a task's seeds for the switches; 0 takes all."""
-    keep_weights: bool = False
-    """Keep `weights.npz` of every run that fine-tunes the dense start, to measure how far weights move."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

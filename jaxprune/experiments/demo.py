@@ -105,10 +105,8 @@ def _run_record(place: Path, target: float, result: dict[str, Any]) -> dict[str,
 
 def _finetune_all(cfg: DemoConfig, place: Workdir, data: Path) -> list[dict[str, Any]]:
     vocabulary = tokenizer.load(str(data / "tokenizer")).tokenizer
-    starts = {}
-    for sparsity in cfg.sparsities:
-        run = cfg.finetune.model_copy(update={"init_from": str(place / _name(sparsity))})
-        starts[sparsity] = finetune.pretrained(run, finetune.model_config(run))
+    runs = {s: cfg.finetune.model_copy(update={"init_from": str(place / _name(s))}) for s in cfg.sparsities}
+    starts = {s: finetune.pretrained(run, finetune.model_config(run)) for s, run in runs.items()}
     scores = []
     for task, examples in _tasks(cfg):
         encoded = (glue.encode(part, vocabulary, cfg.finetune.max_len) for part in examples)
@@ -116,7 +114,8 @@ def _finetune_all(cfg: DemoConfig, place: Workdir, data: Path) -> list[dict[str,
         for sparsity, source in starts.items():
             for seed in cfg.finetune.seeds:
                 folder = place / f"finetune-{sparsity:g}" / task.name.replace(" ", "-")
-                result = trainer.run(folder / f"seed{seed}", source, cfg.finetune.learning_rates[0], seed)
+                run = finetune.one_run(runs[sparsity], task.name, cfg.finetune.learning_rates[0], seed)
+                result = trainer.run(folder / f"seed{seed}", source, run)
                 kept = {key: result[key] for key in ("task", "seed", "metric", "score", "train_loss")}
                 scores.append({"target": sparsity, **kept, "majority": result["majority_accuracy"]})
     return scores

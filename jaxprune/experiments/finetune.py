@@ -64,7 +64,7 @@ def finetune(cfg: FinetuneConfig, workdir: Path, *, dry_run: bool = False) -> li
             for rate in cfg.learning_rates:
                 for seed in cfg.seeds:
                     folder = place.path / row.name / f"lr{rate:g}-seed{seed}"
-                    records.append(trainer.run(folder, source, rate, seed, cfg.prune.sparsity))
+                    records.append(trainer.run(folder, source, one_run(cfg, row.name, rate, seed)))
                     write_atomically(place / "results.csv", pandas.DataFrame(records).to_csv(index=False))
         place.finish({"runs": len(records)})
     return records
@@ -86,7 +86,11 @@ def read_splits(cfg: FinetuneConfig, name: str, vocabulary: tokenizer.Vocabulary
 
 def model_config(cfg: FinetuneConfig) -> ModelConfig:
     """The shape of `cfg.init_from` with dropout and dtype as `cfg` says."""
-    shape = start_config(*_pretrained_place(cfg), ModelConfig())
+    return tuned_model(cfg, start_config(*_pretrained_place(cfg), ModelConfig()))
+
+
+def tuned_model(cfg: FinetuneConfig, shape: ModelConfig) -> ModelConfig:
+    """`shape` with dropout and dtype as `cfg` says."""
     if cfg.max_len > shape.max_position_embeddings:
         raise ValueError(
             f"max_len = {cfg.max_len} is above the {shape.max_position_embeddings} positions of init_from = "
@@ -106,7 +110,7 @@ def pretrained(cfg: FinetuneConfig, model: ModelConfig) -> Start:
     if finetuned_config(place):
         params = finetuned_weights(place)
         masks = zeros_as_masks(params, place, cfg.prune.include, cfg.prune.exclude)
-        source = Start(model, params, masks, "", place)
+        source = Start(model, params, masks, "")
     else:
         source = start(place, revision, model, head="classification", num_labels=2, key=jax.random.key(0))
         params, masks = ({k: x for k, x in tree.items() if k != "classifier"} for tree in (source.params, source.masks))
@@ -114,7 +118,7 @@ def pretrained(cfg: FinetuneConfig, model: ModelConfig) -> Start:
         params = apply_masks(params, masks)
     if cfg.masks != "fixed":
         masks = jax.tree.map(lambda _: None, params)
-    return Start(model, jax.device_get(params), jax.device_get(masks), source.tokenizer, place)
+    return Start(model, jax.device_get(params), jax.device_get(masks), source.tokenizer)
 
 
 def _pretrained_place(cfg: FinetuneConfig) -> tuple[str, str]:
@@ -133,8 +137,21 @@ def schedule(cfg: FinetuneConfig, steps: int) -> OptimizerConfig:
     return cfg.optimizer.model_copy(update=teeth | {"warmup_steps": warmup})
 
 
+def one_run(cfg: FinetuneConfig, task: str, rate: float, seed: int) -> FinetuneConfig:
+    """`cfg` for a single run of its grid."""
+    return cfg.model_copy(update={"tasks": (task,), "learning_rates": (rate,), "seeds": (seed,)})
+
+
+def shared_part(cfg: FinetuneConfig) -> FinetuneConfig:
+    """`cfg` without what is data to the compiled steps: runs that agree in the rest, and in shape, share a Trainer."""
+    free = ("init_from", "init_revision", "masks", "learning_rates", "seeds", "keep_weights")
+    default = FinetuneConfig()
+    prune = cfg.prune.model_copy(update={"sparsity": 0.0, "initial": 0.0})
+    return cfg.model_copy(update={name: getattr(default, name) for name in free} | {"prune": prune})
+
+
 class Trainer:
-    """Runs of one task and model shape; weights, learning rate, seed and sparsity are data to its compiled steps."""
+    """Runs of one task and model shape, whose configs have the same `shared_part`; they share compiled steps."""
 
     def __init__(self, cfg: FinetuneConfig, model: ModelConfig, row: glue.Task, splits: Splits):
         self.cfg, self.row, self.splits = cfg, row, splits
@@ -152,29 +169,31 @@ class Trainer:
         self._init_classifier = jax.jit(lambda key: self.model.init(key)["classifier"])
         self._heads = model.num_attention_heads
 
-    def run(self, workdir: Path, source: Start, rate: float, seed: int, sparsity: float = 0.0) -> dict[str, Any]:
-        """Train from `source`, score the dev set, save predictions; resumes, or returns a finished run's result."""
-        prune = self.cfg.prune.model_copy(update={"sparsity": sparsity})
-        one = {"tasks": (self.row.name,), "learning_rates": (rate,), "seeds": (seed,), "prune": prune}
-        cfg = self.cfg.model_copy(update=one | {"init_from": source.place})
+    def run(self, workdir: Path, source: Start, cfg: FinetuneConfig) -> dict[str, Any]:
+        """Train `cfg` (see `one_run`) from `source`, score the dev set, save predictions; returns its result.json.
+
+        Resumes a run that was begun, and leaves a finished one alone.
+        """
         with Workdir(workdir) as place:
             place.check_same("config.yaml", to_yaml(cfg), _changes)
             result = place.result()
             if result is not None:
                 return result
-            result = self._run(cfg, place, source, rate, seed)
+            result = self._run(place, source, cfg)
             place.finish(result)
             for name in ("checkpoints", "integrity"):  # the result is what counts; a study has hundreds of these
                 shutil.rmtree(place / name)
             return result
 
-    def _weights(self, source: Start, key: jax.Array) -> tuple[Any, Any]:
+    def weights(self, source: Start, key: jax.Array) -> tuple[Any, Any]:
+        """Params and masks of `source` with the classifier it brings, else one drawn from `key`."""
         params, masks = source.params, source.masks
         if "classifier" not in params:
             params = {**params, "classifier": self._init_classifier(key)}
         return params, {**masks, "classifier": jax.tree.map(lambda _: None, params["classifier"])}
 
-    def _program(self, params: Any, masks: Any) -> Program:
+    def program(self, params: Any, masks: Any) -> Program:
+        """The steps for masks of this structure, built once."""
         structure = jax.tree.structure(masks)
         if structure not in self._programs:
             loss = regression_loss if self.row.regression else classification_loss
@@ -190,11 +209,12 @@ class Trainer:
             )
         return self._programs[structure]
 
-    def _run(self, cfg: FinetuneConfig, place: Workdir, source: Start, rate: float, seed: int) -> dict[str, Any]:
+    def _run(self, place: Workdir, source: Start, cfg: FinetuneConfig) -> dict[str, Any]:
         began = time.monotonic()
+        rate, seed = cfg.learning_rates[0], cfg.seeds[0]
         key = jax.random.key(seed)
-        params, masks = self._weights(source, key)
-        program = self._program(params, masks)
+        params, masks = self.weights(source, key)
+        program = self.program(params, masks)
         batches = iter(glue.GlueData(self.splits.train, self.cfg.batch_size, seed))
         write_atomically(place / "run.json", environment_json(seed=seed, mesh=dict(program.mesh.shape)))
         with Checkpoints(place.path, keep=1) as checkpoints:
@@ -229,7 +249,7 @@ class Trainer:
             "task": self.row.name,
             "learning_rate": rate,
             "seed": seed,
-            "masks": self.cfg.masks,
+            "masks": cfg.masks,
             "sparsity": sparsity(state.masks),
             **self._score(place, program, state),
             "train_loss": self._train_loss(program, state),

@@ -59,13 +59,14 @@ def pretrain(cfg: PretrainConfig, workdir: Path, *, dry_run: bool = False) -> di
 def resolve(cfg: PretrainConfig) -> PretrainConfig:
     """`cfg` with the shape of the weights it starts from, and paths that hold from any directory."""
     model = start_config(cfg.init_from, cfg.init_revision, cfg.model)
-    data = cfg.data.model_copy(update={"path": _absolute(cfg.data.path)})
-    return cfg.model_copy(update={"model": model, "data": data, "init_from": _absolute(cfg.init_from)})
+    data = cfg.data.model_copy(update={"path": absolute(cfg.data.path)})
+    return cfg.model_copy(update={"model": model, "data": data, "init_from": absolute(cfg.init_from)})
 
 
-def _absolute(place: str) -> str:
+def absolute(place: str) -> str:
+    """`place` as it holds from any directory; a hub name, or what is not there, as it is."""
     path = Path(place).expanduser()
-    return str(path.resolve()) if place and path.exists() else place  # else a hub name, or an error that follows
+    return str(path.resolve()) if place and path.exists() else place
 
 
 def compile_run(cfg: PretrainConfig) -> Run:

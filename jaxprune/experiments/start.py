@@ -43,13 +43,12 @@ WEIGHTS = "weights.npz"
 
 
 class Start(NamedTuple):
-    """Weights to start from. masks is None for fresh weights; tokenizer and place are directories or hub names."""
+    """Weights to start from. masks is None for fresh weights; tokenizer is a directory or hub name."""
 
     model: ModelConfig
     params: Any
     masks: Any
     tokenizer: str
-    place: str = ""
 
 
 def is_workdir(place: str) -> bool:
@@ -85,6 +84,11 @@ def start_config(place: str, revision: str, wanted: ModelConfig) -> ModelConfig:
     if not place:
         return wanted
     found = workdir_config(place).model if is_workdir(place) else read_hf_config(place, revision=revision or None)
+    return shaped(wanted, found, place)
+
+
+def shaped(wanted: ModelConfig, found: ModelConfig, place: str) -> ModelConfig:
+    """`wanted` with the shape of `found`, the model at `place`; ValueError as in `start_config`."""
     for name in SHAPE_FIELDS:
         value, default = getattr(wanted, name), ModelConfig.model_fields[name].default
         if value not in (default, getattr(found, name)):

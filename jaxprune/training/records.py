@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -52,24 +52,32 @@ class Records:
 
 
 class Bar:
-    """A progress bar on a terminal; elsewhere a log line every half minute."""
+    """A progress bar on a terminal, below the one that is open there; elsewhere a log line every half minute."""
+
+    _open: ClassVar[Progress | None] = None
 
     def __init__(self, title: str, *, total: int, done: int, quiet_seconds: float = 30.0):
         self._title, self._total, self._quiet_seconds = title, total, quiet_seconds
         self._said = time.monotonic()
-        self._progress: Progress | None = None
-        if sys.stderr.isatty() and is_first():
+        self._progress = Bar._open
+        self._outer = False
+        if self._progress is None and sys.stderr.isatty() and is_first():
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._progress = Progress(*columns, TextColumn("{task.fields[text]}"), console=Console(stderr=True))
-            self._task = self._progress.add_task(title, total=total, completed=done, text="")
+            self._outer, Bar._open = True, self._progress
             self._progress.start()
+        if self._progress:
+            self._task = self._progress.add_task(title, total=total, completed=done, text="")
 
     def __enter__(self) -> "Bar":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._progress:
+        if self._outer and self._progress:
+            Bar._open = None
             self._progress.stop()
+        elif self._progress:
+            self._progress.remove_task(self._task)
 
     def update(self, step: int, text: str) -> None:
         """Show `step` and a short text."""

@@ -15,6 +15,10 @@ from jaxprune.training.processes import is_first, together
 _SHARED_SECONDS = 20.0  # network file systems show a new file late
 
 
+class InUse(ValueError):
+    """Another run owns the workdir."""
+
+
 class Workdir:
     """Owns `path` until closed or killed. A second run in the same directory is refused, naming the first.
 
@@ -37,7 +41,7 @@ class Workdir:
             self._lock.seek(0)
             other = self._lock.read().strip() or "another process"
             self._lock.close()
-            raise ValueError(f"workdir {self.path}: in use by {other}; wait for it or use another --workdir") from None
+            raise InUse(f"workdir {self.path}: in use by {other}; wait for it or use another --workdir") from None
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         self._lock.flush()
