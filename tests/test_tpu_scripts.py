@@ -417,8 +417,10 @@ def test_stop_ends_what_swallows_sigterm(cloud):
     cloud("run.sh", *SLICE, "--stop", "--grace", "1")
     assert cloud.states() == ["exit:137", "exit:75"]
     groups = [int(pid.read_text()) for pid in cloud.root.glob("worker*/jaxprune-run/pid")]
-    alive = subprocess.run(["ps", "-eo", "pgid=,stat="], capture_output=True, text=True, check=True).stdout.split("\n")
-    assert not [line for line in alive if line.split() and int(line.split()[0]) in groups and "Z" not in line]
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # ended meanwhile
+            state, _, group, *_ = stat.read_text().rpartition(")")[2].split()
+            assert int(group) not in groups or state == "Z"
 
 
 def test_a_time_limit_is_exit_code_124(cloud):
@@ -555,3 +557,33 @@ def test_gke_recipe(cloud, args, call):
     cloud("gke_xpk.sh", *SLICE, *args)
     assert cloud.lines("tools") == [["xpk", *call, "--cluster=bert-s70", *PLACE[:2]]]
     assert shlex.split(printed) == cloud.lines("tools")[0]
+
+
+def test_the_commands_of_the_page_are_understood(cloud):
+    """Every code block of docs/tpu.md runs as one shell, dry; every training command in it has a valid config."""
+    from jaxprune.config import COMMANDS
+    from jaxprune.config.load import parse
+
+    page = (SCRIPTS.parent / "docs" / "tpu.md").read_text()
+    blocks = re.findall(r"^```\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    places = {"PROJECT": "proj-123", "HOST/REPOSITORY@REF": "example.org/x/jaxprune@v1", "RESERVATION": "mine"}
+    script = "set -e\n" + "".join(blocks).replace("USD_PER_CHIP_HOUR", "1.2")
+    for word, value in places.items():
+        script = re.sub(rf"\b{word}\b", value, script)
+    tools = "".join(f"{name}() {{ :; }}\n" for name in ("gcloud", "pip", "hf", "sky", "jaxprune", "tail"))
+    env = {"PATH": f"{cloud.bin}:/usr/bin:/bin", "HOME": str(cloud.root), "TPU_DRY_RUN": "yes"}
+    done = subprocess.run(["bash", "-c", tools + script], cwd=SCRIPTS.parent, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and "should be" not in done.stderr, done.stderr
+    assert cloud.calls == [] and cloud.lines("tools") == []
+    for line in done.stdout.splitlines():
+        for word in shlex.split(line):
+            if word.startswith("--command=") and " pretrain " in word:  # as a worker's shell would read and run it
+                train = f'cp() {{ :; }}; set -- {word.removeprefix("--command=")}; eval "${{@: -1}}"'
+                subprocess.run(["bash", "-c", train], env=env, check=True)
+    runs = cloud.lines("runs")
+    assert len(runs) == page.count("exec jaxprune pretrain") > 4
+    for _, command, path, *words, last in runs:
+        at = words.index("--workdir")
+        assert (command, last) == ("pretrain", "--distributed") and words[at + 1].startswith("/mnt/jaxprune/runs/")
+        config = SCRIPTS.parent / path.removeprefix("/mnt/jaxprune/")
+        parse(COMMANDS["pretrain"], config, words[:at] + words[at + 2 :], prog="jaxprune")
