@@ -123,7 +123,8 @@ class Cloud:
             (self.bin / name).chmod(0o755)
 
     def __call__(self, script: str, *args: str, code: int = 0, **env: str) -> subprocess.CompletedProcess:
-        settings = {"PATH": f"{self.bin}:/usr/bin:/bin", "HOME": str(self.root / "home"), "TPU_POLL": "0", **env}
+        settings = {"PATH": f"{self.bin}:/usr/bin:/bin", "HOME": str(self.root / "home"), "TPU_POLL": "0"}
+        settings |= {"TPU_FROM": "jaxprune==0.1.0", **env}
         done = subprocess.run([SCRIPTS / script, *args], env=settings, capture_output=True, text=True, timeout=60)
         assert done.returncode == code, done.stderr
         return done
@@ -290,6 +291,7 @@ def test_what_gcloud_cannot_say_is_not_taken_for_absence(cloud):
         ("create.sh", [*SLICE, "--type", "tpu7x-8"], "gke_xpk.sh"),
         ("create.sh", [*SLICE, "--type", "v4-8", "--tier", "free"], "--tier free"),
         ("create.sh", [*SLICE, "--type", "v4-8", "--valid-for", "soon"], "--valid-for soon"),
+        ("setup.sh", [*SLICE, "--from", ""], "--from is missing"),
         ("setup.sh", [*SLICE, "--from", "jaxprune;reboot"], "--from jaxprune;reboot"),
         ("setup.sh", [*SLICE, "--from", "none/jaxprune-9-py3-none-any.whl"], "no such file"),
         ("setup.sh", [*SLICE, "--store", "/mnt/x"], "--store /mnt/x"),
@@ -362,7 +364,7 @@ def test_setup_leaves_a_running_command_alone(cloud):
     cloud.up("saves", "0")("run.sh", *SLICE, *TRAIN)
     cloud.settled("running", "exit:0")
     assert cloud("setup.sh", *SLICE).stdout == "a command is running; left as it is\n"
-    assert {call[-4] for call in cloud.lines("tools") if call[-1] == "jaxprune[tpu,gcs]"} == {
+    assert {call[-4] for call in cloud.lines("tools") if call[-1] == "jaxprune[tpu,gcs]==0.1.0"} == {
         f"{cloud.root}/worker1/jaxprune-venv/bin/python"
     }
 
@@ -510,7 +512,7 @@ def test_sweep_is_one_managed_job_per_shard(cloud):
     assert [shlex.split(line) for line in printed.splitlines()] == jobs
     assert jobs[1] == [
         *["sky", "jobs", "launch", "--yes", "--detach-run", "--name=bert-s70-2", "--infra=gcp/us-west4/us-west4-a"],
-        *["--gpus=tpu-v6e-8", "--use-spot", "--env", "FROM=jaxprune", "--env", "PYTHON=3.12"],
+        *["--gpus=tpu-v6e-8", "--use-spot", "--env", "FROM=jaxprune==0.1.0", "--env", "PYTHON=3.12"],
         *["--env", "STORE=gs://b-k-t", "--env"],
         "COMMAND=jaxprune study /mnt/jaxprune/study.yaml --workdir '/mnt/jaxprune/my study' --shard 2/3",
         "tpu_scripts/sweep.yaml",

@@ -2,8 +2,8 @@
 # Runs a study as an array of SkyPilot managed jobs, one slice and one part of the study each. SkyPilot queues them,
 # replaces preempted machines and takes idle ones down: pipx install 'skypilot[gcp]', sky check gcp, sky jobs queue.
 #
-#   sweep.sh --name NAME --zone ZONE --shards N --store HOST:/SHARE [--type v5litepod-8] [--tier spot|on-demand]
-#            [--from SOURCE] [--python 3.12] [--dry-run] -- jaxprune study CONFIG --workdir /mnt/jaxprune/study
+#   sweep.sh --name NAME --zone ZONE --shards N --from SOURCE --store HOST:/SHARE [--type v5litepod-8]
+#            [--tier spot|on-demand] [--python 3.12] [--dry-run] -- jaxprune study CONFIG --workdir /mnt/jaxprune/study
 #
 # Job i of N runs the command with --shard i/N appended. SOURCE is git+https://HOST/REPOSITORY@REF or jaxprune==VERSION.
 # Launch it again to add what is missing: a finished run is not run again, and a locked one is left to its owner. That
@@ -12,7 +12,7 @@ set -euo pipefail
 OPTIONS="type tier from store python shards"
 source "$(dirname "$0")/common.sh"
 
-: "${TPU_TYPE:=v5litepod-8}" "${TPU_TIER:=spot}" "${TPU_FROM:=jaxprune}" "${TPU_PYTHON:=3.12}"
+: "${TPU_TYPE:=v5litepod-8}" "${TPU_TIER:=spot}" "${TPU_PYTHON:=3.12}"
 check type '(v4|v5litepod|v5p|v6e)-[1-8]' "a slice of one machine, such as v5litepod-8 or v4-8"
 check tier 'spot|on-demand' "spot or on-demand"
 check from 'jaxprune((==|>=)[0-9][0-9a-z.]*)?|git\+https://[A-Za-z0-9._/@-]+' "git+https://... or jaxprune==VERSION"
