@@ -1,7 +1,6 @@
 """Preparing a large corpus: killed and resumed to the same bytes, in bounded memory, on many cores, in a bucket."""
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -194,11 +193,16 @@ def test_another_config_or_version_does_not_go_on(corpus, tmp_path, monkeypatch,
 
 
 KILLED = """
-import os, random, signal, sys, threading, time
+import os, random, signal, subprocess, sys, threading
 from pathlib import Path
-import multiprocessing
 from jaxprune.config import PrepareConfig
 from jaxprune.data import builder, prepare, storage
+children = []
+class Popen(subprocess.Popen):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        children.append(self)
+subprocess.Popen = Popen
 builder._BUFFER_TOKENS, prepare._CHUNK_CHARS = 3000, 4000
 cfg, out, count = PrepareConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 write = storage.write
@@ -206,7 +210,7 @@ def dying(path, content):
     global count
     count -= 1
     if count == 0:
-        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+        print(*(child.pid for child in children if child.poll() is None), flush=True)
         threading.Timer(random.random() * 0.02, os.kill, (os.getpid(), signal.SIGKILL)).start()
     write(path, content)
 storage.write = dying
@@ -260,13 +264,14 @@ def test_processes_do_not_change_the_bytes(corpus, tmp_path, small):
     prepare(config(corpus, processes=7), tmp_path / "two")  # finished: how many there were does not matter
 
 
-def die(texts):
-    os._exit(1)
+@pytest.mark.parametrize("at", ["now", "later"])
+def test_a_process_that_dies_is_a_clear_error(corpus, tmp_path, monkeypatch, small, at):
+    class Killed(subprocess.Popen):
+        def __init__(self, command, **options):
+            super().__init__(["sh", "-c", "head -c 9000 > /dev/null"] if at == "later" else ["false"], **options)
 
-
-def test_a_process_that_dies_is_a_clear_error(corpus, tmp_path, monkeypatch, small):
-    monkeypatch.setattr(encode, "_encode", die)
-    with pytest.raises(ValueError, match="a tokenising process died"):
+    monkeypatch.setattr(subprocess, "Popen", Killed)
+    with pytest.raises(ValueError, match="a tokenising process died.*set processes lower"):
         prepare(config(corpus, processes=2), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

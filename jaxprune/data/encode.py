@@ -2,14 +2,15 @@
 
 import hashlib
 import itertools
-import multiprocessing
 import os
-import signal
-import threading
+import pickle
+import subprocess
+import sys
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ Chunk = tuple[list[str], Any]
 """Documents, and what the caller wants back beside their tokens."""
 _ALONE = 16  # chunks up to which starting processes does not pay
 _AHEAD = 3  # chunks in work or waiting, per process
+_DIED = "prepare: a tokenising process died, for want of memory perhaps; set processes lower, or to 1"
 
 
 class Encoded(NamedTuple):
@@ -60,11 +62,11 @@ def encode(texts: list[str], vocab: Vocabulary) -> Encoded:
     )
 
 
-def encoded(chunks: Iterator[Chunk], vocab: Vocabulary, processes: int) -> Iterator[tuple[Encoded, Any]]:
+def encoded(chunks: Iterator[Chunk], vocab: Vocabulary, processes: int) -> Generator[tuple[Encoded, Any]]:
     """Each chunk's tokens and what came with it, in order; a bounded number of chunks is in memory.
 
     `processes` 1 stays in this process, where the tokenizer uses threads; 0 takes one process per core, or none for a
-    small corpus. Errors: ValueError if the processes die.
+    small corpus. Errors: ValueError if a process dies.
     """
     head = list(itertools.islice(chunks, _ALONE)) if processes == 0 else []
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -72,44 +74,77 @@ def encoded(chunks: Iterator[Chunk], vocab: Vocabulary, processes: int) -> Itera
         for texts, beside in itertools.chain(head, chunks):
             yield encode(texts, vocab), beside
         return
-    pool = ProcessPoolExecutor(
-        processes or cores,
-        multiprocessing.get_context("spawn"),
-        _start,
-        (vocab.tokenizer.to_str(),),
-    )
-    waiting: deque[Any] = deque()
-    try:
+    with _pool(vocab, processes or cores) as submit:
+        waiting: deque[tuple[Future[Encoded], Any]] = deque()
         for texts, beside in itertools.chain(head, chunks):
-            waiting.append((pool.submit(_encode, texts), beside))
+            waiting.append((submit(texts), beside))
             if len(waiting) >= _AHEAD * (processes or cores):
                 future, beside = waiting.popleft()
                 yield future.result(), beside
-        while waiting:
-            future, beside = waiting.popleft()
+        for future, beside in waiting:
             yield future.result(), beside
-    except BrokenProcessPool as error:
-        raise ValueError(
-            "prepare: a tokenising process died (memory, or a script without `if __name__ == '__main__':`);"
-            " set processes lower, or to 1"
-        ) from error
+
+
+@contextmanager
+def _pool(vocab: Vocabulary, processes: int) -> Iterator[Callable[[list[str]], "Future[Encoded]"]]:
+    """A function that has other processes encode documents.
+
+    They are plain Python processes that read a pipe, not multiprocessing's: those run the caller's script once more.
+    A process ends when its pipe does, so none outlives this one, however that ends.
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, "-c", "from jaxprune.data.encode import serve; serve()"]
+    pipe = subprocess.PIPE
+    workers = [
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, start_new_session=True)
+        for _ in range(processes)
+    ]
+    idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
+    try:
+        for worker in workers:
+            _send(worker, vocab.tokenizer.to_str())
+            idle.put(worker)
+
+        def ask(texts: list[str]) -> Encoded:
+            worker = idle.get()
+            try:
+                _send(worker, texts)
+                assert worker.stdout is not None
+                return pickle.load(worker.stdout)
+            except (EOFError, pickle.UnpicklingError) as error:
+                raise ValueError(_DIED) from error
+            finally:
+                idle.put(worker)
+
+        threads = ThreadPoolExecutor(processes)
+        try:
+            yield lambda texts: threads.submit(ask, texts)
+        finally:
+            for worker in workers:
+                worker.kill()
+            threads.shutdown(cancel_futures=True)
     finally:
-        pool.shutdown(cancel_futures=True)
+        for worker in workers:
+            worker.kill()
+            with suppress(BrokenPipeError), worker:
+                pass
 
 
-_vocab: Vocabulary  # of a pool's process
+def _send(worker: "subprocess.Popen[bytes]", what: Any) -> None:
+    try:
+        assert worker.stdin is not None
+        worker.stdin.write(pickle.dumps(what))
+        worker.stdin.flush()
+    except BrokenPipeError as error:
+        raise ValueError(_DIED) from error
 
 
-def _start(saved: str) -> None:
-    """Make a pool's process ready; it ends when the process that started it does, however that ends."""
-    global _vocab
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-    _vocab = tokenizer.vocabulary(tokenizers.Tokenizer.from_str(saved), "of the pool")
-
-
-def _encode(texts: list[str]) -> Encoded:
-    return encode(texts, _vocab)
+def serve() -> None:
+    """Be a process of the pool: read a tokenizer, then lists of documents, and answer each with its `Encoded`."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what anything prints must not get among the answers
+    vocab = tokenizer.vocabulary(tokenizers.Tokenizer.from_str(pickle.load(sys.stdin.buffer)), "of the pool")
+    with suppress(EOFError, BrokenPipeError):
+        while True:
+            pickle.dump(encode(pickle.load(sys.stdin.buffer), vocab), answers)
+            answers.flush()

@@ -7,7 +7,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +118,9 @@ def _build(
             builder.restore(begun.said["splits"][split], begun.arrays(split))
         log.info("prepare: going on after %s documents", f"{counts['documents']:,}")
     total = sum(size_hint(source) for source in cfg.sources)
-    with progress("prepare", total, counts["documents"], counts["chars"]) as advance:
-        for found, place in encoded(reader.chunks(_CHUNK_CHARS), vocab, cfg.processes):
+    chunks = encoded(reader.chunks(_CHUNK_CHARS), vocab, cfg.processes)
+    with closing(chunks), progress("prepare", total, counts["documents"], counts["chars"]) as advance:
+        for found, place in chunks:
             full = sum(builder.buffers for builder in builders.values())
             _add(cfg, found, builders, counts)
             advance(len(found.hashes), found.chars)
