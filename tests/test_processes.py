@@ -1,7 +1,6 @@
 """Two processes of four devices as one job over loopback: the same run, stopped, killed, resumed, moved."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -11,10 +10,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_resume import end_state, losses, wait_for_step
+from test_resume import end_state, flip, losses, wait_for_step
 from workflow import Done
 
 from jaxprune.cli import EXIT_PEER, EXIT_PREEMPTED, EXIT_USER
+from jaxprune.training.processes import join
 from jaxprune.training.workdir import read_records
 
 pytestmark = pytest.mark.slow
@@ -28,7 +28,7 @@ def config(tiny) -> Path:
     return tiny.pretrain_yaml(tiny.root / "job.yaml", mesh={"data": 4, "fsdp": 2}, prune={"scope": "global"})
 
 
-def start(tiny, config, workdir, *more, count: int = 2) -> list[subprocess.Popen[str]]:
+def start(tiny, config, workdir, *more, count: int = 2, command: str = "pretrain") -> list[subprocess.Popen[str]]:
     """The processes of a job of 8 devices; a job of one process is one too."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -37,7 +37,7 @@ def start(tiny, config, workdir, *more, count: int = 2) -> list[subprocess.Popen
     os.environ["JAX_NUM_CPU_DEVICES"] = str(8 // count)
     try:
         spec = [f"--distributed=127.0.0.1:{port},{count},{number}" for number in range(count)]
-        return [tiny.start("pretrain", config, "--workdir", workdir, *more, one) for one in spec]
+        return [tiny.start(command, config, "--workdir", workdir, *more, one) for one in spec]
     finally:
         os.environ.clear()
         os.environ.update(environment)
@@ -85,57 +85,64 @@ def test_a_job_is_the_same_run_as_one_process(tiny, config, job, tmp_path):
     assert [line["step"] for line in losses(job) if "loss" in line] == list(range(1, 13))
 
 
-@pytest.mark.parametrize("before", [1, 2])
-def test_a_checkpoint_moves_to_another_number_of_processes(tiny, config, job, tmp_path, before):
-    processes = start(tiny, config, tmp_path / "run", "--train.save-every", 1000, count=before)
-    wait_for_step(processes[0], tmp_path / "run", 5)
-    processes[0].send_signal(signal.SIGTERM)
-    done = finish(processes)
-    assert [d.code for d in done] == [EXIT_PREEMPTED] * before, done
-    assert all("is saved; run the same command to resume" in d.err for d in done)
-    done = finish(start(tiny, config, tmp_path / "run", count=3 - before))
-    assert [d.code for d in done] == [0] * (3 - before), done
-    assert "resuming at step" in done[0].err
+def test_a_checkpoint_moves_to_another_number_of_processes(tiny, config, job, tmp_path):
+    """One process, stopped; two, one of which is asked to stop; one to the end."""
+    for count, step in ((1, 2), (2, 7)):
+        processes = start(tiny, config, tmp_path / "run", "--train.save-every", 1000, count=count)
+        wait_for_step(processes[0], tmp_path / "run", step)
+        processes[-1].send_signal(signal.SIGTERM)
+        done = finish(processes)
+        assert [d.code for d in done] == [EXIT_PREEMPTED] * count, done
+        assert all("is saved; run the same command to resume" in d.err for d in done)
+    done = finish(start(tiny, config, tmp_path / "run", count=1))
+    assert done[0].code == 0 and "resuming at step" in done[0].err, done
     assert_near(tmp_path / "run", job)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_lost_process_ends_the_job_and_the_restart_resumes(tiny, config, job, tmp_path, victim):
-    processes = start(tiny, config, tmp_path / "run")
-    wait_for_step(processes[0], tmp_path / "run", 6)
-    processes[victim].kill()
-    began = time.monotonic()
-    done = finish(processes)
-    assert time.monotonic() - began < 60
-    assert done[victim].code == -signal.SIGKILL
-    if victim == 1:
-        assert done[0].code == EXIT_PEER, done
-        assert "a peer process was lost; run the same command on all hosts to resume" in done[0].err
-    else:
-        assert done[1].code in (EXIT_PEER, ABORTED), done
-    assert not (tmp_path / "run" / "result.json").exists()
-    done = finish(start(tiny, config, tmp_path / "run"))
+def test_a_lost_process_ends_the_job_and_the_restart_resumes(tiny, config, job, tmp_path):
+    """Process 1 is lost, the newest checkpoint damaged, then process 0 lost: the same bits in the end."""
+    workdir = tmp_path / "run"
+    for victim, step in ((1, 5), (0, 9)):
+        processes = start(tiny, config, workdir)
+        wait_for_step(processes[0], workdir, step)
+        processes[victim].kill()
+        began = time.monotonic()
+        done = finish(processes)
+        assert time.monotonic() - began < 60
+        assert done[victim].code == -signal.SIGKILL
+        if victim == 1:
+            assert done[0].code == EXIT_PEER, done
+            assert "a peer process was lost; run the same command on all hosts to resume" in done[0].err
+            newest = max(int(path.stem) for path in (workdir / "integrity").iterdir())
+            flip(workdir, newest)
+        else:
+            assert done[1].code in (EXIT_PEER, ABORTED), done
+            assert f"checkpoints/{newest}: " in done[0].err and "has changed since it was written" in done[0].err
+    assert not (workdir / "result.json").exists()
+    done = finish(start(tiny, config, workdir))
     assert [d.code for d in done] == [0, 0], done
     assert "resuming at step" in done[0].err
-    assert losses(tmp_path / "run") == losses(job)
-    (_, state, _), (_, expected, _) = end_state(tmp_path / "run"), end_state(job)
+    assert losses(workdir) == losses(job)
+    (_, state, _), (_, expected, _) = end_state(workdir), end_state(job)
     jax.tree.map(np.testing.assert_array_equal, state, expected)
 
 
-def test_damage_is_passed_over_by_all(tiny, config, job, tmp_path):
-    workdir = shutil.copytree(job, tmp_path / "run")
-    (workdir / "result.json").unlink()
-    shutil.rmtree(workdir / "hf")
-    victim = max(
-        (p for p in (workdir / "checkpoints" / "12").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
-    )
-    content = bytearray(victim.read_bytes())
-    content[len(content) // 2] ^= 4
-    victim.write_bytes(content)
-    done = finish(start(tiny, config, workdir))
-    assert [d.code for d in done] == [0, 0], done
-    assert "has changed since it was written" in done[0].err and "resuming at step 10 of 12" in done[0].err
-    assert losses(workdir) == losses(job)
+def test_fine_tuning_in_a_job(tiny, job, tmp_path):
+    config = tiny.finetune_yaml(tmp_path / "c.yaml", tasks=["SST-2", "STS-B"], init_from=str(job), keep_weights=True)
+    results = []
+    for count in (2, 1):
+        place = tmp_path / str(count)
+        done = finish(start(tiny, config, place, count=count, command="finetune"))
+        assert [d.code for d in done] == [0] * count, done
+        results.append((place / "results.csv").read_text().splitlines())
+        assert len(results[-1]) == 3
+    for task in ("SST-2", "STS-B"):
+        name = f"{task}/lr0.001-seed0"
+        a, b = (np.load(tmp_path / n / name / "dev_predictions.npz") for n in "12")
+        np.testing.assert_array_equal(a["labels"], b["labels"])
+        np.testing.assert_allclose(a["logits"], b["logits"], rtol=1e-3, atol=1e-4)
+        a, b = (np.load(tmp_path / n / name / "weights.npz") for n in "12")
+        assert a.files == b.files and (a["pooler/kernel"] == 0).sum() == (b["pooler/kernel"] == 0).sum() > 0
 
 
 def test_what_one_process_gets_wrong_stops_all(tiny, config, tmp_path):
@@ -153,6 +160,6 @@ def test_what_one_process_gets_wrong_stops_all(tiny, config, tmp_path):
 
 
 @pytest.mark.parametrize("spec", ["here", "127.0.0.1:99,2", "127.0.0.1,2,0", "127.0.0.1:99,2,2"])
-def test_a_bad_address_is_refused(tiny, config, tmp_path, spec):
-    done = tiny.run("pretrain", config, "--workdir", tmp_path / "run", f"--distributed={spec}")
-    assert done.code == EXIT_USER and f"--distributed {spec}:" in done.err and done.err.count("\n") == 1
+def test_a_bad_address_is_refused(spec):
+    with pytest.raises(ValueError, match=f"--distributed {spec}: "):
+        join(spec)

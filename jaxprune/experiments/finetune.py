@@ -15,7 +15,7 @@ from jaxprune.config import FinetuneConfig, ModelConfig, OptimizerConfig
 from jaxprune.config.load import changes, to_yaml
 from jaxprune.data import glue, tokenizer
 from jaxprune.data.metrics import score
-from jaxprune.experiments.environment import environment_json
+from jaxprune.experiments.environment import environment_json, versions
 from jaxprune.experiments.pretrain import plan_of
 from jaxprune.experiments.start import (
     WEIGHTS,
@@ -35,11 +35,12 @@ from jaxprune.training.checkpoint import Checkpoints
 from jaxprune.training.compile import Program, compile_steps, evaluate_all
 from jaxprune.training.loop import fit
 from jaxprune.training.optimizer import adamw, learning_rate_at, with_peak_rate
+from jaxprune.training.processes import agree, together, whole
 from jaxprune.training.records import Records
-from jaxprune.training.sharding import check_batch, make_mesh
+from jaxprune.training.sharding import check_batch, everywhere, make_mesh
 from jaxprune.training.state import TrainState
 from jaxprune.training.steps import means
-from jaxprune.training.workdir import Workdir, write_atomically
+from jaxprune.training.workdir import Workdir, owned_workdir
 
 _changes = functools.partial(changes, FinetuneConfig)
 
@@ -48,24 +49,25 @@ def finetune(cfg: FinetuneConfig, workdir: Path, *, dry_run: bool = False) -> li
     """Run the whole grid in `workdir`; finished runs are not run again. Returns a record per run, as in results.csv."""
     if not cfg.init_from:
         raise ValueError("init_from is empty; give a jaxprune workdir, a Hugging Face directory or a hub name")
-    model = model_config(cfg)
-    vocabulary = _vocabulary(cfg, model)
-    splits = {glue.task(name): read_splits(cfg, name, vocabulary) for name in cfg.tasks}
-    check_batch(cfg.batch_size, cfg.train.accumulate, make_mesh(cfg.mesh))
+    with together("config and data"):
+        model = model_config(cfg)
+        vocabulary = _vocabulary(cfg, model)
+        splits = {glue.task(name): read_splits(cfg, name, vocabulary) for name in cfg.tasks}
+        check_batch(cfg.batch_size, cfg.train.accumulate, make_mesh(cfg.mesh))
+    agree({"config": to_yaml(cfg)} | versions())
     if dry_run:
         _describe(cfg, splits)
         return None
     source = pretrained(cfg, model)
     records = []
-    with Workdir(workdir) as place:
-        place.check_same("config.yaml", to_yaml(cfg), _changes)
+    with owned_workdir(workdir, to_yaml(cfg), _changes) as place:
         for row, parts in splits.items():
             trainer = Trainer(cfg, model, row, parts)
             for rate in cfg.learning_rates:
                 for seed in cfg.seeds:
                     folder = place.path / row.name / f"lr{rate:g}-seed{seed}"
                     records.append(trainer.run(folder, source, one_run(cfg, row.name, rate, seed)))
-                    write_atomically(place / "results.csv", pandas.DataFrame(records).to_csv(index=False))
+                    place.write("results.csv", pandas.DataFrame(records).to_csv(index=False))
         place.finish({"runs": len(records)})
     return records
 
@@ -163,8 +165,10 @@ class Trainer:
         self.terms = (head,)
         self.model = bert(model, head=head, num_labels=labels)
         self._programs: dict[Any, Program] = {}
+        self._mesh = make_mesh(cfg.mesh)
         self._predict = jax.jit(
-            lambda state, batch: self.model.apply(apply_masks(state.params, state.masks), batch)["logits"]
+            lambda state, batch: self.model.apply(apply_masks(state.params, state.masks), batch)["logits"],
+            out_shardings=everywhere(self._mesh),
         )
         self._init_classifier = jax.jit(lambda key: self.model.init(key)["classifier"])
         self._heads = model.num_attention_heads
@@ -174,15 +178,15 @@ class Trainer:
 
         Resumes a run that was begun, and leaves a finished one alone.
         """
-        with Workdir(workdir) as place:
-            place.check_same("config.yaml", to_yaml(cfg), _changes)
+        with owned_workdir(workdir, to_yaml(cfg), _changes) as place:
             result = place.result()
             if result is not None:
                 return result
             result = self._run(place, source, cfg)
             place.finish(result)
-            for name in ("checkpoints", "integrity"):  # the result is what counts; a study has hundreds of these
-                shutil.rmtree(place / name)
+            if place.owner:
+                for name in ("checkpoints", "integrity"):  # the result is what counts; a study has hundreds of these
+                    shutil.rmtree(place / name)
             return result
 
     def weights(self, source: Start, key: jax.Array) -> tuple[Any, Any]:
@@ -200,7 +204,7 @@ class Trainer:
             self._programs[structure] = compile_steps(
                 params,
                 masks,
-                make_mesh(self.cfg.mesh),
+                self._mesh,
                 loss_fn=loss(self.model.apply),
                 tx=adamw(self.optimizer, self.steps),
                 prune=self.cfg.prune,
@@ -216,7 +220,7 @@ class Trainer:
         params, masks = self.weights(source, key)
         program = self.program(params, masks)
         batches = iter(glue.GlueData(self.splits.train, self.cfg.batch_size, seed))
-        write_atomically(place / "run.json", environment_json(seed=seed, mesh=dict(program.mesh.shape)))
+        place.write("run.json", environment_json(seed=seed, mesh=dict(program.mesh.shape)))
         with Checkpoints(place.path, keep=1) as checkpoints:
             found = checkpoints.restore(program.abstract)
             if found is None:
@@ -244,7 +248,7 @@ class Trainer:
                     tokens_per_step=self.cfg.batch_size * self.splits.train.input_ids.shape[1],
                 )
         if cfg.keep_weights:
-            _save_weights(place / WEIGHTS, state)
+            _save_weights(place, state)
         return {
             "task": self.row.name,
             "learning_rate": rate,
@@ -265,7 +269,8 @@ class Trainer:
             real = batch["example_weights"] > 0
             logits.append(np.asarray(self._predict(state, program.put_whole(batch)))[real])
         predictions = np.concatenate(logits)
-        np.savez(place / "dev_predictions.npz", logits=predictions, labels=self.splits.dev.labels)
+        if place.owner:
+            np.savez(place / "dev_predictions.npz", logits=predictions, labels=self.splits.dev.labels)
         values = score(self.row, predictions, self.splits.dev.labels)
         return {"metric": self.row.metric, "score": values[self.row.metric], **values}
 
@@ -275,11 +280,12 @@ class Trainer:
         return means(evaluate_all(program, state, batches), self.terms)["loss"]
 
 
-def _save_weights(path: Path, state: TrainState) -> None:
-    flat: dict[str, Any] = flatten_dict(jax.device_get(apply_masks(state.params, state.masks)), sep="/")
-    temporary = path.with_name("weights.tmp.npz")
-    np.savez(temporary, allow_pickle=False, **flat)
-    temporary.replace(path)
+def _save_weights(place: Workdir, state: TrainState) -> None:
+    flat: dict[str, Any] = flatten_dict(whole(jax.jit(apply_masks)(state.params, state.masks)), sep="/")
+    if place.owner:
+        temporary = place / "weights.tmp.npz"
+        np.savez(temporary, allow_pickle=False, **flat)
+        temporary.replace(place / WEIGHTS)
 
 
 def _vocabulary(cfg: FinetuneConfig, shape: ModelConfig) -> tokenizer.Vocabulary:

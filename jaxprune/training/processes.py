@@ -28,14 +28,19 @@ def join(spec: str) -> None:
     """
     if spec == "auto":
         jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
-        return
+    else:
+        jax.distributed.initialize(*_address(spec), heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+    _gather(np.zeros((), bool))  # CPU processes meet at their first collective within 30 s or never: now all are here
+
+
+def _address(spec: str) -> tuple[str, int, int]:
     address, *numbers = spec.split(",")
     if len(numbers) != 2 or not all(n.isdigit() for n in numbers) or not address.rpartition(":")[2].isdigit():
         raise ValueError(f"--distributed {spec}: give HOST:PORT,PROCESSES,ID, or nothing to take it from the machine")
     count, number = map(int, numbers)
     if number >= count:
         raise ValueError(f"--distributed {spec}: process {number} is outside 0 to {count - 1}; they count from 0")
-    jax.distributed.initialize(address, count, number, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+    return address, count, number
 
 
 def is_first() -> bool:
