@@ -22,26 +22,33 @@ def _sums(arrays: Sequence[jax.Array], axes: Sequence[int]) -> list[jax.Array]:
     return list(lax.reduce(list(arrays), zeros, lambda a, b: [p + q for p, q in zip(a, b)], tuple(axes)))
 
 
-def _local(arrays: Sequence[jax.Array], line: int | None) -> list[jax.Array]:
-    """Sums of uint32 arrays over all axes but `line`, on one device."""
+def _local(line: int | None, mine: jax.Array | None, *arrays: jax.Array) -> list[jax.Array]:
+    """Sums (parts,) of uint32 arrays on one device; along `line`, the bool `mine` (parts, size) says what is whose."""
     shape = arrays[0].shape
     axes = range(len(shape))
-    if line is not None or len(shape) < 2:
-        return _sums(arrays, [axis for axis in axes if axis != line])
+    if mine is not None:
+        lines = _sums(arrays, [axis for axis in axes if axis != line])
+        return [jnp.sum(jnp.where(mine, x[None], 0), axis=1, dtype=jnp.uint32) for x in lines]
+    if len(shape) < 2:
+        return [x[None] for x in _sums(arrays, axes)]
     # First one sum per row (or column): all cores have work, and the rows are few beside the elements.
     first = 0 if shape[0] * 64 <= math.prod(shape) else len(shape) - 1
     rows = _sums(arrays, [axis for axis in axes if axis != first])
-    return _sums(lax.optimization_barrier(rows), [0])  # without the barrier XLA merges the two into one serial loop
+    rows = lax.optimization_barrier(rows)  # without it XLA merges the two into one serial loop
+    return [x[None] for x in _sums(rows, [0])]
+
+
+def _plain(line: int | None, mine: jax.Array | None, *arrays: jax.Array) -> list[jax.Array]:
+    """The sums of `_local` from reductions of one operand, which XLA partitions, and on TPU fuses, by itself."""
+    if mine is None:
+        return [jnp.sum(x, dtype=jnp.uint32)[None] for x in arrays]
+    axes = range(1, arrays[0].ndim + 1)
+    mine = jnp.expand_dims(mine, [axis for axis in axes if axis - 1 != line])
+    return [jnp.sum(jnp.where(mine, x[None], 0), axis=tuple(axes), dtype=jnp.uint32) for x in arrays]
 
 
 def _mesh_axes(part) -> tuple[str, ...]:
     return () if part is None else (part,) if isinstance(part, str) else tuple(part)
-
-
-def _split(parts: Sequence, line: int | None) -> tuple[PartitionSpec, tuple[str, ...]]:
-    """The spec of sums along `line`, and the mesh axes that split the leaf's other axes."""
-    others = tuple(name for axis, part in enumerate(parts) if axis != line for name in _mesh_axes(part))
-    return PartitionSpec() if line is None else PartitionSpec(parts[line]), others
 
 
 def _even(sharding: NamedSharding, shape: Sequence[int]) -> list:
@@ -49,6 +56,18 @@ def _even(sharding: NamedSharding, shape: Sequence[int]) -> list:
     parts = [*sharding.spec, *[None] * (len(shape) - len(sharding.spec))]
     pieces = [math.prod(sharding.mesh.shape[name] for name in _mesh_axes(part)) for part in parts]
     return [part if size % n == 0 else None for part, size, n in zip(parts, shape, pieces)]
+
+
+def _lower(sharding: NamedSharding, shape: Sequence[int], line: int | None):
+    """What each device does to count a leaf of this sharding, and the specs of its operands: `mine` and the leaf."""
+    parts = _even(sharding, shape)
+    names = tuple(name for part in parts for name in _mesh_axes(part))
+
+    def lower(mine, *arrays):
+        sums = _local(line, mine, *arrays)
+        return lax.psum(sums, names) if names else sums
+
+    return lower, PartitionSpec() if line is None else PartitionSpec(None, parts[line]), PartitionSpec(*parts)
 
 
 @functools.cache
@@ -59,37 +78,30 @@ def _partitioned(ndim: int, line: int | None):
     and then sums the sums.
     """
 
-    def lower(others, *arrays):
-        sums = tuple(_local(arrays, line))
-        return lax.psum(sums, others) if others else sums
-
     def infer(mesh, arg_shapes, result_shape):
-        sharding = arg_shapes[0].sharding
-        out, _ = _split(_even(sharding, arg_shapes[0].shape), line)
-        return (NamedSharding(sharding.mesh, out),) * 3
+        return [NamedSharding(arg_shapes[-1].sharding.mesh, PartitionSpec())] * 3
 
     def partition(mesh, arg_shapes, result_shape):
-        sharding = arg_shapes[0].sharding
-        parts = _even(sharding, arg_shapes[0].shape)
-        out, others = _split(parts, line)
-        operand, result = (NamedSharding(sharding.mesh, spec) for spec in (PartitionSpec(*parts), out))
-        return mesh, functools.partial(lower, others), (result,) * 3, (operand,) * 3
+        sharding, shape = arg_shapes[-1].sharding, arg_shapes[-1].shape
+        lower, *specs = _lower(sharding, shape, line)
+        part, operand = (NamedSharding(sharding.mesh, spec) for spec in specs)
+        operands = (None if line is None else part, *(operand,) * 3)
+        return mesh, lower, [NamedSharding(sharding.mesh, PartitionSpec())] * 3, operands
 
     names = [f"i{axis}" for axis in range(ndim)]
-    operand, result = " ".join(names), "" if line is None else names[line]
-    sums = custom_partitioning(functools.partial(lower, ()))
+    rule = ", ".join([" ".join(names)] * 3)
+    sums = custom_partitioning(functools.partial(_local, line))
     sums.def_partition(
         partition=partition,
         infer_sharding_from_operands=infer,
-        sharding_rule=f"{', '.join([operand] * 3)} -> {', '.join([result] * 3)}",
+        sharding_rule=f"{rule} -> p, p, p" if line is None else f"p {names[line]}, {rule} -> p, p, p",
     )
     batchable = jax.custom_batching.custom_vmap(sums)
 
     @batchable.def_vmap
-    def _(size, batched, *arrays):
-        arrays = [x if b else jnp.broadcast_to(x, (size, *x.shape)) for x, b in zip(arrays, batched)]
-        axes = [axis + 1 for axis in range(ndim) if axis != line]
-        return tuple(_sums(arrays, axes)), (True,) * 3
+    def _(size, batched, mine, *arrays):
+        arrays = [x if b else jnp.broadcast_to(x, (size, *x.shape)) for x, b in zip(arrays, batched[1:])]
+        return jax.vmap(functools.partial(_plain, line), in_axes=(None, 0, 0, 0))(mine, *arrays), [True] * 3
 
     return batchable
 
@@ -104,18 +116,16 @@ def count(conditions: Sequence[jax.Array], slot: Slot) -> jax.Array:
     """uint32 counts (parts, 3) of True in each of three conditions of a leaf's shape, in one pass over the leaf."""
     ones = [c.astype(jnp.uint32) for c in conditions]
     shape, line = ones[0].shape, slot.axis
+    mine = None if line is None else part_of_line(slot, shape[line])
     sharding = jax.typeof(ones[0]).sharding
     if AxisType.Explicit in sharding.mesh.axis_types:
-        out, others = _split(_even(sharding, shape), line)
-
-        def lower(*arrays):
-            sums = _local(arrays, line)
-            return lax.psum(sums, others) if others else sums
-
-        sums = jax.shard_map(lower, in_specs=sharding.spec, out_specs=out)(*ones)
+        lower, part, operand = _lower(sharding, shape, line)
+        if mine is not None:
+            mine = jax.sharding.reshard(mine, NamedSharding(sharding.mesh, part))
+        specs = (part, *(operand,) * 3)
+        sums = jax.shard_map(lower, mesh=sharding.mesh, in_specs=specs, out_specs=PartitionSpec())(mine, *ones)
     else:
-        sums = _partitioned(len(shape), line)(*ones)
-    if line is None:
-        return jnp.stack(sums)[None]
-    mine = part_of_line(slot, shape[line])
-    return jnp.stack([jnp.sum(jnp.where(mine, s[None, :], 0), axis=1, dtype=jnp.uint32) for s in sums], axis=1)
+        # The TPU compiler knows custom partitioning only beside a TPU, not when it compiles ahead for one.
+        plain = functools.partial(_plain, line)
+        sums = lax.platform_dependent(mine, *ones, tpu=plain, default=_partitioned(len(shape), line))
+    return jnp.stack(sums, axis=1)

@@ -103,10 +103,12 @@ def spread(values: jax.Array, leaf: Leaf, first: int | None = None) -> jax.Array
     mine = lax.slice_in_dim(values, first, first + slot.parts)
     if slot.axis is None:
         return mine.reshape((1,) * len(shape))
-    size = shape[slot.axis]
-    # A sum over a one-hot, not a repeat: XLA would shard the thresholds like the leaf, and gather them again.
-    lines = jnp.sum(jnp.where(part_of_line(slot, size), mine[:, None], 0), axis=0, dtype=mine.dtype)
-    return lines.reshape([size if axis == slot.axis else 1 for axis in range(len(shape))])
+    size, others = shape[slot.axis], [axis for axis in range(len(shape)) if axis != slot.axis]
+    # A sum over a one-hot, not a repeat: XLA would shard the thresholds like the leaf, and gather them again. Each leaf
+    # sums in its own shape: lines along rows and along columns, which may be sharded differently, must not be shared.
+    part = jnp.expand_dims(part_of_line(slot, size), [axis + 1 for axis in others])
+    mine = jnp.expand_dims(mine, [axis + 1 for axis in range(len(shape))])
+    return jnp.sum(jnp.where(part, mine, 0), axis=0, dtype=mine.dtype)
 
 
 def group_counts(conditions: Callable[[Leaf], Sequence[jax.Array]], leaves: Sequence[Leaf], groups: Groups):
