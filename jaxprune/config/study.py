@@ -104,12 +104,12 @@ class StudyConfig(Section):
         for name in self.switch_tasks:
             if name not in names:
                 raise ValueError(f"switch_tasks: {name} is none of the tasks {', '.join(names)}")
+        for name in ConditionsConfig.model_fields:
+            self.arm(name, SwitchConfig(), f"conditions.{name}")
         for name, switch in self.switches.items():
             if not name.replace("_", "").isalnum() or name in ("pruned", "random", "dense"):
                 raise ValueError(f"switches: {name!r} is no name for a directory; use letters, digits and _")
             self.arm(switch.condition, switch, f"switches.{name}")
-        for name in ConditionsConfig.model_fields:
-            self.arm(name, SwitchConfig(), f"conditions.{name}")
         return self
 
     def arm(self, condition: str, switch: SwitchConfig, where: str) -> tuple[PretrainConfig, FinetuneConfig]:

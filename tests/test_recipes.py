@@ -1,0 +1,113 @@
+"""Shipped studies: every program that one of them would compile traces, at its full size, without data or weights."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxprune.config import MeshConfig, ModelConfig, PretrainConfig, StudyConfig
+from jaxprune.config.load import read_config, validate
+from jaxprune.experiments.conditions import matrix
+from jaxprune.experiments.finetune import schedule
+from jaxprune.experiments.pretrain import prune_plan
+from jaxprune.experiments.start import shaped
+from jaxprune.experiments.study import program_key
+from jaxprune.models.bert import bert
+from jaxprune.models.losses import pretraining_loss
+from jaxprune.pruning import init_masks
+from jaxprune.training.compile import compile_steps
+from jaxprune.training.optimizer import adamw, learning_rate_at
+from jaxprune.training.sharding import make_mesh
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+STUDIES = sorted(path for path in CONFIGS.rglob("*.yaml") if read_config(path).get("command") == "study")
+BERT_BASE = ModelConfig()
+
+
+def read(path: Path) -> StudyConfig:
+    return validate(StudyConfig, read_config(path), str(path))
+
+
+def jobs(path: Path) -> dict[str, PretrainConfig]:
+    """The pre-training runs, with the shape that bert-base-uncased or the dense start gives them."""
+    found = {}
+    for job in matrix(read(path), Path("runs")):
+        if isinstance(job.cfg, PretrainConfig):
+            found[job.path] = job.cfg.model_copy(update={"model": shaped(job.cfg.model, BERT_BASE, "base")})
+    return found
+
+
+def shapes(batch_size: int, length: int, predictions: int) -> dict[str, jax.ShapeDtypeStruct]:
+    whole, some = (batch_size, length), (batch_size, predictions)
+    ints = {"input_ids": whole, "token_type_ids": whole, "attention_mask": whole, "masked_positions": some}
+    ints |= {"masked_ids": some, "next_sentence_label": (batch_size,)}
+    batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in ints.items()}
+    return batch | {"masked_weights": jax.ShapeDtypeStruct(some, jnp.float32)}
+
+
+def test_the_paper_has_two_forms():
+    assert {path.stem for path in STUDIES} >= {"published", "corrected", "study"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_program_traces(path):
+    programs = {}
+    for cfg in jobs(path).values():
+        model = cfg.model.model_copy(update={"num_hidden_layers": 2})  # the others are the same once more
+        programs.setdefault(program_key(cfg), cfg.model_copy(update={"model": model}))
+    for cfg in programs.values():
+        model = bert(cfg.model, head="pretraining")
+        params = jax.eval_shape(model.init, jax.random.key(0))
+        program = compile_steps(
+            params,
+            init_masks(params, cfg.prune.include, cfg.prune.exclude),
+            make_mesh(MeshConfig()),
+            loss_fn=pretraining_loss(model.apply),
+            tx=adamw(cfg.optimizer, cfg.steps),
+            prune=cfg.prune,
+            num_heads=cfg.model.num_attention_heads,
+            accumulate=cfg.train.accumulate,
+        )
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        batch = shapes(cfg.batch_size, 128, cfg.data.max_predictions)
+        state, metrics = jax.eval_shape(program.train, program.abstract, batch, key)
+        assert metrics["grad_norm"].shape == () and jax.tree.structure(state) == jax.tree.structure(program.abstract)
+        jax.eval_shape(program.prune, state, jax.ShapeDtypeStruct((), jnp.float32), key)
+
+
+def test_the_published_recipe_is_the_one_that_ran():
+    """Against the numbers that the authors' code gives (their schedules, executed)."""
+    runs = jobs(CONFIGS / "paper" / "published.yaml")
+    assert sum(path.startswith("pretrain/") for path in runs) == 20
+    pruned, random = runs["pretrain/pruned-s0.7"], runs["pretrain/random-s0.7"]
+    rate = learning_rate_at(pruned.optimizer, pruned.steps, pruned.optimizer.learning_rate)
+    np.testing.assert_allclose([rate(t) for t in (5, 5000, 90_000)], [1e-5, 1e-5, 2e-5 / 19], rtol=1e-5)
+    plan = prune_plan(pruned)
+    assert (pruned.steps, len(plan), max(plan)) == (95_000, 9501, 95_000)
+    assert plan[2500] == pytest.approx(0.578 * 0.7, abs=1e-3) and plan[10_000] == plan[95_000] == 0.7
+    assert pruned.model.sublayer_relu and pruned.model.hidden_act == "gelu_new"
+    assert pruned.init_from == "bert-base-uncased" and random.init_from == str(Path("runs") / "dense")
+    assert learning_rate_at(random.optimizer, random.steps, 2e-5)(0) == pytest.approx(6.667e-6, rel=1e-3)
+    assert (random.steps, prune_plan(random)) == (85_000, {0: 0.7})
+    tuned = [job.cfg for job in matrix(read(CONFIGS / "paper" / "published.yaml"), Path("runs")) if not job.pretrains]
+    assert {(cfg.epochs, cfg.epochs_before, cfg.masks) for cfg in tuned} == {
+        (3, 0, "fixed"),
+        (13, 0, "lifted"),
+        (5, 3, "fixed"),
+    }
+    first = schedule(tuned[0], 300)
+    assert (first.period, first.warmup_steps, first.decay) == (100, 10, "sawtooth")
+
+
+def test_the_corrected_recipe_is_what_the_text_says():
+    runs = jobs(CONFIGS / "paper" / "corrected.yaml")
+    for sparsity in (0.1, 0.5, 0.9):
+        pruned, random = runs[f"pretrain/pruned-s{sparsity}"], runs[f"pretrain/random-s{sparsity}"]
+        assert (pruned.steps, pruned.prune.mode, pruned.prune.method) == (100_000, "hard", "exact")
+        assert max(prune_plan(pruned)) == 10_000 and prune_plan(pruned) == prune_plan(random)
+        assert pruned.optimizer == random.optimizer and pruned.optimizer.decay == "linear"
+        assert not pruned.model.sublayer_relu and pruned.init_from == random.init_from == str(Path("runs") / "dense")
+    assert all(len(task.seeds) >= 3 for task in read(CONFIGS / "paper" / "corrected.yaml").tasks)

@@ -1,0 +1,319 @@
+"""The study: its list of runs as a pure function of the config, and whole tiny studies, shared, killed and resumed."""
+
+import copy
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pandas
+import pytest
+import yaml
+from workflow import write_yaml
+
+from jaxprune.cli import main
+from jaxprune.config import FinetuneConfig, PretrainConfig, StudyConfig
+from jaxprune.config.load import validate
+from jaxprune.experiments.conditions import Job, matrix, shard
+from jaxprune.experiments.finetune import pretrained, schedule
+from jaxprune.experiments.study import select
+from jaxprune.models.bert import bert
+from jaxprune.training.optimizer import learning_rate_at
+
+RUNS = Path("/study/runs")
+PLAIN = {
+    "command": "study",
+    "data": "/data",
+    "recover": {"steps": 20, "prune": {"end": 10, "scope": "head"}},
+    "finetune": {"learning_rates": [1e-4, 2e-4], "epochs": 3},
+    "tasks": [{"name": "SST-2", "seeds": [0, 1, 2], "max_train_examples": 50}, {"name": "CoLA"}],
+    "conditions": {
+        "pruned": {"sparsities": [0, 0.5, 0.9]},
+        "information_deletion": {"sparsities": [0.9]},
+        "after_finetuning": {"sparsities": [0.5, 0.9], "finetune": {"epochs": 5}},
+        "random": {"sparsities": [0, 0.5]},
+    },
+    "switches": {
+        "soft": {"recover": {"prune": {"mode": "soft", "refresh": True}}},
+        "after_sawtooth": {"condition": "after_finetuning", "finetune": {"sawtooth": True}},
+        "random_one_shot": {"condition": "random", "recover": {"prune": {"schedule": "one_shot", "end": 0}}},
+    },
+    "switch_tasks": ["SST-2"],
+    "switch_seeds": 2,
+}
+
+
+def study(**changes) -> StudyConfig:
+    return validate(StudyConfig, copy.deepcopy(PLAIN) | changes, "c.yaml")
+
+
+def by_path(jobs: list[Job]) -> dict[str, Job]:
+    assert len({job.path for job in jobs}) == len(jobs)
+    return {job.path: job for job in jobs}
+
+
+def test_every_run_is_listed_once_behind_what_it_needs():
+    jobs = matrix(study(), RUNS)
+    assert jobs == matrix(study(), RUNS)
+    listed = by_path(jobs)
+    grid, switched = 2 * (3 + 1), 2 * 2  # learning rates x seeds, over the tasks
+    pretrain = ["pruned-s0", "pruned-s0.5", "pruned-s0.9", "random-s0.5", "soft-s0.7", "random_one_shot-s0.7"]
+    assert [path for path in listed if path.startswith("pretrain/")] == [f"pretrain/{name}" for name in pretrain]
+    expected = {
+        "pruned/pruned-s0": grid,
+        "pruned/pruned-s0.5": grid,
+        "pruned/pruned-s0.9": grid,
+        "information_deletion/pruned-s0.9": grid,
+        "after_finetuning/dense-s0.5": grid,
+        "after_finetuning/dense-s0.9": grid,
+        "random/random-s0.5": grid,  # at 0 it would be pruned-s0 again
+        "pruned/soft-s0.7": switched,
+        "after_finetuning/after_sawtooth-s0.7": switched,
+        "random/random_one_shot-s0.7": switched,
+    }
+    for folder, count in expected.items():
+        assert sum(path.startswith(f"finetune/{folder}/") for path in listed) == count, folder
+    assert sum(path.startswith("finetune/dense/") for path in listed) == grid
+    assert len(jobs) == 1 + len(pretrain) + sum(expected.values()) + grid
+    for number, job in enumerate(jobs):
+        assert {*job.needs} <= {before.path for before in jobs[:number]}
+        start = job.cfg.init_from
+        assert start in {str(RUNS / need) for need in job.needs} or (job.path, start) == ("dense", "")
+
+
+def test_each_run_says_what_its_condition_asks():
+    listed = by_path(matrix(study(), RUNS))
+    pruned, lifted, after, dense, sawtooth = (
+        listed[f"finetune/{place}/SST-2/lr0.0001-seed1"].cfg
+        for place in (
+            "pruned/pruned-s0.9",
+            "information_deletion/pruned-s0.9",
+            "after_finetuning/dense-s0.9",
+            "dense",
+            "after_finetuning/after_sawtooth-s0.7",
+        )
+    )
+    assert (pruned.masks, lifted.masks) == ("fixed", "lifted")
+    assert pruned.init_from == lifted.init_from == str(RUNS / "pretrain/pruned-s0.9")
+    assert (pruned.tasks, pruned.learning_rates, pruned.seeds, pruned.max_train_examples) == (
+        ("SST-2",),
+        (1e-4,),
+        (1,),
+        50,
+    )
+    assert (dense.init_from, dense.keep_weights, dense.epochs) == (str(RUNS / "dense"), True, 3)
+    assert (after.init_from, after.epochs) == (str(RUNS / "finetune/dense/SST-2/lr0.0001-seed1"), 5)
+    assert (after.prune.sparsity, after.prune.scope, after.prune.schedule) == (0.9, "head", "one_shot")
+    assert (sawtooth.sawtooth, sawtooth.epochs_before, after.sawtooth) == (True, 3, False)
+    recover = {name: listed[f"pretrain/{name}"].cfg for name in ("pruned-s0.5", "random-s0.5", "soft-s0.7")}
+    assert recover["random-s0.5"].prune == recover["pruned-s0.5"].prune.model_copy(update={"criterion": "random"})
+    assert recover["soft-s0.7"].prune.refresh and recover["soft-s0.7"].prune.sparsity == 0.7
+    assert all(job.cfg.data.path == "/data" for job in listed.values() if job.pretrains)
+
+
+def test_shards_cover_the_list_and_share_ancestors_alone():
+    jobs = matrix(study(), RUNS)
+    for count in (1, 2, 3, 7):
+        parts = [shard(jobs, i, count) for i in range(1, count + 1)]
+        assert {job.path for part in parts for job in part} == {job.path for job in jobs}
+        for part in parts:
+            paths = {job.path for job in part}
+            assert all({*job.needs} <= paths for job in part)
+        ancestors = {need for job in jobs for need in job.needs}
+        for job in jobs:
+            assert job.path in ancestors or sum(job in part for part in parts) == 1
+
+
+def test_only_keeps_what_matches_and_its_ancestors():
+    jobs = matrix(study(), RUNS)
+    chosen = select(jobs, "deletion/.*/CoLA/lr0.0002", "")
+    assert [job.path for job in chosen] == [
+        "dense",
+        "pretrain/pruned-s0.9",
+        "finetune/information_deletion/pruned-s0.9/CoLA/lr0.0002-seed0",
+    ]
+    for only, part, words in (("nothing", "", "matches none"), ("(", "", "regular expression"), ("", "3/2", "i/n")):
+        with pytest.raises(ValueError, match=words):
+            select(jobs, only, part)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"switches": {"x": {"recover": {"prune": {"moed": "soft"}}}}}, ["switches.x.recover", "did you mean mode?"]),
+        ({"switches": {"../x": {}}}, ["'../x'", "directory"]),
+        ({"switch_tasks": ["QQP"]}, ["QQP", "SST-2"]),
+        ({"tasks": [{"name": "CoLA"}, {"name": "CoLA"}]}, ["tasks", "twice"]),
+        ({"conditions": {"pruned": {"sparsities": [1.5]}}}, ["conditions.pruned", "1.5"]),
+        ({"conditions": {"random": {"recover": {"prune": {"mode": "soft"}}}}}, ["conditions.random.recover", "soft"]),
+    ],
+)
+def test_a_wrong_study_is_refused(changes, words):
+    with pytest.raises(ValueError) as error:
+        study(**changes)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_the_published_fine_tuning_rate():
+    """Teeth of one epoch from peak / k, a warm-up in the first alone; a later run counts on."""
+    steps = 30
+    first = FinetuneConfig(epochs=3, sawtooth=True, warmup_fraction=0.2)
+    rate = learning_rate_at(schedule(first, steps), steps, 1.0)
+    teeth = [1 - t / (10 * (t // 10 + 1)) for t in range(steps)]
+    np.testing.assert_allclose([rate(t) for t in range(steps)], [0, 0.5, *teeth[2:]], rtol=1e-6)
+    later = schedule(FinetuneConfig(epochs=2, sawtooth=True, epochs_before=3), 20)
+    assert learning_rate_at(later, 20, 1.0)(0) == pytest.approx(1 / 4)
+    assert learning_rate_at(later, 20, 1.0)(10) == pytest.approx(1 / 5)
+    plain = learning_rate_at(schedule(FinetuneConfig(epochs=3), steps), steps, 1.0)
+    np.testing.assert_allclose([plain(t) for t in (3, 15, 29)], [1, 15 / 27, 1 / 27], rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def config(tiny) -> Path:
+    """A study of thirteen runs on the tiny corpus, of all conditions and two switches."""
+    pretrain = yaml.safe_load(
+        tiny.pretrain_yaml(tiny.root / "p.yaml", steps=8, prune={"begin": 2, "end": 6}).read_text()
+    )
+    finetune = yaml.safe_load(tiny.finetune_yaml(tiny.root / "f.yaml", keep_weights=True).read_text())
+    pretrain["train"] = {"log_every": 2, "save_every": 2, "eval_batches": 2, "keep": 1}
+    finetune["train"] = {"log_every": 1, "save_every": 1, "keep": 1}
+    for section in (pretrain, finetune):
+        del section["command"]
+    del finetune["tasks"], finetune["seeds"]
+    content = {
+        "command": "study",
+        "data": str(tiny.data),
+        "dense_run": copy.deepcopy(pretrain) | {"prune": {}},
+        "recover": {key: value for key, value in copy.deepcopy(pretrain).items() if key != "model"},
+        "finetune": finetune,
+        "tasks": [{"name": "SST-2", "max_train_examples": 32, "max_dev_examples": 20}],
+        "conditions": {
+            "pruned": {"sparsities": [0.5, 0.9]},
+            "information_deletion": {"sparsities": [0.9]},
+            "after_finetuning": {"sparsities": [0.9]},
+            "random": {"sparsities": [0.9]},
+        },
+        "switches": {"soft": {"recover": {"prune": {"mode": "soft", "refresh": True}}}},
+    }
+    return write_yaml(tiny.root / "study.yaml", content)
+
+
+@pytest.fixture(scope="module")
+def shared(tiny, config) -> Path:
+    """The study by two processes at once, each with its half."""
+    place = tiny.root / "shared"
+    halves = [tiny.start("study", config, "--workdir", place, "--shard", f"{i}/2") for i in (1, 2)]
+    for process in halves:
+        _, err = process.communicate(timeout=600)
+        assert process.returncode == 0, err
+    assert main(["report", str(place)]) == 0
+    return place
+
+
+def finished(study: Path) -> list[Path]:
+    """Every result.json; directories that vanish meanwhile are passed over."""
+    return sorted(
+        Path(folder) / name for folder, _, names in os.walk(study / "runs") for name in names if name == "result.json"
+    )
+
+
+def results(study: Path) -> dict[str, dict]:
+    """What every run wrote last, without what the clock decides."""
+    found = {}
+    for path in finished(study):
+        result = json.loads(path.read_text())
+        assert result.pop("seconds_this_session") > 0
+        found[str(path.parent.relative_to(study / "runs"))] = result
+    return found
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_study_and_do_no_run_twice(shared, config):
+    cfg = validate(StudyConfig, yaml.safe_load(config.read_text()), str(config))
+    jobs = matrix(cfg, shared / "runs")
+    assert {*results(shared)} == {job.path for job in jobs} and len(jobs) == 12
+    for job in jobs:
+        assert len([*(shared / "runs" / job.path / "tensorboard").glob("events*")]) == 1, job.path
+    table = pandas.read_csv(shared / "tables" / "runs.csv")
+    assert len(table) == sum(not job.pretrains for job in jobs)
+
+
+@pytest.mark.slow
+def test_killed_three_times_it_ends_with_the_same_results(tiny, config, shared):
+    place, rng = tiny.root / "killed", random.Random("study")
+    total = len(results(shared))
+    for count in sorted(rng.sample(range(1, total - 1), 3)):
+        process = tiny.start("study", config, "--workdir", place)
+        deadline = time.monotonic() + 400
+        while len(finished(place)) < count and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 1))
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+    stamps = {path: path.stat().st_mtime_ns for path in finished(place)}
+    assert len(stamps) < total
+    done = tiny.run("study", config, "--workdir", place)
+    assert done.code == 0, done.err
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+    assert results(place) == results(shared)
+    for path in (shared / "tables").glob("*.csv"):
+        assert (place / "tables" / path.name).read_text() == path.read_text(), path.name
+
+
+@pytest.mark.slow
+def test_the_cut_after_fine_tuning_is_one_shot_on_the_tuned_weights(shared):
+    """Per matrix, the largest magnitudes of the fine-tuned dense weights survive to the end, and no others."""
+    before, after = (
+        dict(np.load(shared / "runs" / "finetune" / place / "SST-2" / "lr0.001-seed0" / "weights.npz"))
+        for place in ("dense", "after_finetuning/dense-s0.9")
+    )
+    cut = 0
+    for path, weight in after.items():
+        if (weight == 0).mean() < 0.5 or not path.endswith(("kernel", "embedding")):
+            continue
+        kept = round(0.1 * weight.size)
+        assert (weight != 0).sum() == kept
+        largest = np.argsort(np.abs(before[path]), axis=None)[-kept:]
+        assert {*np.flatnonzero(weight)} == {*largest}
+        cut += 1
+    assert cut == 8  # word embeddings, six matrices of the layer, pooler
+    records = (shared / "runs/finetune/after_finetuning/dense-s0.9/SST-2/lr0.001-seed0/prunes.jsonl").read_text()
+    assert [json.loads(line)["step"] for line in records.splitlines()] == [0]
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_a_fine_tuned_one_with_its_classifier(shared):
+    place = shared / "runs/finetune/dense/SST-2/lr0.001-seed0"
+    cfg = FinetuneConfig(init_from=str(place))
+    run = validate(PretrainConfig, yaml.safe_load((shared / "runs/dense/config.yaml").read_text()), "config.yaml")
+    source = pretrained(cfg, run.model)
+    with np.load(place / "weights.npz") as saved:
+        np.testing.assert_array_equal(source.params["classifier"]["kernel"], saved["classifier/kernel"])
+    fresh = jax.eval_shape(bert(run.model, head="classification", num_labels=2).init, jax.random.key(0))
+    assert jax.tree.map(np.shape, source.params) == jax.tree.map(np.shape, fresh)
+
+
+@pytest.mark.slow
+def test_a_dry_run_counts_what_is_left_and_writes_nothing(tiny, config, shared, tmp_path, capsys):
+    before = {path: path.stat().st_mtime_ns for path in shared.rglob("*")}
+    assert main(["study", str(config), "--workdir", str(shared), "--dry-run"]) == 0
+    assert "12 runs, 12 of them finished" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in shared.rglob("*")} == before
+    done = tiny.run("study", config, "--workdir", tmp_path / "new", "--dry-run", "--only", "deletion")
+    assert done.code == 0, done.err
+    out = " ".join(done.out.split())
+    assert "3 runs, 0 of them finished; of the others 2 pre-train" in out and "1 fine-tune" in out
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+def test_a_study_may_grow_but_not_change(config, shared, capsys):
+    argv = ["study", str(config), "--workdir", str(shared), "--only", "pruned-s0.5"]
+    assert main([*argv, "--recover.steps", "9"]) == 2
+    assert "recover.steps: 8 -> 9" in capsys.readouterr().err
+    assert main([*argv, "--conditions.random.sparsities", "0.5", "0.9"]) == 0
+    assert yaml.safe_load((shared / "config.yaml").read_text())["conditions"]["random"]["sparsities"] == [0.5, 0.9]
