@@ -112,7 +112,7 @@ def _linear(tables: Tables) -> Answer:
         return UNKNOWN, f"{said}; fewer than four sparsities"
     if 2 * counts[FAILS] >= len(answers):
         return FAILS, said
-    if 2 * counts[HOLDS] > len(answers) and not counts[FAILS]:
+    if 4 * counts[HOLDS] >= 3 * len(answers):
         return HOLDS, said
     return UNKNOWN, f"{said}, {counts[FAILS]} clearly none, {counts[UNKNOWN]} too noisy"
 
@@ -132,6 +132,8 @@ def _curvature(runs: Frame, task: str) -> float:
     """p of the lack-of-fit test: that the means of the seeds leave the line by chance; NaN without replicates."""
     from scipy.stats import f
 
+    if not len(runs):
+        return math.nan
     some = runs[(runs["condition"] == "information_deletion") & (runs["variant"] == "pruned") & (runs["task"] == task)]
     some = some.dropna(subset=["pretrain_loss", "accuracy"])
     x, y = some["pretrain_loss"].to_numpy(float), some["accuracy"].to_numpy(float)
@@ -166,9 +168,14 @@ def _tuned_first(tables: Tables) -> Answer:
     if not pairs:
         return UNKNOWN, why
     said = f"tuned first against pruned: {_said(pairs)}"
-    if any(pair.low > 0 for pair in pairs.values()):
+    if any(_better(pair) for pair in pairs.values()):
         return FAILS, said
     return (HOLDS if all(pair.high < MATTERS for pair in pairs.values()) else UNKNOWN), said
+
+
+def _better(pair: Any) -> bool:
+    """Whether a difference is both larger than the noise and large enough to matter."""
+    return pair.low > 0 and pair.change >= MATTERS
 
 
 def _deletion(tables: Tables) -> Answer:
@@ -178,10 +185,10 @@ def _deletion(tables: Tables) -> Answer:
     if not low or not high:
         return UNKNOWN, why if not pairs else "needs a sparsity up to 60 % and one from 80 % on"
     said = f"masks lifted against kept: {_said(pairs)}"
-    if any(pair.low > MATTERS for pair in low.values()) or all(pair.high < MATTERS for pair in high.values()):
+    if any(_better(pair) for pair in low.values()) or all(pair.high < MATTERS for pair in high.values()):
         return FAILS, said
-    calm = all(pair.high < MATTERS or pair.low <= 0 <= pair.high for pair in low.values())
-    return (HOLDS if calm and any(pair.low > 0 for pair in high.values()) else UNKNOWN), said
+    calm = all(abs(pair.change) + pair.noise < 2 * MATTERS for pair in low.values())
+    return (HOLDS if calm and any(_better(pair) for pair in high.values()) else UNKNOWN), said
 
 
 def _random(tables: Tables) -> Answer:

@@ -124,3 +124,11 @@ def transfer_table(runs: Frame) -> Frame:
                 if line.n > 1:
                     rows.append({"condition": condition, "task": task, "metric": metric, **line._asdict()})
     return pandas.DataFrame(rows)
+
+
+def write_table(path: Path, rows: Any) -> None:
+    """Rows (a list of dicts or a DataFrame) as CSV at `path`; without rows no file is left there."""
+    path.unlink(missing_ok=True)
+    if len(rows):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pandas.DataFrame(rows).to_csv(path, index=False)

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import pandas
 
 from jaxprune.analysis import weights
 from jaxprune.analysis.distance import distance
@@ -19,6 +18,7 @@ from jaxprune.analysis.heads import head_sparsity
 from jaxprune.analysis.leaves import WORDS, flat, kind_of, layer_of
 from jaxprune.analysis.magnitude import cut, removed
 from jaxprune.analysis.movement import by_rank, movement
+from jaxprune.analysis.study import read_tables, transfer_table, write_table
 from jaxprune.config import ModelConfig, PretrainConfig
 from jaxprune.config.load import read_yaml
 from jaxprune.data import tokenizer
@@ -100,12 +100,9 @@ def measure(study: Path) -> Path:
         for name, rows in _of_models(study, dense, runs).items():
             tables[name] = rows
     out = study / "tables"
-    out.mkdir(parents=True, exist_ok=True)
     for name, rows in tables.items():
-        path = out / f"{name}.csv"
-        path.unlink(missing_ok=True)
-        if rows:
-            pandas.DataFrame(rows).to_csv(path, index=False)
+        write_table(out / f"{name}.csv", rows)
+    write_table(out / "transfer.csv", transfer_table(read_tables(out)["runs"]))
     return out
 
 
