@@ -7,8 +7,8 @@ Run from the repository root:
 Prepares the first `--megabytes` of every source of the config in a temporary directory, once per number of processes.
 Prints per run the text, the seconds, MB/s (10^6 characters), the CPU seconds per 100 MB of the main process (reads,
 packs and writes: the part that more cores do not speed up) and of the tokenising processes (the part they do), and the
-peak memory of the main process. With `--processes 1` all is in one process, with threads in the tokenizer. CPU seconds
-hold on a busy machine too; seconds and MB/s do not.
+peak memory of the main process and of the largest other one. With `--processes 1` all is in one process, with threads
+in the tokenizer. CPU seconds mean something on a busy machine too; seconds and MB/s do not.
 """
 
 import argparse
@@ -35,9 +35,9 @@ with tempfile.TemporaryDirectory(dir=".") as folder:
     manifest = prepare.prepare(cfg, Path(folder) / "out")
     seconds = time.monotonic() - begin
     size = sum(path.stat().st_size for path in Path(folder).rglob("*.npy"))
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+peaks = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
 print(json.dumps({"chars": chars, "seconds": seconds, "main": used(resource.RUSAGE_SELF) - before,
-                  "others": used(resource.RUSAGE_CHILDREN), "peak": peak, "bytes": size,
+                  "others": used(resource.RUSAGE_CHILDREN), "peaks": peaks, "bytes": size,
                   "tokens": sum(split["tokens"] for split in manifest["splits"].values())}))
 """
 
@@ -51,7 +51,8 @@ def main() -> None:
     args = parser.parse_args()
     cfg = parse(PrepareConfig, args.config, [], prog="prepare")
     sources = tuple(s.model_copy(update={"max_chars": args.megabytes * 10**6}) for s in cfg.sources)
-    print("processes     MB      s   MB/s   CPU s / 100 MB: main, others   peak MiB   tokens/MB   bytes/token")
+    print("processes     MB      s   MB/s   CPU s / 100 MB: main, others", end="")
+    print("   peak MiB: main, another   tokens/MB   bytes/token", flush=True)
     for processes in args.processes:
         said = cfg.model_copy(update={"sources": sources, "processes": processes}).model_dump_json()
         done = subprocess.run([sys.executable, "-c", MEASURE, said], capture_output=True, text=True, check=True)
@@ -60,7 +61,7 @@ def main() -> None:
         print(
             f"{processes:9d} {size:6.1f} {m['seconds']:6.1f} {size / m['seconds']:6.2f}"
             f" {m['main'] / size * 100:21.1f} {m['others'] / size * 100:8.1f}"
-            f" {m['peak']:10.0f} {m['tokens'] / size:11,.0f} {m['bytes'] / m['tokens']:13.2f}",
+            f" {m['peaks'][0]:15.0f} {m['peaks'][1]:8.0f} {m['tokens'] / size:11,.0f} {m['bytes'] / m['tokens']:13.2f}",
             flush=True,
         )
 

@@ -43,7 +43,7 @@ class PrepareConfig(Section):
     shard_examples: int = Field(default=65536, ge=1)
     """Examples per file."""
     processes: int = Field(default=0, ge=0)
-    """Processes that tokenise; 0: one per core for a large corpus, 1: only this one. The result is the same."""
+    """Processes that tokenise; 0: one per core, at most 16, for a large corpus; 1: only this one. Same result."""
 
 
 class PretrainConfig(Section):

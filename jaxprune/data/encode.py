@@ -23,6 +23,7 @@ from jaxprune.data.tokenizer import Vocabulary
 Chunk = tuple[list[str], Any]
 """Documents, and what the caller wants back beside their tokens."""
 _ALONE = 16  # chunks up to which starting processes does not pay
+_MOST = 16  # more than one process can read and pack for (about nine: benchmarks/prepare.py)
 _AHEAD = 3  # chunks in work or waiting, per process
 _DIED = "prepare: a tokenising process died, for want of memory perhaps; set processes lower, or to 1"
 
@@ -65,20 +66,22 @@ def encode(texts: list[str], vocab: Vocabulary) -> Encoded:
 def encoded(chunks: Iterator[Chunk], vocab: Vocabulary, processes: int) -> Generator[tuple[Encoded, Any]]:
     """Each chunk's tokens and what came with it, in order; a bounded number of chunks is in memory.
 
-    `processes` 1 stays in this process, where the tokenizer uses threads; 0 takes one process per core, or none for a
-    small corpus. Errors: ValueError if a process dies.
+    `processes` 1 stays in this process, where the tokenizer uses threads; 0 takes one process per core, as far as that
+    pays, or none for a small corpus. Errors: ValueError if a process dies.
     """
     head = list(itertools.islice(chunks, _ALONE)) if processes == 0 else []
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if processes == 1 or (processes == 0 and (len(head) < _ALONE or cores == 1)):
+    if processes == 0:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        processes = 1 if len(head) < _ALONE else min(cores, _MOST)
+    if processes == 1:
         for texts, beside in itertools.chain(head, chunks):
             yield encode(texts, vocab), beside
         return
-    with _pool(vocab, processes or cores) as submit:
+    with _pool(vocab, processes) as submit:
         waiting: deque[tuple[Future[Encoded], Any]] = deque()
         for texts, beside in itertools.chain(head, chunks):
             waiting.append((submit(texts), beside))
-            if len(waiting) >= _AHEAD * (processes or cores):
+            if len(waiting) >= _AHEAD * processes:
                 future, beside = waiting.popleft()
                 yield future.result(), beside
         for future, beside in waiting:
