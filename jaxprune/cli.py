@@ -29,6 +29,7 @@ Prune BERT while it pre-trains, let it recover, fine-tune it, and measure what p
   prune    SRC DST --sparsity 0.7 [--scope matrix]        one shot: Hugging Face directory in and out
   inspect  CKPT [--json]                                  sparsity per matrix and head, weights, memory
   diff     A B [--json]                                   mask distance, movement and cosine of two checkpoints
+  plan     CONFIG.yaml --topology v5e-8 [--json]          memory, FLOPs, collectives, time and cost on a TPU slice
 
 The same command again resumes. --dry-run checks a config and its data, prints what would happen and writes nothing.
 `jaxprune COMMAND --help` lists every key. JAXPRUNE_TRACEBACK=1 shows where an error came from.
@@ -263,6 +264,33 @@ def _diff(argv: list[str]) -> None:
     diff_checkpoints(**vars(parser.parse_args(argv)))
 
 
+def _plan(argv: list[str]) -> None:
+    parser = _Parser(
+        prog="jaxprune plan CONFIG.yaml",
+        allow_abbrev=False,
+        description="Compile a pretrain config for a TPU slice, without a TPU, and print what it takes there.",
+        epilog="Any key of the config can be set too: --a.b value (`jaxprune pretrain --help` lists them).",
+    )
+    parser.add_argument("--topology", required=True, metavar="SLICE", help="v5e-8, v5p-64, v6e-16, v5e:16x16, ...")
+    parser.add_argument("--json", dest="as_json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("--price", type=float, metavar="USD", help="per chip and hour")
+    parser.add_argument("--largest-batch", action="store_true", help="search it: several compilations")
+    parser.add_argument("--seq-len", type=int, metavar="N", help="tokens per example, if not the prepared data's")
+    known, overrides = parser.parse_known_args(argv)
+    if not overrides or overrides[0].startswith("-"):
+        raise ValueError("no config; usage: jaxprune plan CONFIG.yaml --topology SLICE, see `jaxprune plan --help`")
+    from jaxprune.config import PretrainConfig
+    from jaxprune.config.load import parse
+
+    config = parse(PretrainConfig, Path(overrides[0]), overrides[1:], prog=parser.prog)
+    # Before jax starts. No chip is touched, so processes may share the compiler and it need not ask where it runs.
+    os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    os.environ |= {"TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_WORKER_HOSTNAMES": "localhost"}
+    from jaxprune.plan.plan import plan
+
+    plan(config, **vars(known))
+
+
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "demo": _demo,
     "prepare": _configured("prepare", _prepare),
@@ -273,4 +301,5 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "prune": _prune,
     "inspect": _inspect,
     "diff": _diff,
+    "plan": _plan,
 }

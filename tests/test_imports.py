@@ -16,7 +16,8 @@ TABLE = {
     "training": {"config", "pruning"},
     "analysis": set(),
     "experiments": {"config", "pruning", "data", "models", "training", "analysis"},
-    "cli": {"config", "experiments"},
+    "plan": {"config", "pruning", "models", "training", "data"},
+    "cli": {"config", "experiments", "plan"},
     "__main__": {"cli"},
     "__init__": set(),
 }
