@@ -30,11 +30,13 @@ class Verdict:
     claim: str
     status: Status
     why: str
+    table: str
+    """The table it is read from."""
 
 
 def judge(tables: Tables) -> list[Verdict]:
     """All claims in the order of the paper; a table that is missing or too thin makes a `cannot tell` that says so."""
-    return [Verdict(item, claim, *rule(tables)) for item, claim, rule in CLAIMS]
+    return [Verdict(item, claim, *rule(tables), table) for item, claim, table, rule in CLAIMS]
 
 
 Answer = tuple[Status, str]
@@ -68,7 +70,9 @@ def _free(tables: Tables) -> Answer:
     levels = [level for level in found.levels if 0 < level.target <= 0.4]
     if not any(level.target >= 0.3 for level in levels):
         return UNKNOWN, "no sparsity from 30 % to 40 % was measured"
-    said = "; ".join(f"{_percent(v.target)}: {_points(v.score)}, dev loss {v.dev_loss_change:+.3f}" for v in levels)
+    said = "; ".join(
+        f"{_percent(v.target)}: {_points(v.score)} points, dev loss {v.dev_loss_change:+.3f} nats" for v in levels
+    )
     if any(level.regime not in (FREE, None) and level.target <= 0.3 for level in levels):
         return FAILS, said
     if any(level.regime is None for level in levels if level.target <= 0.3):
@@ -167,7 +171,7 @@ def _tuned_first(tables: Tables) -> Answer:
     pairs, why = _against_pruned("after_finetuning", tables)
     if not pairs:
         return UNKNOWN, why
-    said = f"tuned first against pruned: {_said(pairs)}"
+    said = f"tuned first against pruned, points: {_said(pairs)}"
     if any(_better(pair) for pair in pairs.values()):
         return FAILS, said
     return (HOLDS if all(pair.high < MATTERS for pair in pairs.values()) else UNKNOWN), said
@@ -184,7 +188,7 @@ def _deletion(tables: Tables) -> Answer:
     high = {t: pair for t, pair in pairs.items() if t >= 0.8}
     if not low or not high:
         return UNKNOWN, why if not pairs else "needs a sparsity up to 60 % and one from 80 % on"
-    said = f"masks lifted against kept: {_said(pairs)}"
+    said = f"masks lifted against kept, points: {_said(pairs)}"
     if any(_better(pair) for pair in low.values()) or all(pair.high < MATTERS for pair in high.values()):
         return FAILS, said
     calm = all(abs(pair.change) + pair.noise < 2 * MATTERS for pair in low.values())
@@ -195,7 +199,7 @@ def _random(tables: Tables) -> Answer:
     pairs, why = _against_pruned("random", tables)
     if not pairs:
         return UNKNOWN, why
-    said = f"random against pruned: {_said(pairs)}"
+    said = f"random against pruned, points: {_said(pairs)}"
     worse = [pair.high < 0 for pair in pairs.values()]
     if all(worse):
         return HOLDS, said
@@ -299,34 +303,39 @@ def _memory(tables: Tables) -> Answer:
 
 
 def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.3g} %"
+    return f"{100 * fraction:.3g}\N{NO-BREAK SPACE}%"
 
 
 def _points(pair: Any) -> str:
     if pair is None:
         return "no score"
-    noise = "no interval" if math.isnan(pair.noise) else f"± {100 * pair.noise:.1f}"
-    return _minus(f"{100 * pair.change:+.1f} {noise} points")
+    noise = "no interval" if math.isnan(pair.noise) else f"±\N{NO-BREAK SPACE}{100 * pair.noise:.1f}"
+    return _minus(f"{round(100 * pair.change, 1) + 0.0:+.1f}\N{NO-BREAK SPACE}{noise}")
 
 
 def _minus(text: str) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-CLAIMS: Sequence[tuple[str, str, Callable[[Tables], Answer]]] = (
-    ("Fig 1, Table 1", "30–40 % is free: pruned so far while pre-training, the tasks' scores stay.", _free),
-    ("Fig 1, Table 1", "At 70 % and more the tasks' own training data are fitted less well, too.", _fitting),
-    ("Fig 1", "Magnitude matters: random pruning costs more at the same sparsity.", _random),
-    ("Fig 1, sec. 4.3", "Lifting the masks changes nothing up to 60 % and helps at high sparsity.", _deletion),
-    ("Fig 2 left", "The pre-training loss predicts the score after information deletion linearly.", _linear),
-    ("Fig 2 right", "Features drift from the dense model's the more is pruned.", _drift),
-    ("Fig 1, sec. 5", "Fine-tuning first does not improve prunability: scores are no better.", _tuned_first),
-    ("Fig 3", "Fine-tuning first prunes almost the same weights: masks differ by less than 6 %.", _masks),
-    ("Table 2, Fig 4 right", "Fine-tuning moves weights by 0–4 % in the sort order on average.", _moves),
-    ("Fig 4 left", "Heads are pruned evenly: at 60 % each within 5 points.", _heads),
-    ("Fig 6", "High-magnitude weights move less.", _large_stay),
-    ("Fig 8", "Short pieces have smaller word embeddings, [unused] rows left out.", _short_tokens),
-    ("Table 3", "Weights are centred on 0 with a standard deviation of 0.03–0.05.", _spread),
-    ("sec. 3.1, 6", "Word embeddings hold 21 % of the weights, with the feed-forward layers 72 %.", _memory),
+CLAIMS: Sequence[tuple[str, str, str, Callable[[Tables], Answer]]] = (
+    ("Fig 1, Table 1", "30–40 % is free: pruned so far while pre-training, the tasks' scores stay.", "runs", _free),
+    ("Fig 1, Table 1", "At 70 % and more the tasks' own training data are fitted less well, too.", "runs", _fitting),
+    ("Fig 1", "Magnitude matters: random pruning costs more at the same sparsity.", "runs", _random),
+    ("Fig 1, sec. 4.3", "Lifting the masks changes nothing up to 60 % and helps at high sparsity.", "runs", _deletion),
+    (
+        "Fig 2 left",
+        "The pre-training loss predicts scores after information deletion linearly.",
+        "transfer",
+        _linear,
+    ),
+    ("Fig 2 right", "Features drift from the dense model's the more is pruned.", "features", _drift),
+    ("Fig 1, sec. 5", "Fine-tuning first does not improve prunability: scores are no better.", "runs", _tuned_first),
+    ("Fig 3", "Fine-tuning first prunes almost the same weights: masks differ by less than 6 %.", "distance", _masks),
+    ("Table 2, Fig 4 right", "Fine-tuning moves weights by 0–4 % in the sort order on average.", "movement", _moves),
+    ("Fig 4 left", "Heads are pruned evenly: at 60 % each within 5 points.", "heads", _heads),
+    ("Fig 6", "High-magnitude weights move less.", "movement_rank", _large_stay),
+    ("Fig 8", "Short pieces have smaller word embeddings, [unused] rows left out.", "tokens", _short_tokens),
+    ("Table 3", "Weights are centred on 0 with a standard deviation of 0.03–0.05.", "weights", _spread),
+    ("sec. 3.1, 6", "Word embeddings hold 21 % of the weights, with the feed-forward layers 72 %.", "memory", _memory),
 )
-"""(where, claim, rule). A claim is one function and one line here."""
+"""(where, claim, table, rule). A claim is one function and one line here."""

@@ -140,7 +140,7 @@ def spread(tables: Tables) -> Section:
     parts, memory = [], of_variant(tables["memory"], "dense")
     for row in published("memory"):
         mine = memory[memory["part"] == row["part"]].to_dict("records") if len(memory) else []
-        ours = [f"{mine[0]['weights']:,}", f"{100 * mine[0]['share']:.2f} %"] if mine else ["–", "–"]
+        ours = [f"{mine[0]['weights']:,.0f}", f"{100 * mine[0]['share']:.2f} %"] if mine else ["–", "–"]
         parts.append(
             [
                 cell(str(row["part"])),
@@ -155,7 +155,7 @@ def spread(tables: Tables) -> Section:
         Grid("Memory by part; attention and feed-forward with biases and LayerNorm.", columns, parts),
     ]
     gap = "" if len(dense) else "The dense model is not finished."
-    return Section("Weights and memory (Table 3, sec. 3.1)", about, ("Table 3", "sec. 3.1, 6"), (), (), "", gap, grids)
+    return Section("Weights and memory (Table 3, sec. 3.1)", about, ("Table 3", "sec. 3.1, 6"), gap=gap, grids=grids)
 
 
 def churn(tables: Tables) -> Section:

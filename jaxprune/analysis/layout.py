@@ -20,6 +20,7 @@ class Grid:
     caption: str
     head: Sequence[str]
     rows: Sequence[Sequence[Cell]]
+    """A row of one cell is a heading over the rows that follow."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Section:
     """Which claims belong here: their `item`."""
     ours: Sequence[Picture] = ()
     theirs: Sequence[Picture] = ()
+    pairs: int = 0
+    """So many of the first figures on both sides show the same, and stand side by side."""
     published: str = ""
     """What to say where the paper has no numbers."""
     gap: str = ""
@@ -55,7 +58,7 @@ def section(
     theirs: Sequence[Picture] = (),
 ) -> Section:
     """A section that names what is `missing` where there is no figure of ours."""
-    return Section(title, about, items, ours, theirs, words, "" if ours else missing, grids)
+    return Section(title, about, items, ours, theirs, 0, words, "" if ours else missing, grids)
 
 
 def of_variant(rows: Frame, variant: str) -> Frame:

@@ -31,14 +31,8 @@ def paper_report(place: Path) -> Path:
     theirs = study.published_tables()
     verdicts, printed = judge(tables), judge(theirs)
     rows = [
-        {
-            "item": v.item,
-            "claim": v.claim,
-            "status": v.status,
-            "why": v.why,
-            "published": p.status,
-            "published_why": p.why,
-        }
+        {"item": v.item, "claim": v.claim, "status": v.status, "why": v.why, "published": p.status}
+        | {"published_why": p.why if len(theirs[v.table]) else "the paper prints no values"}
         for v, p in zip(verdicts, printed, strict=True)
     ]
     study.write_table(place / "tables" / "claims.csv", rows)
@@ -83,7 +77,7 @@ def every_section(tables: Tables, theirs: Tables) -> list[Section]:
 def _headline(counts: dict[str, int]) -> str:
     total = sum(counts.values())
     held, failed, unknown = (counts[status] for status in (HOLDS, FAILS, UNKNOWN))
-    return f"Of {total} claims of the paper {held} hold here, {failed} fail, and about {unknown} the data cannot tell."
+    return f"Of {total} claims of the paper, {held} hold here, {failed} fail and {unknown} cannot be told."
 
 
 def _anchor(found: list[Section], item: str) -> str:
@@ -95,8 +89,13 @@ def _shown(number: int, section: Section, rows: list[dict[str, str]]) -> dict[st
         "id": f"s{number}",
         "section": section,
         "claims": [{**row, "mark": MARKS[row["status"]]} for row in rows if row["item"] in section.items],
-        "ours": [(name, Markup(svg)) for name, svg in section.ours],
-        "theirs": [(name, Markup(svg)) for name, svg in section.theirs],
+        "pairs": [
+            (name, Markup(svg), whose)
+            for both in zip(section.ours[: section.pairs], section.theirs, strict=False)
+            for (name, svg), whose in zip(both, ("this study", "published"), strict=True)
+        ],
+        "ours": [(name, Markup(svg)) for name, svg in section.ours[section.pairs :]],
+        "theirs": [(name, Markup(svg)) for name, svg in section.theirs[section.pairs if section.ours else 0 :]],
     }
 
 
@@ -105,7 +104,7 @@ def _facts(tables: Tables) -> dict[str, str]:
     runs, pretrain, memory = tables["runs"], tables["pretrain"], tables["memory"]
     if len(memory):
         dense = memory[memory["name"] == memory["name"].iloc[0]]
-        facts["model"] = f"{dense['weights'].sum():,} weights with the pre-training heads"
+        facts["model"] = f"{dense['weights'].sum():,.0f} weights with the pre-training heads"
     if len(pretrain):
         facts["pre-training"] = "; ".join(
             f"{row['name']}: {row['steps']:,} steps" for row in pretrain.drop_duplicates("steps").to_dict("records")

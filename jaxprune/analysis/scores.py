@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxprune.analysis import plots, study
+from jaxprune.analysis.contrast import Difference, contrast
 from jaxprune.analysis.layout import SPARSITY, Cell, Grid, Picture, Section, cell
 from jaxprune.analysis.plots import Series
 from jaxprune.analysis.prose import percent
@@ -19,13 +20,12 @@ def scores(tables: Tables, theirs: Tables) -> Section:
         "over seeds; an open dot has none, since a task was fine-tuned with one seed. “Masks lifted” is the paper's "
         "information deletion: the pruned weights are 0 at the start, then all weights train."
     )
-    ours = [*_averages(tables, "this study"), *_per_task(tables)]
-    gap = "" if ours else "No fine-tuning run is finished."
+    averages, printed = _averages(tables, "this study"), _averages(theirs, "published")
+    ours = [*averages, *_per_task(tables)]
     items = ("Fig 1, Table 1", "Fig 1", "Fig 1, sec. 4.3", "Fig 1, sec. 5")
-    grids = [table1(tables, theirs)]
-    return Section(
-        "Scores against sparsity (Fig 1, Table 1)", about, items, ours, _averages(theirs, "published"), "", gap, grids
-    )
+    title = "Scores against sparsity (Fig 1, Table 1)"
+    gap, grids = "" if ours else "No fine-tuning run is finished.", [table1(tables, theirs)]
+    return Section(title, about, items, ours, printed, len(averages), "", gap, grids)
 
 
 def shared_tasks(tables: Tables) -> list[str]:
@@ -86,32 +86,41 @@ def _majority(runs: Any, task: str) -> list[tuple[float, str]]:
 
 
 def table1(tables: Tables, theirs: Tables) -> Grid:
-    """A row per condition and sparsity; in a cell accuracy / training loss, ours above the published."""
+    """A row per condition and sparsity: accuracy and training loss of each task, ours above the published."""
     sides = [(study.cells(t["runs"], "accuracy"), study.cells(t["runs"], "train_loss")) for t in (tables, theirs)]
     matthews = study.cells(tables["runs"], "matthews")
     names = list(dict.fromkeys([*study.TASKS, *study.tasks(tables["runs"])]))
-    tasks = shared_tasks(tables)
-    rows = []
+    tasks, rows = shared_tasks(tables), []
     for condition in CONDITIONS:
-        xs = sorted({x for accuracy, _ in sides for x in study.targets(accuracy, condition)})
-        for x in xs:
+        rows.append([cell(condition.replace("_", " "))])
+        for x in study.targets(sides[0][0], condition) or study.targets(sides[1][0], condition):
             setting = study.main(condition, x)
-            row = [cell(condition.replace("_", " ")), cell(percent(x)), _losses(tables, theirs, condition, x)]
+            row = [cell(percent(x)), _losses(tables, theirs, condition, x)]
             for task in names:
                 row.append(_both(sides, setting, task))
                 if task == "CoLA":
-                    row.append(cell(text(summary(matthews.get((setting, task), [])), scale=100)))
+                    row.append(_lines(summary(matthews.get((setting, task), []))))
             average = mean_of([summary(sides[0][0].get((setting, t), [])) for t in tasks])
             printed = mean_of([summary(sides[1][0].get((setting, t), [])) for t in study.TASKS])
-            row.append([(text(average, scale=100), False), (_plain(printed, 100, 1), True)])
-            rows.append(row)
-    head = ["condition", "sparsity", "pre-training loss", *names, "mean"]
+            rows.append([*row, [*_lines(average), (_plain(printed, 100, 1), True)]])
+    head = ["sparsity", "dev loss", *names, "mean"]
     head.insert(head.index("CoLA") + 1, "CoLA Matthews")
     caption = (
-        "Dev accuracy × 100 / training loss in nats; ± is half of the 95 % interval over seeds. Second line: published "
-        f"(one run per cell). The mean is over {', '.join(tasks) or 'no task'} here, over five tasks there."
+        "Dev accuracy × 100 and training loss (nats); ± is half of the 95 % interval over n seeds. Last line: "
+        "published accuracy / training loss, one run. Dev loss: of pre-training, nats. The mean is over "
+        f"{', '.join(tasks) or 'no task'} here, over five tasks there."
     )
     return Grid(caption, head, rows)
+
+
+def _lines(value: Summary, loss: float | None = None) -> Cell:
+    """`83.1 ± 0.5`, then n and the training loss."""
+    if value.n == 0:
+        return cell("–")
+    said = _minus(f"{100 * value.mean:.1f}")
+    said += "" if math.isnan(value.half) else f" ± {100 * value.half:.1f}"
+    n = f"n = {value.n}" + (", no interval" if math.isnan(value.half) else "")
+    return cell(said, n if loss is None else f"{n}, loss {loss:.2f}")
 
 
 def _losses(tables: Tables, theirs: Tables, condition: str, target: float) -> Cell:
@@ -126,13 +135,12 @@ def _losses(tables: Tables, theirs: Tables, condition: str, target: float) -> Ce
 
 def _both(sides: Sequence[Any], setting: study.Setting, task: str) -> Cell:
     (accuracy, loss), (printed, printed_loss) = sides
-    line = text(summary(accuracy.get((setting, task), [])), scale=100)
-    if (setting, task) in loss:
-        line += f" / {summary(loss[setting, task]).mean:.2f}"
+    losses = loss.get((setting, task))
+    mine = _lines(summary(accuracy.get((setting, task), [])), summary(losses).mean if losses else None)
     old = "–"
     if (setting, task) in printed:
         old = f"{100 * printed[setting, task][0]:.1f} / {printed_loss[setting, task][0]:.2f}"
-    return [(line, False), (old, True)]
+    return [*mine, (old, True)]
 
 
 def _plain(value: Summary, scale: float, digits: int) -> str:
@@ -166,9 +174,8 @@ def transfer(tables: Tables, theirs: Tables) -> Section:
     grid = Grid(
         "Lines of the score against the pre-training loss; ± is half of the 95 % interval of the slope.", head, rows
     )
-    return Section(
-        "The pre-training loss and transfer (Fig 2 left)", about, ("Fig 2 left",), ours, published, "", gap, [grid]
-    )
+    title = "The pre-training loss and transfer (Fig 2 left)"
+    return Section(title, about, ("Fig 2 left",), ours, published, len(ours), "", gap, [grid])
 
 
 def _scatter(tables: Tables, whose: str) -> list[Picture]:
@@ -199,7 +206,7 @@ def _slope(line: dict[str, Any] | None) -> tuple[str, str, str]:
         return "–", "–", "–"
     noise = "no interval" if math.isnan(line["half"]) else f"± {100 * line['half']:.2f}"
     texts = (f"{100 * line['slope']:.2f} {noise}", f"{line['r']:.3f}", str(int(line["n"])))
-    slope, r, n = (each.replace("-", "\N{MINUS SIGN}") for each in texts)
+    slope, r, n = map(_minus, texts)
     return slope, r, n
 
 
@@ -210,57 +217,34 @@ def switches(tables: Tables) -> Section:
         "score of the switch minus that of the condition without it, over the tasks that have both (CoLA by Matthews); "
         "± is half of the 95 % interval that seeds leave, with the variance of each task pooled over the study."
     )
-    from jaxprune.analysis.contrast import contrast
-
     found, losses = study.cells(tables["runs"]), _dev_losses(tables)
     rows = []
     for setting in sorted({setting for setting, _ in found if setting[1] not in (*study.MAIN.values(), "dense")}):
         condition, variant, target = setting
         other = study.main(condition, target)
-        tasks = [task for task in study.tasks(tables["runs"]) if (setting, task) in found and (other, task) in found]
+        tasks = [task for task in study.tasks(tables["runs"]) if (setting, task) in found]
         known = contrast(found, setting, other, tasks)
-        loss = [losses.get((name, target)) for name in (variant, study.MAIN[condition])]
-        parts = [
-            f"{task} {text(summary(found[setting, task]), scale=100)}"
-            for task in study.tasks(tables["runs"])
-            if (setting, task) in found
-        ]
-        change = "–" if loss[0] is None or loss[1] is None else f"{loss[0] - loss[1]:+.3f}"
-        points = (
-            "–"
-            if known is None
-            else f"{100 * known.change:+.1f} "
-            + ("(one seed, no interval)" if math.isnan(known.noise) else f"± {100 * known.noise:.1f}")
-        )
-        rows.append(
-            [
-                cell(variant),
-                cell(condition.replace("_", " ")),
-                cell(percent(target)),
-                cell(change),
-                cell(points),
-                cell(*parts),
-            ]
-        )
-    head = (
-        "switch",
-        "condition",
-        "sparsity",
-        "pre-training loss, change (one run)",
-        "score, change in points",
-        "scores",
-    )
+        ours, theirs = (losses.get((name, target)) for name in (variant, study.MAIN[condition]))
+        change = "–" if ours is None or theirs is None else _minus(f"{ours - theirs:+.3f}")
+        parts = [f"{task} {text(summary(found[setting, task]), scale=100)}" for task in tasks]
+        labels = (variant, condition.replace("_", " "), percent(target), change, _change(known))
+        rows.append([*map(cell, labels), cell(*parts)])
+    head = ("switch", "condition", "sparsity", "dev loss, change (one run)", "score, change in points", "scores")
+    grids = [Grid("", head, rows)] if rows else []
     gap = "" if rows else "No switch is finished."
-    return Section(
-        "Switches: what the paper could not separate",
-        about,
-        (),
-        (),
-        (),
-        "The paper has no such runs.",
-        gap,
-        [Grid("", head, rows)] if rows else [],
-    )
+    words = "The paper has no such runs."
+    return Section("Switches: what the paper could not separate", about, published=words, gap=gap, grids=grids)
+
+
+def _change(known: Difference | None) -> str:
+    if known is None:
+        return "–"
+    noise = "(one seed, no interval)" if math.isnan(known.noise) else f"± {100 * known.noise:.1f}"
+    return _minus(f"{100 * known.change:+.1f} {noise}")
+
+
+def _minus(said: str) -> str:
+    return said.replace("-", "\N{MINUS SIGN}")
 
 
 def _dev_losses(tables: Tables) -> dict[tuple[str, float], float]:
