@@ -82,3 +82,13 @@ def test_the_tables_say_the_same(report, capsys):
     out = capsys.readouterr().out
     for words in ("v5e:2x2", "--seq-len", "all-reduce", "prune step", f"bound by {report['train']['bound_by']}"):
         assert words in out
+
+
+def test_what_does_not_fit_is_said_with_the_compilers_words(tmp_path, capsys):
+    path = tmp_path / "large.yaml"
+    large = CONFIG.replace("batch_size: 32", "batch_size: 4096").replace("vocab_size: 4096", "vocab_size: 500000")
+    path.write_text(large)
+    assert main(["plan", str(path), "--topology", "v5e:2x2", "--seq-len", "64", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert not found["fits"] and "memory" not in found
+    assert "Ran out of memory" in found["refused"] and "available HBM (15.75G)" in found["refused"]

@@ -27,6 +27,8 @@ class Collective(NamedTuple):
     per_pass: bool
     largest: int
     """Bytes of its largest array."""
+    blocking: bool
+    """Whether the chip waits for it; else it has a start and a done with work between them."""
 
     @property
     def wire(self) -> float:
@@ -48,7 +50,8 @@ def collectives(module: Module, chips: int) -> list[Collective]:
             kind = "reduce-scatter"  # a fusion of an all-reduce and the slice of it that this chip keeps
         if group > 1 and arrays:
             per_pass = instruction.computation in module.endless
-            found.append(Collective(kind, count, sum(arrays), group, per_pass, max(arrays)))
+            blocking = not instruction.opcode.endswith("-start")
+            found.append(Collective(kind, count, sum(arrays), group, per_pass, max(arrays), blocking))
     return found
 
 

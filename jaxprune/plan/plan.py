@@ -5,8 +5,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from jaxprune.config import PretrainConfig
 from jaxprune.data.shards import MANIFEST, read_manifest
 from jaxprune.models.flops import train_flops
@@ -15,6 +13,7 @@ from jaxprune.plan import compile as compiler
 from jaxprune.plan.collectives import Collective, collectives, sorts
 from jaxprune.plan.hlo import parse
 from jaxprune.plan.largest import largest
+from jaxprune.plan.memory import elements, memory_parts
 from jaxprune.plan.products import products
 from jaxprune.plan.roofline import PRUNE_PASSES, Roofline, recipe, roofline
 from jaxprune.plan.show import show
@@ -75,7 +74,7 @@ def make_plan(
     useful = cfg.batch_size / where.chips * train_flops(cfg.model, seq_len=length, predictions=cfg.data.max_predictions)
     report: dict[str, Any] = {
         "slice": _slice(where),
-        "model": {"from": model_from, "dtype": cfg.model.dtype, "params": _elements(steps.abstract.params)},
+        "model": {"from": model_from, "dtype": cfg.model.dtype, "params": elements(steps.abstract.params)},
         "mesh": dict(steps.mesh.shape),
         "batch": {
             "sequences": cfg.batch_size,
@@ -109,7 +108,7 @@ def _measure(cfg, where: Slice, steps, batch, train, length: int, useful: float,
         log.info("compiling the prune step")
         prune_bound, prune_report = _prune(where, steps)
     return {
-        "memory": {**_memory(steps.abstract, batch, train.memory), "hbm": where.chip.hbm},
+        "memory": {**memory_parts(steps.abstract, batch, train.memory), "hbm": where.chip.hbm},
         "flops": {
             "model": useful,
             "hlo": flops,
@@ -153,50 +152,22 @@ def _step(crossing: list[Collective], moved: float, bound: Roofline) -> dict[str
     """Collectives by kind, and the bounds."""
     rows: dict[tuple[str, bool], dict[str, Any]] = {}
     for c in crossing:
-        empty = {"kind": c.kind, "per_pass": c.per_pass, "count": 0, "bytes": 0, "wire_bytes": 0.0, "largest_array": 0}
+        empty = {"kind": c.kind, "per_pass": c.per_pass, "count": 0, "bytes": 0, "wire_bytes": 0.0}
+        empty |= {"largest_array": 0, "blocking": 0}
         row = rows.setdefault((c.kind, c.per_pass), empty)
         row["count"] += c.count
         row["bytes"] += c.count * c.bytes
         row["wire_bytes"] += c.count * c.wire
+        row["blocking"] += c.count * c.blocking
         row["largest_array"] = max(row["largest_array"], c.largest)
     return {
         "collectives": [*rows.values()],
         "hbm_bytes": moved,
         "seconds": bound.seconds,
+        "seconds_without_overlap": sum(bound),
         "bound_by": bound.bound_by,
         "bounds": bound._asdict(),
     }
-
-
-def _memory(state, batch, found) -> dict[str, int]:
-    """Bytes on one chip: arguments by part, what layouts add to them, and what the step needs besides."""
-    parts = {
-        "params": _bytes(state.params),
-        "masks": _bytes(state.masks),
-        "optimizer": _bytes(state.opt_state),
-        "batch": _bytes(batch),
-    }
-    parts["layout_padding"] = found.argument_size_in_bytes - sum(parts.values())
-    parts["activations_and_temporaries"] = found.temp_size_in_bytes
-    parts["outputs_not_in_place"] = found.output_size_in_bytes - found.alias_size_in_bytes
-    parts["code"] = found.generated_code_size_in_bytes
-    return parts | {"total": sum(parts.values())}
-
-
-def _bytes(tree: Any) -> int:
-    shards = ((x, x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(tree))
-    return sum(_product(shape) * x.dtype.itemsize for x, shape in shards)
-
-
-def _elements(tree: Any) -> int:
-    return sum(_product(x.shape) for x in jax.tree.leaves(tree))
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    size = 1
-    for n in shape:
-        size *= n
-    return size
 
 
 def _largest(cfg: PretrainConfig, where: Slice, on: list[Any], length: int, next_sentence: bool) -> int:

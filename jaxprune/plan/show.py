@@ -55,22 +55,30 @@ def _work(report: dict[str, Any]) -> Table:
             table.add_row(name, f"does not fit: {step['refused']}")
         elif step:
             parts = ", ".join(f"{part} {1e3 * seconds:.2f}" for part, seconds in step["bounds"].items())
-            table.add_row(name, f">= {1e3 * step['seconds']:.2f} ms, bound by {step['bound_by']} (ms: {parts})")
+            table.add_row(
+                name, f"{_BOUND[name]} {1e3 * step['seconds']:.2f} ms, bound by {step['bound_by']} (ms: {parts})"
+            )
+    table.add_row("if nothing overlaps", f"train step {1e3 * train['seconds_without_overlap']:.2f} ms")
     if prune and "refused" not in prune:
         sorts = ", ".join(f"{s['count']} of {s['elements']:,}" for s in prune["sorts"]) or "none"
         table.add_row("sorts in the prune step", sorts)
         table.add_row("its temporaries", f"{prune['temporaries'] / 2**20:,.1f} MiB")
-        table.add_row("its passes, assumed", str(prune["passes"]))
+        table.add_row("passes of each of its loops, assumed", str(prune["passes"]))
     return table
 
 
+_BOUND = {"train step": ">=", "prune step": "about"}  # how many passes a prune takes depends on the weights
+
+
 def _collectives(report: dict[str, Any]) -> Table:
-    table = _table("collectives per chip", "step", "kind", "count", "payload, MB", "sent, MB", "largest array, MB")
+    table = _table(
+        "collectives per chip", "step", "kind", "count", "blocking", "payload, MB", "sent, MB", "largest array, MB"
+    )
     for name in ("train", "prune"):
         for row in (report[name] or {}).get("collectives", ()):
             sizes = (f"{row[key] / 1e6:,.3f}" for key in ("bytes", "wire_bytes", "largest_array"))
             each = f"{name}, per pass" if row["per_pass"] else name
-            table.add_row(each, row["kind"], str(row["count"]), *sizes)
+            table.add_row(each, row["kind"], str(row["count"]), str(row["blocking"]), *sizes)
     return table
 
 
