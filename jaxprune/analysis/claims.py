@@ -225,10 +225,8 @@ def _masks(tables: Tables) -> Answer:
     rows = rows[rows["path"] == "all"]
     parts, worst = [], 0.0
     for against, some in rows.groupby("against"):
-        parts.append(
-            f"against {against}: {100 * some['hamming'].min():.1f} to {100 * some['hamming'].max():.1f} % of the "
-            f"weights, {some['ratio'].min():.2f} to {some['ratio'].max():.2f} of chance"
-        )
+        ratio = f"{some['ratio'].min():.2f} to {some['ratio'].max():.2f} of chance"
+        parts.append(f"against {against}: {_range(some['hamming'])} of the weights, {ratio}")
         worst = max(worst, float(some["hamming"].max()))
     return (HOLDS if worst < 0.06 else FAILS), "; ".join(parts)
 
@@ -247,9 +245,7 @@ def _large_stay(tables: Tables) -> Answer:
     if rows.empty:
         return UNKNOWN, "no weights of a fine-tuned dense model were kept"
     top = rows[rows["bin"] >= 80].groupby(["task", "learning_rate", "seed"])["before"].sum()
-    said = (
-        f"the largest fifth makes {100 * top.min():.1f} to {100 * top.max():.1f} % of all movement in {len(top)} runs"
-    )
+    said = f"the largest fifth makes {_range(top)} of all movement (n = {len(top)} runs; an even share is 20 %)"
     if (top < 0.2).all():
         return HOLDS, said
     return (FAILS if (top > 0.2).all() else UNKNOWN), said
@@ -263,10 +259,7 @@ def _heads(tables: Tables) -> Answer:
     if abs(target - 0.6) > 0.11:
         return UNKNOWN, "no sparsity near 60 % was measured"
     shares = rows[rows["target"] == target]["sparsity"]
-    said = (
-        f"at {_percent(target)} the {len(shares)} heads lie between {100 * shares.min():.1f} and "
-        f"{100 * shares.max():.1f} %"
-    )
+    said = f"at {_percent(target)} the {len(shares)} heads lie at {_range(shares)}"
     return (HOLDS if (shares - target).abs().max() < 0.05 else FAILS), said
 
 
@@ -304,6 +297,11 @@ def _memory(tables: Tables) -> Answer:
 
 def _percent(fraction: float) -> str:
     return f"{100 * fraction:.3g}\N{NO-BREAK SPACE}%"
+
+
+def _range(values: Frame) -> str:
+    low, high = (f"{100 * value:.1f}" for value in (values.min(), values.max()))
+    return f"{low if low == high else f'{low} to {high}'}\N{NO-BREAK SPACE}%"
 
 
 def _points(pair: Any) -> str:

@@ -250,10 +250,11 @@ def _tuned_rows(
 
 def _kept_weights(study: Path) -> Iterator[tuple[Row, Path, dict[str, np.ndarray]]]:
     """(label, where it started, weights) of the fine-tuned dense models whose weights the study kept."""
-    for path in sorted((study / "runs" / "finetune").rglob("weights.npz")):
+    for path in sorted((study / "runs" / "finetune" / "dense").rglob("weights.npz")):
         result = path.with_name("result.json")
-        if not result.is_file() or (found := json.loads(result.read_text()))["sparsity"] > 0:
+        if not result.is_file():
             continue
+        found = json.loads(result.read_text())
         init_from = Path(read_yaml(path.with_name("config.yaml"))["init_from"]).expanduser().resolve()
         with np.load(path) as saved:
             yield {key: found[key] for key in ("task", "learning_rate", "seed")}, init_from, dict(saved)
