@@ -55,9 +55,11 @@ def study(cfg: StudyConfig, workdir: Path | None, *, dry_run: bool = False, only
 
 def make_report(root: Path) -> None:
     """Write `tables/` and `report.html` of a study, from its finished runs alone."""
+    from jaxprune.analysis.paper import paper_report
     from jaxprune.experiments.measure import measure
 
     measure(root)
+    log.info("open %s", paper_report(root))
 
 
 def resolve(cfg: StudyConfig) -> StudyConfig:

@@ -1,0 +1,125 @@
+"""Populations: runs of one shape that train together, the steps of one run under `vmap` over a leading member axis.
+
+Members may differ in weights, masks, learning rate, data, dropout and sparsity, which are all data to the steps; they
+share the model, the optimizer's other settings, and what a prune scores and counts.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxprune.config import PruneConfig
+from jaxprune.training.compile import Program
+from jaxprune.training.sharding import DATA_AXES, put_batch, put_whole, state_shardings
+from jaxprune.training.state import Masks, Params, TrainState, create
+from jaxprune.training.steps import LossFn, eval_step, prune_step, train_step
+
+
+class MemberBatches:
+    """The batches of M runs as one checkpointable iterator: every array gets a leading axis M."""
+
+    def __init__(self, members: Sequence[Any]):
+        self._members = members
+
+    def __iter__(self) -> "MemberBatches":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        return stack([next(batches) for batches in self._members])
+
+    def get_state(self) -> dict[str, Any]:
+        """The states of all members, by number."""
+        return {str(i): batches.get_state() for i, batches in enumerate(self._members)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go to a state of `get_state`."""
+        for i, batches in enumerate(self._members):
+            batches.set_state(state[str(i)])
+
+
+class Places(NamedTuple):
+    """Shardings of a population: the member axis over the mesh axis `member`, the rest as in a single run."""
+
+    state: Any
+    rows: NamedSharding
+    members: NamedSharding
+
+
+def compile_population(
+    params: Params,
+    masks: Masks,
+    mesh: Mesh,
+    *,
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    prune: PruneConfig,
+    num_heads: int,
+    accumulate: int = 1,
+) -> Program:
+    """The steps of `compile_steps` for a population; `params` and `masks` have shapes with the leading axis M.
+
+    States, batches, keys (M,), sparsities (M,) float32 and metrics have that axis throughout: `train(states, batches,
+    keys)`, `prune(states, sparsities, keys)`, `evaluate(states, batches)`, `draw(init, keys)`. Member i is the single
+    run with the same data, keys and learning rate to float tolerance. ValueError when M does not split over the mesh.
+    """
+    soft = prune.mode == "soft"
+    shapes = jax.eval_shape(jax.vmap(lambda p, m: create(p, m, tx)), params, masks)
+    count = shapes.step.shape[0]
+    if count % mesh.shape["member"]:
+        raise ValueError(f"{count} members do not split over mesh.member = {mesh.shape['member']}; use a multiple")
+    state, rows, members = _places(shapes, mesh)
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, state)
+    over = partial(jax.vmap, spmd_axis_name="member")
+    steps = {"criterion": prune.criterion, "scope": prune.scope, "method": prune.method, "num_heads": num_heads}
+    first = jax.jit(over(lambda p, m: create(p, m, tx)), out_shardings=state)
+
+    def draw(init: Any, keys: jax.Array) -> TrainState:
+        kept = jax.tree.map(lambda m: np.ones(m.shape[1:], bool), shapes.masks)
+        return jax.jit(over(lambda key: create(init(key), kept, tx)), out_shardings=state)(keys)
+
+    return Program(
+        init=lambda p, m: first(*put_whole((p, m), (state.params, state.masks))),
+        draw=draw,
+        train=jax.jit(
+            over(partial(train_step, loss_fn=loss_fn, tx=tx, soft=soft, accumulate=accumulate)),
+            donate_argnums=0,
+            in_shardings=(state, rows, members),
+            out_shardings=(state, members),
+        ),
+        prune=jax.jit(
+            over(partial(prune_step, tx=tx, soft=soft, **steps)),
+            donate_argnums=0,
+            in_shardings=(state, members, members),
+            out_shardings=state,
+        ),
+        evaluate=jax.jit(over(partial(eval_step, loss_fn=loss_fn)), in_shardings=(state, rows), out_shardings=members),
+        put=partial(put_batch, sharding=rows),
+        put_whole=lambda batch: put_whole(batch, dict.fromkeys(batch, rows)),
+        mesh=mesh,
+        abstract=abstract,
+    )
+
+
+def _places(shapes: TrainState, mesh: Mesh) -> Places:
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes)
+
+    def of_member(spec: PartitionSpec) -> NamedSharding:
+        return NamedSharding(mesh, PartitionSpec("member", *spec))
+
+    state = jax.tree.map(lambda sharding: of_member(sharding.spec), state_shardings(one, mesh))
+    return Places(state, of_member(PartitionSpec(DATA_AXES)), of_member(PartitionSpec()))
+
+
+def stack(trees: Sequence[Any]) -> Any:
+    """One tree of numpy arrays with a leading axis over the trees, on the host."""
+    return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *trees)
+
+
+def member(tree: Any, index: int) -> Any:
+    """The part of one member."""
+    return jax.tree.map(lambda x: x[index], tree)
