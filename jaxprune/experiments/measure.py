@@ -36,7 +36,8 @@ KEEP_ROWS = 96
 """Rows and columns of a heatmap, at most."""
 PRETRAINED, UNTUNED = "pruned while pre-training", "cut without fine-tuning"
 """What the masks of a cut after fine-tuning are compared with: the paper's Fig 3, which differs by all of pre-training
-too, and the same cut of the weights that fine-tuning began from, which differs by fine-tuning alone."""
+too, and the same cut of the weights that fine-tuning began from, which differs by fine-tuning alone. Cuts are per
+matrix, as in the paper, whatever the scope of the study."""
 Row = dict[str, Any]
 
 
