@@ -53,6 +53,14 @@ class Batches:
         self.step = state["next_index"]
 
 
+@pytest.fixture(autouse=True)
+def quick():
+    """Programs compiled quickly: that is most of these tests' time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def steps_of(compiler, params, masks, mesh, mode):
     return compiler(
         params,

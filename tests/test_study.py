@@ -210,7 +210,8 @@ def shared(tiny, config) -> Path:
     for process in halves:
         _, err = process.communicate(timeout=600)
         assert process.returncode == 0, err
-    assert main(["report", str(place)]) == 0
+    done = tiny.run("report", place)
+    assert done.code == 0, done.err
     return place
 
 
