@@ -13,7 +13,7 @@ import jaxprune
 
 EXIT_USER, EXIT_PREEMPTED, EXIT_PEER, EXIT_DIVERGED, EXIT_CHECKPOINT = 2, 75, 76, 77, 78
 
-_LAST_SECONDS = 3.0
+_LAST_SECONDS = 3.0  # below processes.SILENT_SECONDS
 
 USAGE = """\
 usage: jaxprune COMMAND ...

@@ -4,7 +4,9 @@ import hashlib
 import logging
 import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +17,13 @@ from jax.experimental import multihost_utils
 
 log = logging.getLogger("jaxprune")
 
-HEARTBEAT_SECONDS = 60
+EXIT_PEER = 76
+"""Exit code of a process whose peer was lost, as in `cli`."""
+HEARTBEAT_SECONDS = 120
+"""After so long JAX itself aborts the job."""
+SILENT_SECONDS = 30.0
+_BEAT_SECONDS = 3.0
+_BEATS = "jaxprune/beats"
 _DIGEST_BYTES = 8
 
 
@@ -30,6 +38,7 @@ def join(spec: str) -> None:
         jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     else:
         jax.distributed.initialize(*_address(spec), heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+    threading.Thread(target=_watch, name="peers", daemon=True).start()
     _gather(np.zeros((), bool))  # CPU processes meet at their first collective within 30 s or never: now all are here
 
 
@@ -41,6 +50,36 @@ def _address(spec: str) -> tuple[str, int, int]:
     if number >= count:
         raise ValueError(f"--distributed {spec}: process {number} is outside 0 to {count - 1}; they count from 0")
     return address, count, number
+
+
+def _watch() -> None:
+    """End this process with EXIT_PEER once another is silent: a collective that waits for it may never return.
+
+    Every process counts up in the job's key-value store, which Orbax uses too. Where process 0 itself is gone, JAX
+    aborts the others at once, with a message of its own.
+    """
+    from jax._src import distributed
+
+    client: Any = distributed.global_state.client
+    me, beat = jax.process_index(), 0
+    last: dict[str, tuple[str, float]] = {}
+    while True:
+        beat += 1
+        try:
+            client.key_value_set(f"{_BEATS}/{me}", str(beat), allow_overwrite=True)
+            beats = client.key_value_dir_get(_BEATS)
+        except Exception:  # process 0 is gone, or this one is leaving
+            return
+        now = time.monotonic()
+        for name, value in beats:
+            if last.get(name, ("", 0.0))[0] != value:
+                last[name] = (value, now)
+            elif now - last[name][1] > SILENT_SECONDS:
+                lost = name.rsplit("/", 1)[-1]
+                said = f"process {lost} of {jax.process_count()} was lost: silent for {SILENT_SECONDS:.0f} s"
+                print(f"jaxprune: {said}; run the same command on all hosts to resume", file=sys.stderr, flush=True)
+                os._exit(EXIT_PEER)
+        time.sleep(_BEAT_SECONDS)
 
 
 def is_first() -> bool:
