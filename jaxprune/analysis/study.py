@@ -42,7 +42,7 @@ def read_tables(folder: Path) -> dict[str, Frame]:
     tables = {}
     for name in TABLES:
         path = folder / f"{name}.csv"
-        names = dict.fromkeys(("name", "variant", "task", "condition"), str)
+        names: Any = dict.fromkeys(("name", "variant", "task", "condition"), str)
         tables[name] = pandas.read_csv(path, dtype=names) if path.is_file() else pandas.DataFrame()
     tables["runs"] = best_rate(tables["runs"])
     return tables
