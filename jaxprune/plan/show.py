@@ -30,7 +30,7 @@ def show(report: dict[str, Any]) -> None:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", show_header=bool(columns), box=None, padding=(0, 2, 0, 0))
     for number, column in enumerate(columns or ("", "")):
-        table.add_column(column, justify="right" if columns and number else "left")
+        table.add_column(column, justify="right" if columns and number else "left", no_wrap=bool(columns))
     return table
 
 
@@ -71,9 +71,7 @@ _BOUND = {"train step": ">=", "prune step": "about"}  # how many passes a prune 
 
 
 def _collectives(report: dict[str, Any]) -> Table:
-    table = _table(
-        "collectives per chip", "step", "kind", "count", "blocking", "payload, MB", "sent, MB", "largest array, MB"
-    )
+    table = _table("collectives per chip", "step", "kind", "count", "blocking", "payload MB", "sent MB", "largest MB")
     for name in ("train", "prune"):
         for row in (report[name] or {}).get("collectives", ()):
             sizes = (f"{row[key] / 1e6:,.3f}" for key in ("bytes", "wire_bytes", "largest_array"))
