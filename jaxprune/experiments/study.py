@@ -35,6 +35,8 @@ def study(cfg: StudyConfig, workdir: Path | None, *, dry_run: bool = False, only
     parts of the matrix, for n processes that share `workdir`: each waits for ancestors that another has in hand.
     `dry_run` prints the runs, their number and an estimate of their time, and writes nothing.
     """
+    if jax.process_count() > 1:
+        raise ValueError("--distributed: a study is made of runs that fit one process each; share it out with --shard")
     root = Path(workdir or "DIR").expanduser().resolve()
     cfg = resolve(cfg)
     shared = Shared(cfg)
@@ -45,12 +47,18 @@ def study(cfg: StudyConfig, workdir: Path | None, *, dry_run: bool = False, only
         estimate(jobs, root / "runs", shared)
         return
     _keep_config(cfg, root)
+    lost: Diverged | None = None
     with _compiled_once():
-        run_all(jobs, root / "runs", shared)
+        try:
+            run_all(jobs, root / "runs", shared)
+        except Diverged as error:
+            lost = error
     if part or only:
         log.info("%s: this part is done; `jaxprune report %s` makes the tables and the page", root, root)
-        return
-    make_report(root)
+    else:
+        make_report(root)
+    if lost:
+        raise lost
 
 
 def make_report(root: Path) -> None:
@@ -68,6 +76,8 @@ def resolve(cfg: StudyConfig) -> StudyConfig:
         raise ValueError("data is empty; give the directory that `jaxprune prepare` wrote")
     if cfg.dense and not is_workdir(cfg.dense):
         raise ValueError(f"dense = {cfg.dense}: is no pre-training workdir; leave it empty to train one")
+    if cfg.dense and not is_finished(Path(cfg.dense).expanduser()):
+        log.warning("dense = %s: is not finished; all runs start from what it holds when they begin", cfg.dense)
     changes = {"data": pretrain.absolute(cfg.data), "dense": pretrain.absolute(cfg.dense)}
     finetune_cfg = cfg.finetune.model_copy(update={"glue": pretrain.absolute(cfg.finetune.glue)})
     return cfg.model_copy(update=changes | {"finetune": finetune_cfg})
