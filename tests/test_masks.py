@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxprune.config.sections import ModelConfig, PruneConfig
-from jaxprune.pruning import apply_masks, init_masks, leaf_counts, smallest_kept, sparsity
+from jaxprune.pruning import apply_masks, changed_counts, init_masks, leaf_counts, smallest_kept, sparsity
 
 PARAMS = {
     "encoder": {"layer_00": {"query": {"kernel": jnp.ones((4, 6)), "bias": jnp.ones(6)}}},
@@ -132,3 +132,11 @@ def test_smallest_kept():
     scores = {"a": jnp.array([3.0, 1.0, 2.0]), "b": None, "c": jnp.array([1.0], jnp.bfloat16)}
     masks = {"a": jnp.array([True, False, True]), "b": None, "c": jnp.array([False])}
     assert smallest_kept(scores, masks) == {"a": 2.0, "c": float("inf")}
+
+
+def test_changed_counts():
+    rng = np.random.default_rng(3)
+    before, after = ({"a": rng.random((17, 9)) < 0.5, "b": {"c": rng.random(33) < 0.3}, "n": None} for _ in "12")
+    flat = [np.concatenate([m["a"].ravel(), m["b"]["c"]]) for m in (before, after)]
+    assert changed_counts(before, after) == (int((flat[1] & ~flat[0]).sum()), int((flat[0] & ~flat[1]).sum()))
+    assert changed_counts(after, after) == (0, 0)

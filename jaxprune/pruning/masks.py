@@ -88,6 +88,20 @@ def leaf_counts(masks: Masks) -> dict[str, tuple[int, int]]:
     }
 
 
+@jax.jit
+def _changed(before: Masks, after: Masks) -> Masks:
+    return jax.tree.map(lambda old, new: count([new & ~old, old & ~new, new], _WHOLE)[0, :2], before, after)
+
+
+def changed_counts(before: Masks, after: Masks) -> tuple[int, int]:
+    """(weights that came back, weights newly pruned) between two masks of one tree; a host function.
+
+    Hard masks bring nothing back.
+    """
+    pairs = jax.tree.leaves(jax.device_get(_changed(before, after)))
+    return sum(int(pair[0]) for pair in pairs), sum(int(pair[1]) for pair in pairs)
+
+
 def sparsity(masks: Masks) -> float:
     """The fraction in [0, 1] of the prunable weights whose mask is False, from exact counts; 0.0 without any."""
     counts = leaf_counts(masks).values()

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.config import TrainConfig
-from jaxprune.pruning import leaf_counts, smallest_kept
+from jaxprune.pruning import changed_counts, leaf_counts, smallest_kept
 from jaxprune.training.checkpoint import Checkpoints
 from jaxprune.training.processes import Stop
 from jaxprune.training.records import Bar, Records
-from jaxprune.training.state import TrainState
+from jaxprune.training.state import Masks, TrainState
 from jaxprune.training.steps import means
 
 log = logging.getLogger("jaxprune")
@@ -85,8 +85,9 @@ def fit(
         nonlocal state, sparsity
         assert prune_step is not None
         _check_finite(state, step)
+        before = _copy(state.masks)  # the step takes its own
         state = prune_step(state, np.float32(plan[step]), key)
-        sparsity = _record_prune(records, state, step, plan[step])
+        sparsity = _record_prune(records, before, state, step, plan[step])
 
     if step == 0 and 0 in plan:
         prune_now()
@@ -147,7 +148,8 @@ def _sparsity(state: TrainState) -> float:
     return 1 - sum(kept for kept, _ in counts) / total if total else 0.0
 
 
-def _record_prune(records: Records, state: TrainState, step: int, target: float) -> float:
+def _record_prune(records: Records, before: Masks, state: TrainState, step: int, target: float) -> float:
+    regrown, newly_pruned = changed_counts(before, state.masks)
     counts = leaf_counts(state.masks)
     kept, size = (sum(pair[i] for pair in counts.values()) for i in (0, 1))
     smallest = smallest_kept(_magnitudes(state.params), state.masks)
@@ -158,11 +160,18 @@ def _record_prune(records: Records, state: TrainState, step: int, target: float)
             "sparsity": 1 - kept / size,
             "kept": kept,
             "size": size,
+            "regrown": regrown,
+            "newly_pruned": newly_pruned,
             "leaves": {path: 1 - k / n for path, (k, n) in counts.items()},
             "smallest_kept": {path: x if math.isfinite(x) else None for path, x in smallest.items()},
         },
     )
     return 1 - kept / size
+
+
+@jax.jit
+def _copy(masks: Masks) -> Masks:
+    return jax.tree.map(jnp.copy, masks)
 
 
 @jax.jit

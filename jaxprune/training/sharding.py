@@ -76,14 +76,16 @@ def put_whole(tree: Any, shardings: Any) -> Any:
 
 
 def gathered(loss_fn: Any, mesh: Mesh) -> Any:
-    """`loss_fn` with its params copied to every device first, where JAX's Explicit axes want that to be said.
+    """`loss_fn` with split params copied to every device first: one all-gather each, none inside the layers.
 
-    Under Auto axes the compiler gathers each matrix where it is used.
+    Explicit axes want that to be said. Left alone under Auto axes, XLA splits some activations like the params instead
+    and moves them about.
     """
-    if mesh.shape["fsdp"] == 1 or not mesh.explicit_axes:
+    if mesh.shape["fsdp"] == 1:
         return loss_fn
     copied = everywhere(mesh)
-    return lambda params, *rest: loss_fn(jax.tree.map(lambda p: jax.sharding.reshard(p, copied), params), *rest)
+    copy = jax.sharding.reshard if mesh.explicit_axes else jax.lax.with_sharding_constraint
+    return lambda params, *rest: loss_fn(jax.tree.map(lambda p: copy(p, copied), params), *rest)
 
 
 def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
