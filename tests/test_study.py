@@ -39,6 +39,7 @@ PLAIN = {
     },
     "switches": {
         "soft": {"recover": {"prune": {"mode": "soft", "refresh": True}}},
+        "sawtooth": {"finetune": {"sawtooth": True}},
         "after_sawtooth": {"condition": "after_finetuning", "finetune": {"sawtooth": True}},
         "random_one_shot": {"condition": "random", "recover": {"prune": {"schedule": "one_shot", "end": 0}}},
     },
@@ -61,7 +62,8 @@ def test_every_run_is_listed_once_behind_what_it_needs():
     assert jobs == matrix(study(), RUNS)
     listed = by_path(jobs)
     grid, switched = 2 * (3 + 1), 2 * 2  # learning rates x seeds, over the tasks
-    pretrain = ["pruned-s0", "pruned-s0.5", "pruned-s0.9", "random-s0.5", "soft-s0.7", "random_one_shot-s0.7"]
+    pretrain = ["pruned-s0", "pruned-s0.5", "pruned-s0.9", "random-s0.5", "soft-s0.7", "pruned-s0.7"]
+    pretrain.append("random_one_shot-s0.7")
     assert [path for path in listed if path.startswith("pretrain/")] == [f"pretrain/{name}" for name in pretrain]
     expected = {
         "pruned/pruned-s0": grid,
@@ -72,6 +74,7 @@ def test_every_run_is_listed_once_behind_what_it_needs():
         "after_finetuning/dense-s0.9": grid,
         "random/random-s0.5": grid,  # at 0 it would be pruned-s0 again
         "pruned/soft-s0.7": switched,
+        "pruned/sawtooth-s0.7": switched,
         "after_finetuning/after_sawtooth-s0.7": switched,
         "random/random_one_shot-s0.7": switched,
     }
@@ -108,6 +111,9 @@ def test_each_run_says_what_its_condition_asks():
     assert (dense.init_from, dense.keep_weights, dense.epochs) == (str(RUNS / "dense"), True, 3)
     assert (after.init_from, after.epochs) == (str(RUNS / "finetune/dense/SST-2/lr0.0001-seed1"), 5)
     assert (after.prune.sparsity, after.prune.scope, after.prune.schedule) == (0.9, "head", "one_shot")
+    assert listed["finetune/pruned/sawtooth-s0.7/SST-2/lr0.0001-seed1"].cfg.init_from == str(
+        RUNS / "pretrain/pruned-s0.7"
+    )
     assert (sawtooth.sawtooth, sawtooth.epochs_before, after.sawtooth) == (True, 3, False)
     recover = {name: listed[f"pretrain/{name}"].cfg for name in ("pruned-s0.5", "random-s0.5", "soft-s0.7")}
     assert recover["random-s0.5"].prune == recover["pruned-s0.5"].prune.model_copy(update={"criterion": "random"})
@@ -149,6 +155,10 @@ def test_only_keeps_what_matches_and_its_ancestors():
         ({"switch_tasks": ["QQP"]}, ["QQP", "SST-2"]),
         ({"tasks": [{"name": "CoLA"}, {"name": "CoLA"}]}, ["tasks", "twice"]),
         ({"conditions": {"pruned": {"sparsities": [1.5]}}}, ["conditions.pruned", "1.5"]),
+        (
+            {"conditions": {"information_deletion": {"recover": {"steps": 9}}}},
+            ["information_deletion.recover", "pruned"],
+        ),
         ({"conditions": {"random": {"recover": {"prune": {"mode": "soft"}}}}}, ["conditions.random.recover", "soft"]),
     ],
 )

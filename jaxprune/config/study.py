@@ -104,6 +104,8 @@ class StudyConfig(Section):
         for name in self.switch_tasks:
             if name not in names:
                 raise ValueError(f"switch_tasks: {name} is none of the tasks {', '.join(names)}")
+        if self.conditions.information_deletion.recover:
+            raise ValueError("conditions.information_deletion.recover: it starts from runs of pruned; set it there")
         for name in ConditionsConfig.model_fields:
             self.arm(name, SwitchConfig(), f"conditions.{name}")
         for name, switch in self.switches.items():

@@ -67,13 +67,14 @@ def _is_pruned_at_zero(cfg: StudyConfig, sparsity: float) -> bool:
 def _pruned_before(
     cfg: StudyConfig, runs: Path, condition: str, variant: str, sparsity: float, switch: SwitchConfig
 ) -> Iterator[Job]:
-    """The pre-training run and the fine-tuning runs of a condition that prunes while it pre-trains."""
-    shared = condition == "information_deletion" and switch is NO_SWITCH  # with `pruned`
-    recover, finetune = cfg.arm("pruned" if shared else condition, switch, variant)
-    if shared:
-        finetune = cfg.arm(condition, switch, variant)[1]
+    """The pre-training run and the fine-tuning runs of a condition that prunes while it pre-trains.
+
+    Information deletion starts from the runs of `pruned`, and a switch of fine-tuning alone from its condition's.
+    """
+    base = "random" if condition == "random" else "pruned"
+    recover, finetune = cfg.arm(base, switch, variant)[0], cfg.arm(condition, switch, variant)[1]
     name = f"{variant}-s{sparsity:g}"
-    path = f"pretrain/{name}"
+    path = f"pretrain/{name if switch.recover else f'{base}-s{sparsity:g}'}"
     start = recover.init_from if recover.init_from and condition != "random" else cfg.dense or str(runs / "dense")
     changes = {"init_from": start, "prune": {"sparsity": sparsity} | ({"initial": 0.0} if sparsity == 0 else {})}
     needs = ("dense",) if start == str(runs / "dense") else ()
