@@ -37,7 +37,7 @@ from jaxprune.training.loop import fit
 from jaxprune.training.optimizer import adamw, learning_rate_at, with_peak_rate
 from jaxprune.training.processes import agree, together, whole
 from jaxprune.training.records import Records
-from jaxprune.training.sharding import check_batch, everywhere, make_mesh
+from jaxprune.training.sharding import check_batch, everywhere, make_mesh, within
 from jaxprune.training.state import TrainState
 from jaxprune.training.steps import means
 from jaxprune.training.workdir import Workdir, owned_workdir
@@ -182,7 +182,8 @@ class Trainer:
             result = place.result()
             if result is not None:
                 return result
-            result = self._run(place, source, cfg)
+            with within(self._mesh):
+                result = self._run(place, source, cfg)
             place.finish(result)
             if place.owner:
                 for name in ("checkpoints", "integrity"):  # the result is what counts; a study has hundreds of these

@@ -25,7 +25,7 @@ from jaxprune.training.loop import fit
 from jaxprune.training.optimizer import adamw, learning_rate_at
 from jaxprune.training.processes import agree, from_first, together, whole
 from jaxprune.training.records import Records
-from jaxprune.training.sharding import check_batch, make_mesh, process_rows
+from jaxprune.training.sharding import check_batch, make_mesh, process_rows, within
 from jaxprune.training.state import TrainState
 from jaxprune.training.steps import means
 from jaxprune.training.workdir import Workdir, owned_workdir
@@ -100,7 +100,8 @@ def pretrain_in(cfg: PretrainConfig, workdir: Path, run: Run) -> dict[str, Any]:
         if result is not None:
             log.info("%s: finished before; nothing to do", place.path)
             return result
-        result = _run(cfg, place, run, first)
+        with within(run.program.mesh):
+            result = _run(cfg, place, run, first)
         place.finish(result)
         return result
 

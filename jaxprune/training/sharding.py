@@ -1,6 +1,7 @@
 """Where arrays live: one mesh, one rule from shapes to shardings."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -24,6 +25,11 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         raise ValueError(f"{given} do not cover {len(devices)} devices; set one of them to -1")
     kind = AxisType.Explicit if cfg.axes == "explicit" else AxisType.Auto
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(kind,) * len(AXES), devices=devices)
+
+
+def within(mesh: Mesh) -> AbstractContextManager[Any]:
+    """A block in which `mesh` is the current one: some operations on Explicit axes look for it there."""
+    return jax.set_mesh(mesh) if mesh.explicit_axes else nullcontext()
 
 
 def state_shardings(abstract: Any, mesh: Mesh) -> Any:
