@@ -1,6 +1,6 @@
 """What training M runs in one program costs beside M single steps.
 
-    python benchmarks/population.py [--members 8] [--layers 2] [--width 128] [--vocab 8192] [--rounds 9]
+    python benchmarks/population.py [--members 8] [--layers 2] [--width 128] [--vocab 8192] [--rounds 9] [--batched]
 
 Both run in turn in one process; printed are medians and minima in milliseconds, and the ratio: above 1, the population
 is faster. GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before the command is how `jaxprune` itself runs on a CPU.
@@ -28,6 +28,7 @@ def main() -> None:
     defaults = {"members": 8, "layers": 2, "width": 128, "vocab": 8192, "batch": 16, "length": 128, "rounds": 9}
     for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--batched", action=argparse.BooleanOptionalAction, help="default: as jaxprune decides")
     args = parser.parse_args()
     cfg = ModelConfig(
         vocab_size=args.vocab,
@@ -50,7 +51,7 @@ def main() -> None:
     states = [single.init(params, masks) for _ in range(args.members)]
     one = single.put(batch)
     many_params, many_masks = stack([params] * args.members), stack([masks] * args.members)
-    many = compile_population(many_params, many_masks, make_mesh(MeshConfig()), **shared)
+    many = compile_population(many_params, many_masks, make_mesh(MeshConfig()), **shared, batched=args.batched)
     population = many.init(many_params, many_masks)
     batches, keys = many.put_whole(stack([batch] * args.members)), jax.random.split(key, args.members)
     times: dict[str, list[float]] = {"singles": [], "population": []}

@@ -61,7 +61,7 @@ def quick():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-def steps_of(compiler, params, masks, mesh, mode):
+def steps_of(compiler, params, masks, mesh, mode, **how):
     return compiler(
         params,
         masks,
@@ -70,6 +70,7 @@ def steps_of(compiler, params, masks, mesh, mode):
         tx=adamw(OptimizerConfig(warmup_steps=2), STEPS),
         prune=PruneConfig(mode=mode, scope="head"),
         num_heads=MODEL.num_attention_heads,
+        **how,
     )
 
 
@@ -98,10 +99,10 @@ def singles(mode):
     return ends
 
 
-def population(mode, cfg):
+def population(mode, cfg, batched):
     """(states, losses (steps, M)) of all of them together, on a mesh."""
     params, masks = (stack(parts) for parts in zip(*map(start, SEEDS), strict=True))
-    program = steps_of(compile_population, params, masks, make_mesh(cfg), mode)
+    program = steps_of(compile_population, params, masks, make_mesh(cfg), mode, batched=batched)
     states = program.init(params, masks)
     states = states._replace(opt_state=with_peak_rate(states.opt_state, jnp.array(RATES)))
     keys, batches = jax.vmap(jax.random.key)(jnp.array(SEEDS)), MemberBatches([Batches(seed) for seed in SEEDS])
@@ -115,16 +116,17 @@ def population(mode, cfg):
 
 
 MESHES = {
-    "one axis for members": ("hard", MeshConfig(data=2, member=4)),
-    "members, data and fsdp": ("soft", MeshConfig(data=2, fsdp=2, member=2)),
+    "batched, one axis for members": ("hard", MeshConfig(data=2, member=4), True),
+    "batched, members on members and fsdp": ("soft", MeshConfig(data=2, fsdp=2, member=2), True),
+    "in turn, members on members and fsdp": ("hard", MeshConfig(data=2, fsdp=2, member=2), False),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", MESHES)
 def test_every_member_is_the_single_run(case):
-    mode, cfg = MESHES[case]
-    states, losses = population(mode, cfg)
+    mode, cfg, batched = MESHES[case]
+    states, losses = population(mode, cfg, batched)
     for i, (alone, alone_losses) in enumerate(singles(mode)):
         np.testing.assert_allclose(losses[:, i], alone_losses, rtol=1e-4)
         together = member(states, i)

@@ -1,10 +1,10 @@
-"""Populations: runs of one shape that train together, the steps of one run under `vmap` over a leading member axis.
+"""Populations: runs of one shape that train together, the steps of one run over a leading member axis.
 
 Members may differ in weights, masks, learning rate, data, dropout and sparsity, which are all data to the steps; they
 share the model, the optimizer's other settings, and what a prune scores and counts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -60,12 +60,15 @@ def compile_population(
     prune: PruneConfig,
     num_heads: int,
     accumulate: int = 1,
+    batched: bool | None = None,
 ) -> Program:
     """The steps of `compile_steps` for a population; `params` and `masks` have shapes with the leading axis M.
 
     States, batches, keys (M,), sparsities (M,) float32 and metrics have that axis throughout: `train(states, batches,
     keys)`, `prune(states, sparsities, keys)`, `evaluate(states, batches)`, `draw(init, keys)`. Member i is the single
-    run with the same data, keys and learning rate to float tolerance. ValueError when M does not split over the mesh.
+    run with the same data, keys and learning rate to float tolerance. `batched` makes wide operations of those of all
+    members on a device; else they take turns, the default on a CPU, where it is faster (benchmarks/population.py).
+    ValueError when M does not split over the mesh.
     """
     soft = prune.mode == "soft"
     shapes = jax.eval_shape(jax.vmap(lambda p, m: create(p, m, tx)), params, masks)
@@ -74,7 +77,9 @@ def compile_population(
         raise ValueError(f"{count} members do not split over mesh.member = {mesh.shape['member']}; use a multiple")
     state, rows, members = _places(shapes, mesh)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, state)
-    over = partial(jax.vmap, spmd_axis_name="member")
+    if batched is None:
+        batched = mesh.devices.flat[0].platform != "cpu"
+    over = partial(jax.vmap, spmd_axis_name="member") if batched else partial(_in_turn, devices=mesh.shape["member"])
     steps = {"criterion": prune.criterion, "scope": prune.scope, "method": prune.method, "num_heads": num_heads}
     first = jax.jit(over(lambda p, m: create(p, m, tx)), out_shardings=state)
 
@@ -103,6 +108,17 @@ def compile_population(
         mesh=mesh,
         abstract=abstract,
     )
+
+
+def _in_turn(step: Callable[..., Any], *, devices: int) -> Callable[..., Any]:
+    """`step` for every member; those on one of `devices` along the mesh axis `member` run one after another."""
+
+    def run(*args: Any) -> Any:
+        spread = jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), args)
+        one_device = jax.vmap(partial(jax.lax.map, lambda one: step(*one)), spmd_axis_name="member")
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), one_device(spread))
+
+    return run
 
 
 def _places(shapes: TrainState, mesh: Mesh) -> Places:
