@@ -132,21 +132,20 @@ def test_a_lost_process_ends_the_job_and_the_restart_resumes(tiny, config, job, 
 
 
 def test_fine_tuning_in_a_job(tiny, job, tmp_path):
-    config = tiny.finetune_yaml(tmp_path / "c.yaml", tasks=["SST-2", "STS-B"], init_from=str(job), keep_weights=True)
+    config = tiny.finetune_yaml(tmp_path / "c.yaml", tasks=["SST-2"], init_from=str(job), keep_weights=True)
     results = []
     for count in (2, 1):
         place = tmp_path / str(count)
         done = finish(start(tiny, config, place, count=count, command="finetune"))
         assert [d.code for d in done] == [0] * count, done
         results.append((place / "results.csv").read_text().splitlines())
-        assert len(results[-1]) == 3
-    for task in ("SST-2", "STS-B"):
-        name = f"{task}/lr0.001-seed0"
-        a, b = (np.load(tmp_path / n / name / "dev_predictions.npz") for n in "12")
-        np.testing.assert_array_equal(a["labels"], b["labels"])
-        np.testing.assert_allclose(a["logits"], b["logits"], rtol=1e-3, atol=1e-4)
-        a, b = (np.load(tmp_path / n / name / "weights.npz") for n in "12")
-        assert a.files == b.files and (a["pooler/kernel"] == 0).sum() == (b["pooler/kernel"] == 0).sum() > 0
+        assert len(results[-1]) == 2
+    name = "SST-2/lr0.001-seed0"
+    a, b = (np.load(tmp_path / n / name / "dev_predictions.npz") for n in "12")
+    np.testing.assert_array_equal(a["labels"], b["labels"])
+    np.testing.assert_allclose(a["logits"], b["logits"], rtol=1e-3, atol=1e-4)
+    a, b = (np.load(tmp_path / n / name / "weights.npz") for n in "12")
+    assert a.files == b.files and (a["pooler/kernel"] == 0).sum() == (b["pooler/kernel"] == 0).sum() > 0
 
 
 def test_what_one_process_gets_wrong_stops_all(tiny, config, tmp_path):
