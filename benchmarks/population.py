@@ -11,9 +11,9 @@ import time
 
 import jax
 import numpy as np
-from train_step import random_batch
+from train_step import random_batch, shape_of
 
-from jaxprune.config import MeshConfig, ModelConfig, OptimizerConfig, PruneConfig
+from jaxprune.config import MeshConfig, OptimizerConfig, PruneConfig
 from jaxprune.models.bert import bert
 from jaxprune.models.losses import pretraining_loss
 from jaxprune.pruning import init_masks
@@ -30,13 +30,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--batched", action=argparse.BooleanOptionalAction, help="default: as jaxprune decides")
     args = parser.parse_args()
-    cfg = ModelConfig(
-        vocab_size=args.vocab,
-        hidden_size=args.width,
-        num_hidden_layers=args.layers,
-        num_attention_heads=max(args.width // 64, 1),
-        intermediate_size=4 * args.width,
-    )
+    cfg = shape_of(args)
     model = bert(cfg, head="pretraining")
     params = jax.device_get(jax.jit(model.init)(jax.random.key(0)))
     masks = jax.device_get(init_masks(params, PruneConfig().include))

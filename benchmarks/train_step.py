@@ -27,13 +27,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--rounds", type=int, default=15)
     args = parser.parse_args()
-    cfg = ModelConfig(
-        vocab_size=args.vocab,
-        hidden_size=args.width,
-        num_hidden_layers=args.layers,
-        num_attention_heads=max(args.width // 64, 1),
-        intermediate_size=4 * args.width,
-    )
+    cfg = shape_of(args)
     model = bert(cfg, head="pretraining")
     params = jax.jit(model.init)(jax.random.key(0))
     masked = init_masks(params, PruneConfig().include)
@@ -64,6 +58,16 @@ def main() -> None:
         print(f"{name:11s} median {np.median(times):7.1f} ms, min {min(times):7.1f} ms, n {len(times)}")
     plain, hard = steps["unmasked"][2], steps["hard masks"][2]
     print(f"ratio       median {np.median(np.divide(hard, plain)):.3f}, of minima {min(hard) / min(plain):.3f}")
+
+
+def shape_of(args: argparse.Namespace) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=args.vocab,
+        hidden_size=args.width,
+        num_hidden_layers=args.layers,
+        num_attention_heads=max(args.width // 64, 1),
+        intermediate_size=4 * args.width,
+    )
 
 
 def random_batch(cfg: ModelConfig, batch: int, length: int, predictions: int = 20) -> dict[str, np.ndarray]:

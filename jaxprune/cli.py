@@ -33,7 +33,7 @@ Prune BERT while it pre-trains, let it recover, fine-tune it, and measure what p
 
 The same command again resumes. --dry-run checks a config and its data, prints what would happen and writes nothing.
 `jaxprune COMMAND --help` lists every key. JAXPRUNE_TRACEBACK=1 shows where an error came from.
-On several hosts run the same command on each, with --distributed at its end.
+pretrain and finetune run on several hosts: the same command on each, with --distributed at its end.
 Exit codes: 0 done, 2 wrong input, 75 stopped and saved, 76 a peer process was lost, 77 diverged, 78 no readable
 checkpoint.
 """

@@ -12,13 +12,9 @@ from jaxprune.config.load import read_config, validate
 from jaxprune.experiments.conditions import matrix
 from jaxprune.experiments.finetune import schedule
 from jaxprune.experiments.pretrain import prune_plan
-from jaxprune.experiments.start import shaped
+from jaxprune.experiments.start import program_of, shaped
 from jaxprune.experiments.study import program_key
-from jaxprune.models.bert import bert
-from jaxprune.models.losses import pretraining_loss
-from jaxprune.pruning import init_masks
-from jaxprune.training.compile import compile_steps
-from jaxprune.training.optimizer import adamw, learning_rate_at
+from jaxprune.training.optimizer import learning_rate_at
 from jaxprune.training.sharding import make_mesh
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -59,18 +55,7 @@ def test_every_program_traces(path):
         model = cfg.model.model_copy(update={"num_hidden_layers": 2})  # the others are the same once more
         programs.setdefault(program_key(cfg), cfg.model_copy(update={"model": model}))
     for cfg in programs.values():
-        model = bert(cfg.model, head="pretraining")
-        params = jax.eval_shape(model.init, jax.random.key(0))
-        program = compile_steps(
-            params,
-            init_masks(params, cfg.prune.include, cfg.prune.exclude),
-            make_mesh(MeshConfig()),
-            loss_fn=pretraining_loss(model.apply),
-            tx=adamw(cfg.optimizer, cfg.steps),
-            prune=cfg.prune,
-            num_heads=cfg.model.num_attention_heads,
-            accumulate=cfg.train.accumulate,
-        )
+        program = program_of(cfg, make_mesh(MeshConfig()))
         key = jax.eval_shape(lambda: jax.random.key(0))
         batch = shapes(cfg.batch_size, 128, cfg.data.max_predictions)
         state, metrics = jax.eval_shape(program.train, program.abstract, batch, key)

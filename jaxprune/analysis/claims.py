@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxprune.analysis import study
 from jaxprune.analysis.contrast import contrast
+from jaxprune.analysis.prose import minus
 from jaxprune.analysis.regimes import FITTING, FREE, Regimes, regimes
 from jaxprune.analysis.study import Frame, Tables
 
@@ -109,7 +110,7 @@ def _linear(tables: Tables) -> Answer:
     answers: dict[str, Status] = {}
     for line in fits.to_dict("records"):
         answers[line["task"]] = _one_line(line, _curvature(tables["runs"], line["task"]))
-    said = ", ".join(f"{line['task']} r = " + _minus(f"{line['r']:.3f}") for line in fits.to_dict("records"))
+    said = ", ".join(f"{line['task']} r = " + minus(f"{line['r']:.3f}") for line in fits.to_dict("records"))
     counts = {status: [*answers.values()].count(status) for status in (HOLDS, FAILS, UNKNOWN)}
     said += f"; a falling line on {counts[HOLDS]} of {len(answers)} tasks"
     if fits["n"].max() < 4:
@@ -308,11 +309,7 @@ def _points(pair: Any) -> str:
     if pair is None:
         return "no score"
     noise = "no interval" if math.isnan(pair.noise) else f"±\N{NO-BREAK SPACE}{100 * pair.noise:.1f}"
-    return _minus(f"{round(100 * pair.change, 1) + 0.0:+.1f}\N{NO-BREAK SPACE}{noise}")
-
-
-def _minus(text: str) -> str:
-    return text.replace("-", "\N{MINUS SIGN}")
+    return minus(f"{round(100 * pair.change, 1) + 0.0:+.1f}\N{NO-BREAK SPACE}{noise}")
 
 
 CLAIMS: Sequence[tuple[str, str, str, Callable[[Tables], Answer]]] = (

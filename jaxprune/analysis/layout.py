@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from jaxprune.analysis.plots import Series
+from jaxprune.analysis.prose import minus
 from jaxprune.analysis.study import Frame
 
 Picture = tuple[str, str]
@@ -84,4 +85,4 @@ def span(values: list[float], digits: int) -> str:
     if not values:
         return "–"
     low, high = (f"{value:.{digits}f}" for value in (min(values), max(values)))
-    return (low if low == high else f"{low} to {high}").replace("-", "\N{MINUS SIGN}")
+    return minus(low if low == high else f"{low} to {high}")

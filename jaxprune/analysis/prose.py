@@ -89,7 +89,7 @@ def cards(verdict: Regimes, scores: Sequence[Row]) -> list[dict[str, Any]]:
             continue
         lines = []
         for level in pruned:
-            text = f"{percent(level.target)}: dev loss {_minus(f'{level.dev_loss_change:+.3f}')} nats"
+            text = f"{percent(level.target)}: dev loss {minus(f'{level.dev_loss_change:+.3f}')} nats"
             text += f", score {_points(level)}" if level.score else ""
             text += f", training loss {_nats(level)}" if level.train_loss else ""
             floor = [
@@ -108,9 +108,7 @@ def cards(verdict: Regimes, scores: Sequence[Row]) -> list[dict[str, Any]]:
 
 def level_row(level: Level) -> list[str]:
     change = (
-        ""
-        if level.target == 0 or math.isnan(level.dev_loss_change)
-        else f" ({_minus(f'{level.dev_loss_change:+.3f}')})"
+        "" if level.target == 0 or math.isnan(level.dev_loss_change) else f" ({minus(f'{level.dev_loss_change:+.3f}')})"
     )
     return [
         percent(level.target),
@@ -142,14 +140,15 @@ def _range(targets: Sequence[float], verdict: Regimes) -> str:
 def _points(level: Level) -> str:
     assert level.score is not None
     noise = "" if math.isnan(level.score.noise) else f" ± {100 * level.score.noise:.1f}"
-    return _minus(f"{100 * level.score.change:+.1f}{noise} points")
+    return minus(f"{100 * level.score.change:+.1f}{noise} points")
 
 
 def _nats(level: Level) -> str:
     assert level.train_loss is not None
     noise = "" if math.isnan(level.train_loss.noise) else f" ± {level.train_loss.noise:.3f}"
-    return _minus(f"{level.train_loss.change:+.3f}{noise} nats")
+    return minus(f"{level.train_loss.change:+.3f}{noise} nats")
 
 
-def _minus(text: str) -> str:
+def minus(text: str) -> str:
+    """`text` with a minus sign for each hyphen."""
     return text.replace("-", "\N{MINUS SIGN}")

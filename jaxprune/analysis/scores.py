@@ -8,7 +8,7 @@ from jaxprune.analysis import plots, study
 from jaxprune.analysis.contrast import Difference, contrast
 from jaxprune.analysis.layout import SPARSITY, Cell, Grid, Picture, Section, cell
 from jaxprune.analysis.plots import Series
-from jaxprune.analysis.prose import percent
+from jaxprune.analysis.prose import minus, percent
 from jaxprune.analysis.statistics import Summary, mean_of, summary, text
 from jaxprune.analysis.study import CONDITIONS, NAMES, Tables
 
@@ -117,7 +117,7 @@ def _lines(value: Summary, loss: float | None = None) -> Cell:
     """`83.1 ± 0.5`, then n and the training loss."""
     if value.n == 0:
         return cell("–")
-    said = _minus(f"{100 * value.mean:.1f}")
+    said = minus(f"{100 * value.mean:.1f}")
     said += "" if math.isnan(value.half) else f" ± {100 * value.half:.1f}"
     n = f"n = {value.n}" + (", no interval" if math.isnan(value.half) else "")
     return cell(said, n if loss is None else f"{n}, loss {loss:.2f}")
@@ -206,7 +206,7 @@ def _slope(line: dict[str, Any] | None) -> tuple[str, str, str]:
         return "–", "–", "–"
     noise = "no interval" if math.isnan(line["half"]) else f"± {100 * line['half']:.2f}"
     texts = (f"{100 * line['slope']:.2f} {noise}", f"{line['r']:.3f}", str(int(line["n"])))
-    slope, r, n = map(_minus, texts)
+    slope, r, n = map(minus, texts)
     return slope, r, n
 
 
@@ -225,7 +225,7 @@ def switches(tables: Tables) -> Section:
         tasks = [task for task in study.tasks(tables["runs"]) if (setting, task) in found]
         known = contrast(found, setting, other, tasks)
         ours, theirs = (losses.get((name, target)) for name in (variant, study.MAIN[condition]))
-        change = "–" if ours is None or theirs is None else _minus(f"{ours - theirs:+.3f}")
+        change = "–" if ours is None or theirs is None else minus(f"{ours - theirs:+.3f}")
         parts = [f"{task} {text(summary(found[setting, task]), scale=100)}" for task in tasks]
         labels = (variant, condition.replace("_", " "), percent(target), change, _change(known))
         rows.append([*map(cell, labels), cell(*parts)])
@@ -240,11 +240,7 @@ def _change(known: Difference | None) -> str:
     if known is None:
         return "–"
     noise = "(one seed, no interval)" if math.isnan(known.noise) else f"± {100 * known.noise:.1f}"
-    return _minus(f"{100 * known.change:+.1f} {noise}")
-
-
-def _minus(said: str) -> str:
-    return said.replace("-", "\N{MINUS SIGN}")
+    return minus(f"{100 * known.change:+.1f} {noise}")
 
 
 def _dev_losses(tables: Tables) -> dict[tuple[str, float], float]:

@@ -19,6 +19,7 @@ from jaxprune.experiments.start import Start, shaped, start_config
 from jaxprune.experiments.study import Shared, is_finished, program_key, trainer_key
 from jaxprune.models.bert import bert
 from jaxprune.pruning import init_masks
+from jaxprune.training.prunes import plan_of
 
 SECONDS, REPEATS = 3.0, 20
 """A measurement ends after so long, or so many steps."""
@@ -108,7 +109,7 @@ def _finetuning_speed(
 
 def _finetuning(cfg: FinetuneConfig, trainer: finetune.Trainer, speed: Speed) -> float:
     batches = sum(-(-len(part) // cfg.batch_size) for part in trainer.splits)
-    prunes = len(pretrain.plan_of(cfg.prune, trainer.steps))
+    prunes = len(plan_of(cfg.prune, trainer.steps))
     return trainer.steps * speed.step + prunes * speed.prune + batches * speed.evaluate
 
 

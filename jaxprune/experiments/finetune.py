@@ -16,7 +16,6 @@ from jaxprune.config.load import changes, to_yaml
 from jaxprune.data import glue, tokenizer
 from jaxprune.data.metrics import score
 from jaxprune.experiments.environment import environment_json, versions
-from jaxprune.experiments.pretrain import plan_of
 from jaxprune.experiments.start import (
     WEIGHTS,
     Start,
@@ -36,6 +35,7 @@ from jaxprune.training.compile import Program, compile_steps, evaluate_all
 from jaxprune.training.loop import fit
 from jaxprune.training.optimizer import adamw, learning_rate_at, with_peak_rate
 from jaxprune.training.processes import agree, together, whole
+from jaxprune.training.prunes import plan_of
 from jaxprune.training.records import Records
 from jaxprune.training.sharding import check_batch, everywhere, make_mesh, within
 from jaxprune.training.state import TrainState

@@ -9,21 +9,21 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxprune.config import PretrainConfig, PruneConfig
+from jaxprune.config import PretrainConfig
 from jaxprune.config.load import changes, to_yaml
 from jaxprune.data.mlm import PretrainData
 from jaxprune.experiments.dryrun import describe
 from jaxprune.experiments.environment import environment_json, versions
-from jaxprune.experiments.start import start, start_config
+from jaxprune.experiments.start import program_of, start, start_config
 from jaxprune.models.bert import bert
 from jaxprune.models.hf import save_hf
-from jaxprune.models.losses import pretraining_loss
-from jaxprune.pruning import SCHEDULES, apply_masks, init_masks, plan, sparsity
+from jaxprune.pruning import apply_masks, init_masks, sparsity
 from jaxprune.training.checkpoint import Checkpoints
-from jaxprune.training.compile import Program, compile_steps, evaluate_all
+from jaxprune.training.compile import Program, evaluate_all
 from jaxprune.training.loop import fit
-from jaxprune.training.optimizer import adamw, learning_rate_at
+from jaxprune.training.optimizer import learning_rate_at
 from jaxprune.training.processes import agree, from_first, together, whole
+from jaxprune.training.prunes import plan_of
 from jaxprune.training.records import Records
 from jaxprune.training.sharding import check_batch, make_mesh, process_rows, within
 from jaxprune.training.state import TrainState
@@ -75,19 +75,7 @@ def compile_run(cfg: PretrainConfig) -> Run:
     check_batch(cfg.batch_size, cfg.train.accumulate, mesh)
     rows = process_rows(mesh, cfg.batch_size)
     train, dev = _data(cfg, "train", rows), _data(cfg, "dev", rows)
-    model = bert(cfg.model, head="pretraining")
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    program = compile_steps(
-        shapes,
-        init_masks(shapes, cfg.prune.include, cfg.prune.exclude),
-        mesh,
-        loss_fn=pretraining_loss(model.apply),
-        tx=adamw(cfg.optimizer, cfg.steps),
-        prune=cfg.prune,
-        num_heads=cfg.model.num_attention_heads,
-        accumulate=cfg.train.accumulate,
-    )
-    return Run(program, train, dev)
+    return Run(program_of(cfg, mesh), train, dev)
 
 
 def pretrain_in(cfg: PretrainConfig, workdir: Path, run: Run) -> dict[str, Any]:
@@ -109,17 +97,6 @@ def pretrain_in(cfg: PretrainConfig, workdir: Path, run: Run) -> dict[str, Any]:
 def prune_plan(cfg: PretrainConfig) -> dict[int, float]:
     """Step -> sparsity for every prune of the run; empty when it does not prune."""
     return plan_of(cfg.prune, cfg.steps)
-
-
-def plan_of(prune: PruneConfig, steps: int) -> dict[int, float]:
-    """Step -> sparsity for every prune within `steps`; empty when nothing is to be pruned."""
-    if prune.sparsity == 0:
-        return {}
-    schedule = SCHEDULES[prune.schedule](prune.sparsity, begin=prune.begin, end=prune.end, initial=prune.initial)
-    prunes = plan(schedule, begin=prune.begin, end=prune.end, every=prune.every)
-    if prune.refresh:
-        prunes |= plan(schedule, begin=prune.begin, end=steps, every=prune.every)
-    return prunes
 
 
 def _data(cfg: PretrainConfig, split: str, rows: np.ndarray) -> PretrainData:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
+from jax.sharding import Mesh
 
 from jaxprune.config import FinetuneConfig, MeshConfig, ModelConfig, PretrainConfig, PruneConfig
 from jaxprune.config.load import read_yaml, validate
@@ -17,7 +18,7 @@ from jaxprune.models.hf import load_hf, read_hf_config
 from jaxprune.models.losses import pretraining_loss
 from jaxprune.pruning import init_masks, sparsity
 from jaxprune.training.checkpoint import Checkpoints
-from jaxprune.training.compile import compile_steps
+from jaxprune.training.compile import Program, compile_steps
 from jaxprune.training.optimizer import adamw
 from jaxprune.training.sharding import make_mesh
 
@@ -128,20 +129,26 @@ def zeros_as_masks(
     return masks
 
 
-def restore_state(place: str) -> tuple[PretrainConfig, Any]:
-    """The config and the newest good TrainState of a pre-training workdir, on this process's devices."""
-    cfg = workdir_config(place)
+def program_of(cfg: PretrainConfig, mesh: Mesh) -> Program:
+    """The steps of a pre-training config on a mesh, from shapes alone; compiled on first use."""
     model = bert(cfg.model, head="pretraining")
-    params = jax.eval_shape(model.init, jax.random.key(0))
-    program = compile_steps(
-        params,
-        init_masks(params, cfg.prune.include, cfg.prune.exclude),
-        make_mesh(MeshConfig()),
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return compile_steps(
+        shapes,
+        init_masks(shapes, cfg.prune.include, cfg.prune.exclude),
+        mesh,
         loss_fn=pretraining_loss(model.apply),
         tx=adamw(cfg.optimizer, cfg.steps),
         prune=cfg.prune,
         num_heads=cfg.model.num_attention_heads,
+        accumulate=cfg.train.accumulate,
     )
+
+
+def restore_state(place: str) -> tuple[PretrainConfig, Any]:
+    """The config and the newest good TrainState of a pre-training workdir, on this process's devices."""
+    cfg = workdir_config(place)
+    program = program_of(cfg, make_mesh(MeshConfig()))
     with Checkpoints(Path(place).expanduser().resolve(), read_only=True) as checkpoints:
         found = checkpoints.restore(program.abstract)
     if found is None:

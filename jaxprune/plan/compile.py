@@ -1,6 +1,5 @@
 """A config's train and prune steps, compiled for a TPU slice on a machine without one."""
 
-import contextlib
 import importlib.util
 import os
 from pathlib import Path
@@ -17,7 +16,7 @@ from jaxprune.plan.slices import Slice
 from jaxprune.pruning import init_masks
 from jaxprune.training.compile import Program, compile_steps
 from jaxprune.training.optimizer import adamw
-from jaxprune.training.sharding import batch_sharding, check_batch, make_mesh
+from jaxprune.training.sharding import batch_sharding, check_batch, make_mesh, within
 
 
 class Compiled(NamedTuple):
@@ -92,7 +91,7 @@ def _key() -> Any:
 
 
 def _compile(steps: Program, step: Any, *arguments: Any) -> Compiled:
-    with jax.set_mesh(steps.mesh) if steps.mesh.explicit_axes else contextlib.nullcontext():
+    with within(steps.mesh):
         lowered = step.lower(steps.abstract, *arguments)
     try:
         compiled = lowered.compile()

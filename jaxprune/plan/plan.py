@@ -19,8 +19,7 @@ from jaxprune.plan.roofline import PRUNE_PASSES, Roofline, recipe, roofline
 from jaxprune.plan.show import show
 from jaxprune.plan.slices import Slice, find
 from jaxprune.plan.traffic import hbm_bytes
-from jaxprune.pruning import SCHEDULES
-from jaxprune.pruning import plan as schedule_plan
+from jaxprune.training.prunes import plan_of
 
 log = logging.getLogger("jaxprune")
 _DEFAULT_SEQ_LEN = 128
@@ -102,7 +101,7 @@ def _measure(cfg, where: Slice, steps, batch, train, length: int, useful: float,
     train_bound = roofline(
         where.chip, where.ici_rate, flops=passes, hbm_bytes=moved, wire_bytes=sum(c.count * c.wire for c in crossing)
     )
-    prunes = _prunes(cfg)
+    prunes = len(plan_of(cfg.prune, cfg.steps))
     prune_bound, prune_report = None, None
     if prunes:
         log.info("compiling the prune step")
@@ -183,14 +182,6 @@ def _largest(cfg: PretrainConfig, where: Slice, on: list[Any], length: int, next
         return good
 
     return accumulate * largest(fits, max(cfg.batch_size // where.chips // accumulate, 1))
-
-
-def _prunes(cfg: PretrainConfig) -> int:
-    prune = cfg.prune
-    if prune.sparsity == 0:
-        return 0
-    schedule = SCHEDULES[prune.schedule](prune.sparsity, begin=prune.begin, end=prune.end, initial=prune.initial)
-    return len(schedule_plan(schedule, begin=prune.begin, end=prune.end, every=prune.every))
 
 
 def _with_shape(cfg: PretrainConfig) -> tuple[PretrainConfig, str]:
