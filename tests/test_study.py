@@ -41,6 +41,7 @@ PLAIN = {
         "soft": {"recover": {"prune": {"mode": "soft", "refresh": True}}},
         "sawtooth": {"finetune": {"sawtooth": True}},
         "after_sawtooth": {"condition": "after_finetuning", "finetune": {"sawtooth": True}},
+        "after_more": {"condition": "after_finetuning", "before": {"epochs": 7}, "finetune": {"sawtooth": True}},
         "random_one_shot": {"condition": "random", "recover": {"prune": {"schedule": "one_shot", "end": 0}}},
     },
     "switch_tasks": ["SST-2"],
@@ -76,12 +77,13 @@ def test_every_run_is_listed_once_behind_what_it_needs():
         "pruned/soft-s0.7": switched,
         "pruned/sawtooth-s0.7": switched,
         "after_finetuning/after_sawtooth-s0.7": switched,
+        "after_finetuning/after_more-s0.7": switched,
         "random/random_one_shot-s0.7": switched,
     }
     for folder, count in expected.items():
         assert sum(path.startswith(f"finetune/{folder}/") for path in listed) == count, folder
-    assert sum(path.startswith("finetune/dense/") for path in listed) == grid
-    assert len(jobs) == 1 + len(pretrain) + sum(expected.values()) + grid
+    assert sum(path.startswith("finetune/dense/") for path in listed) == grid + switched
+    assert len(jobs) == 1 + len(pretrain) + sum(expected.values()) + grid + switched
     for number, job in enumerate(jobs):
         assert {*job.needs} <= {before.path for before in jobs[:number]}
         start = job.cfg.init_from
@@ -114,6 +116,9 @@ def test_each_run_says_what_its_condition_asks():
     tuned_otherwise = listed["finetune/pruned/sawtooth-s0.7/SST-2/lr0.0001-seed1"].cfg
     assert tuned_otherwise.init_from == str(RUNS / "pretrain/pruned-s0.7") and tuned_otherwise.sawtooth
     assert (sawtooth.sawtooth, sawtooth.epochs_before, after.sawtooth) == (True, 3, False)
+    more = listed["finetune/after_finetuning/after_more-s0.7/SST-2/lr0.0001-seed1"]
+    assert (more.cfg.epochs, more.cfg.epochs_before, listed[more.needs[-1]].cfg.epochs) == (5, 7, 7)
+    assert more.cfg.init_from == str(RUNS / "finetune/dense/after_more/SST-2/lr0.0001-seed1")
     recover = {name: listed[f"pretrain/{name}"].cfg for name in ("pruned-s0.5", "random-s0.5", "soft-s0.7")}
     assert recover["random-s0.5"].prune == recover["pruned-s0.5"].prune.model_copy(update={"criterion": "random"})
     assert recover["soft-s0.7"].prune.refresh and recover["soft-s0.7"].prune.sparsity == 0.7
@@ -151,6 +156,7 @@ def test_only_keeps_what_matches_and_its_ancestors():
     [
         ({"switches": {"x": {"recover": {"prune": {"moed": "soft"}}}}}, ["switches.x.recover", "did you mean mode?"]),
         ({"switches": {"../x": {}}}, ["'../x'", "directory"]),
+        ({"switches": {"x": {"before": {"epochs": 2}}}}, ["before", "pruned", "remove"]),
         ({"switch_tasks": ["QQP"]}, ["QQP", "SST-2"]),
         ({"tasks": [{"name": "CoLA"}, {"name": "CoLA"}]}, ["tasks", "twice"]),
         ({"conditions": {"pruned": {"sparsities": [1.5]}}}, ["conditions.pruned", "1.5"]),

@@ -66,6 +66,14 @@ class SwitchConfig(Section):
     """Keys laid over the condition's `recover`."""
     finetune: dict[str, Any] = Field(default={})
     """Keys laid over the condition's `finetune`."""
+    before: dict[str, Any] = Field(default={})
+    """Keys laid over the study's `finetune` for the part before the cut; for `after_finetuning` alone."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.before and self.condition != "after_finetuning":
+            raise ValueError(f"before: condition = {self.condition} has no part before the cut; remove it")
+        return self
 
 
 class StudyConfig(Section):
@@ -112,7 +120,12 @@ class StudyConfig(Section):
             if not name.replace("_", "").isalnum() or name in ("pruned", "random", "dense"):
                 raise ValueError(f"switches: {name!r} is no name for a directory; use letters, digits and _")
             self.arm(switch.condition, switch, f"switches.{name}")
+            self.before(switch, f"switches.{name}")
         return self
+
+    def before(self, switch: SwitchConfig, where: str) -> FinetuneConfig:
+        """`finetune` of the part before the cut of `after_finetuning`; `where` goes into errors."""
+        return overlaid(self.finetune, switch.before, f"{where}.before")
 
     def arm(self, condition: str, switch: SwitchConfig, where: str) -> tuple[PretrainConfig, FinetuneConfig]:
         """`recover` and `finetune` of a condition with a switch on top; `where` goes into errors."""

@@ -89,18 +89,19 @@ def _pruned_before(
 def _pruned_after(cfg: StudyConfig, runs: Path, variant: str, sparsity: float, switch: SwitchConfig) -> Iterator[Job]:
     """Runs that fine-tune the dense start, shared by all sparsities, and runs that prune those and go on."""
     recover, after = cfg.arm("after_finetuning", switch, variant)
+    first, shared = cfg.before(switch, variant), f"dense/{variant}" if switch.before else "dense"
     dense = cfg.dense or str(runs / "dense")
     needs = () if cfg.dense else ("dense",)
     for task, rate, seed in _grid(cfg, after, switch):
-        before = f"finetune/dense/{task.name}/{_leaf(rate, seed)}"
-        one = _single(cfg.finetune, task, rate, seed) | {"masks": "fixed", "keep_weights": True}
-        yield Job(before, overlaid(cfg.finetune, one | {"init_from": dense}, before), needs, before)
+        before = f"finetune/{shared}/{task.name}/{_leaf(rate, seed)}"
+        one = _single(first, task, rate, seed) | {"masks": "fixed", "keep_weights": True}
+        yield Job(before, overlaid(first, one | {"init_from": dense}, before), needs, before)
         place = f"finetune/after_finetuning/{variant}-s{sparsity:g}/{task.name}/{_leaf(rate, seed)}"
         cut = {"sparsity": sparsity, "scope": recover.prune.scope, "method": recover.prune.method}
         cut |= {"include": recover.prune.include, "exclude": recover.prune.exclude}
         one = _single(after, task, rate, seed) | {"masks": "fixed", "init_from": str(runs / before), "prune": cut}
         if after.sawtooth:
-            one["epochs_before"] = cfg.finetune.epochs
+            one["epochs_before"] = first.epochs
         yield Job(place, overlaid(after, one, place), (*needs, before), before)
 
 

@@ -19,7 +19,7 @@ from jaxprune.analysis.leaves import WORDS, flat, kind_of, layer_of
 from jaxprune.analysis.magnitude import cut, removed
 from jaxprune.analysis.movement import by_rank, movement
 from jaxprune.analysis.study import read_tables, transfer_table, write_table
-from jaxprune.config import ModelConfig, PretrainConfig
+from jaxprune.config import FinetuneConfig, ModelConfig, PretrainConfig
 from jaxprune.config.load import read_yaml
 from jaxprune.data import tokenizer
 from jaxprune.data.mlm import PretrainData
@@ -155,8 +155,15 @@ def _finetuned(study: Path, runs: dict[str, Pretrained]) -> Iterator[Row]:
             **{key: result.get(key) for key in kept},
             "majority": result.get("majority_accuracy"),
             "pretrain_loss": loss,
+            "tuned_epochs": _epochs_before(path.parent) if condition == "after_finetuning" else None,
             **{key: result.get(key) for key in ("train_examples", "dev_examples", "steps")},
         }
+
+
+def _epochs_before(place: Path) -> int | None:
+    """Epochs of the fine-tuned run that this one cut and went on from."""
+    before = Path(read_yaml(place / "config.yaml")["init_from"]).expanduser() / "config.yaml"
+    return read_yaml(before).get("epochs", FinetuneConfig().epochs) if before.is_file() else None
 
 
 def _pretrain_row(run: Pretrained) -> Row:
@@ -251,14 +258,17 @@ def _tuned_rows(
 
 def _kept_weights(study: Path) -> Iterator[tuple[Row, Path, dict[str, np.ndarray]]]:
     """(label, where it started, weights) of the fine-tuned dense models whose weights the study kept."""
-    for path in sorted((study / "runs" / "finetune" / "dense").rglob("weights.npz")):
+    root = study / "runs" / "finetune" / "dense"
+    for path in sorted(root.rglob("weights.npz")):
         result = path.with_name("result.json")
         if not result.is_file():
             continue
-        found = json.loads(result.read_text())
-        init_from = Path(read_yaml(path.with_name("config.yaml"))["init_from"]).expanduser().resolve()
+        found, cfg = json.loads(result.read_text()), read_yaml(path.with_name("config.yaml"))
+        switch = path.relative_to(root).parts[:-3]
+        label = {"variant": switch[0] if switch else "dense", "epochs": cfg.get("epochs", FinetuneConfig().epochs)}
+        label |= {key: found[key] for key in ("task", "learning_rate", "seed")}
         with np.load(path) as saved:
-            yield {key: found[key] for key in ("task", "learning_rate", "seed")}, init_from, dict(saved)
+            yield label, Path(cfg["init_from"]).expanduser().resolve(), dict(saved)
 
 
 def _heatmaps(params: dict[str, np.ndarray]) -> Iterator[Row]:
