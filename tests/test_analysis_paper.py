@@ -63,9 +63,17 @@ def _synthetic():
     rng = np.random.default_rng(0)
     kinds = ("query", "key", "value", "attention output", "intermediate", "output")
     switched = runs().query("condition == 'pruned' and target == 0.7 and task in ['SST-2', 'CoLA']")
+    longer = runs().query("condition == 'after_finetuning' and target == 0.6 and task in ['SST-2', 'CoLA']")
+    every = runs()
+    every["tuned_epochs"] = np.where(every["condition"] == "after_finetuning", 3, np.nan)
     tables = {
         "runs": pandas.concat(
-            [runs(), switched.assign(variant="soft"), switched.query("seed == 1").assign(variant=EVIL)]
+            [
+                every,
+                switched.assign(variant="soft"),
+                switched.query("seed == 1").assign(variant=EVIL),
+                longer.assign(variant="after_12", tuned_epochs=12),
+            ]
         )
     }
     every = pandas.DataFrame(published("table1")).dropna().query("task == 'MNLI' and condition in ['pruned', 'random']")
@@ -84,7 +92,7 @@ def _synthetic():
     tables["heads"] = [
         {**r, "head": h, "sparsity": r["target"] + 0.02 * (h - 1) * (r["target"] > 0)} for r in layers for h in range(3)
     ]
-    label = {"task": "SST-2", "learning_rate": 5e-5, "seed": 0}
+    label = {"variant": "dense", "epochs": 3, "task": "SST-2", "learning_rate": 5e-5, "seed": 0}
     tables["distance"] = [
         {
             **label,
@@ -100,8 +108,10 @@ def _synthetic():
         for against, scale in (("pruned while pre-training", 1.0), ("cut without fine-tuning", 0.3))
         for path in ("encoder/layer_00/output/kernel", ALL)
     ]
+    tables["distance"] += [{**row, "variant": "after_12", "epochs": 12} for row in tables["distance"]]
     tables["movement"] = [
         {
+            **label,
             "task": r["task"],
             "learning_rate": r["learning_rate"],
             "seed": seed,
@@ -112,6 +122,7 @@ def _synthetic():
         for r in published("table2")
         for seed in (-1, 0, 1)
     ] + [{**label, "path": f"x/{kind}", "kind": kind, "mean": 0.02, "std": 0.02} for kind in kinds]
+    tables["movement"] += [{**row, "variant": "after_12", "epochs": 12} for row in tables["movement"]]
     share = np.linspace(1.5, 0.5, 100) / 100
     tables["movement_rank"] = [{**label, "bin": i, "before": x, "after": x} for i, x in enumerate(share)]
     tables["magnitude"] = [{"sparsity": s, "abs_sum": s * s, "signed_sum": -s, "abs_share": s * s} for s in TARGETS]
@@ -180,6 +191,7 @@ def test_page_shows_every_item(place):
     for item in (
         *("Fig 1, Table 1", "Fig 2 left", "Fig 2 right", "Fig 3", "Table 2, Figs 4 right and 6", "Fig 4 left", "Fig 5"),
         *("Figs 7 and 8", "Table 3", "Switches", "Churn", "Training curves", "Memory by part"),
+        *("Movement after epochs of fine-tuning", "Masks cut at 60", "Accuracy after the cut at 60"),
     ):
         assert item in page.text, item
     for _, claim, *_ in CLAIMS:
@@ -212,6 +224,13 @@ def test_page_stands_alone_and_escapes(place):
     assert {v for v in targets if v.startswith("#")} <= anchors
     assert all((place / v).is_file() for v in targets if not v.startswith("#"))
     assert "<script" not in text and "$x^2$" in text and "/somebody" not in text and ".../data" in text
+
+
+def test_parquet_holds_what_csv_holds(place):
+    for path in sorted((place / "tables").glob("*.csv")):
+        pandas.testing.assert_frame_equal(
+            pandas.read_parquet(path.with_suffix(".parquet")), pandas.read_csv(path), check_dtype=False
+        )
 
 
 def test_same_tables_same_page(place):
@@ -293,6 +312,15 @@ def test_verdicts_turn_when_the_numbers_do():
     assert judged(with_(worse("features", "cosine", 0.9)), "drift").status == FAILS
     assert judged(with_(worse("distance", "hamming", 0.07)), "almost the same").status == FAILS
     assert judged(with_(worse("movement", "mean", 0.2)), "0–4 %").status == FAILS
+    assert judged(with_(worse("distance", "hamming", 0.07)), "for longer").status == FAILS
+
+    def better_later(tables):
+        rows = tables["runs"]
+        rows.loc[rows["variant"] == "after_12", "score"] += 0.05
+
+    assert judged(with_(better_later), "for longer").status == FAILS
+    once = with_(lambda t: t.update(runs=t["runs"][t["runs"]["variant"] != "after_12"]))
+    assert judged(once, "for longer").status == UNKNOWN
     assert judged(with_(worse("heads", "sparsity", 0.8)), "evenly").status == FAILS
     rank = with_(lambda t: t.update(movement_rank=t["movement_rank"].assign(before=np.linspace(0.5, 1.5, 100) / 100)))
     assert judged(rank, "High-magnitude").status == FAILS

@@ -11,7 +11,8 @@ from safetensors.numpy import load_file
 from workflow import write_yaml
 
 from jaxprune.analysis.leaves import flat
-from jaxprune.experiments.measure import PRETRAINED, UNTUNED, measure, name_parts
+from jaxprune.analysis.study import PRETRAINED, UNTUNED
+from jaxprune.experiments.measure import measure, name_parts
 from jaxprune.experiments.start import workdir_config
 from jaxprune.models.bert import bert
 from jaxprune.models.hf import load_hf, save_hf
@@ -48,6 +49,7 @@ def study(tiny, pretrained):
         ("pruned", "pruned-s0.7", (0, 1)),
         ("after_finetuning", "pruned-s0.7", (0,)),
         ("dense", "", (0,)),
+        ("dense", "after_9", (0,)),
     ):
         for seed in seeds:
             run = place / "runs" / "finetune" / condition / name / "CoLA" / f"lr0.0005-seed{seed}"
@@ -55,7 +57,10 @@ def study(tiny, pretrained):
             sparsity = 0.0 if condition == "dense" else 0.7
             result = {**RESULT, "seed": seed, "score": 0.1 + seed, "sparsity": sparsity}
             (run / "result.json").write_text(json.dumps(result))
-            write_yaml(run / "config.yaml", {"command": "finetune", "init_from": str(dense)})
+            cfg = {"command": "finetune", "init_from": str(dense), "epochs": 9 if name == "after_9" else 3}
+            if condition == "after_finetuning":
+                cfg["init_from"] = str(place / "runs/finetune/dense/after_9/CoLA/lr0.0005-seed0")
+            write_yaml(run / "config.yaml", cfg)
             if condition != "dense":
                 np.savez(run / "weights.npz", x=np.zeros(3))  # weights of a pruned model are no part of any table
             else:
@@ -80,9 +85,11 @@ def test_runs_and_pretrain_tables_are_the_results(study):
     assert [*zip(runs["condition"], runs["variant"], runs["target"], runs["seed"])] == [
         ("after_finetuning", "pruned", 0.7, 0),
         ("dense", "dense", 0.0, 0),
+        ("dense", "after_9", 0.0, 0),
         ("pruned", "pruned", 0.7, 0),
         ("pruned", "pruned", 0.7, 1),
     ]
+    assert runs["tuned_epochs"].dropna().to_dict() == {0: 9}
     pretrain = table(study, "pretrain").set_index("name")
     assert [*pretrain.index] == ["dense", "pruned-s0.7"]
     place = study / "runs" / "pretrain" / "pruned-s0.7"
@@ -127,14 +134,17 @@ def test_features_are_compared_with_the_dense_model(study):
 
 
 def test_distance_and_movement_of_the_tuned_weights(study):
-    movement = table(study, "movement").set_index("path")
+    movement = table(study, "movement")
+    assert {*zip(movement["variant"], movement["epochs"])} == {("dense", 3), ("after_9", 9)}
+    movement = movement[movement["variant"] == "dense"].set_index("path")
     assert movement.index.is_unique and (movement["task"] == "CoLA").all()
     assert "embeddings/word_embeddings/embedding" not in movement.index
     assert 0 < movement.loc["all", "mean"] < 1 / 3
     ranks = table(study, "movement_rank")
+    ranks = ranks[ranks["epochs"] == 3]
     assert len(ranks) == 100 and ranks["before"].sum() == pytest.approx(1) and ranks["after"].sum() == pytest.approx(1)
     distance = table(study, "distance")
-    every = distance[distance["path"] == "all"].set_index("against")
+    every = distance[(distance["path"] == "all") & (distance["variant"] == "dense")].set_index("against")
     assert {*every.index} == {PRETRAINED, UNTUNED}
     assert every["sparsity_a"].to_numpy() == pytest.approx([0.7, 0.7], abs=1e-3)
     assert every.loc[UNTUNED, "hamming"] < every.loc[PRETRAINED, "hamming"] < every.loc[UNTUNED, "chance"]

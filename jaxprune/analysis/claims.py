@@ -223,7 +223,7 @@ def _masks(tables: Tables) -> Answer:
     rows = tables["distance"]
     if rows.empty:
         return UNKNOWN, "no weights of a fine-tuned dense model were kept"
-    rows = rows[rows["path"] == "all"]
+    rows = rows[(rows["path"] == "all") & (rows["variant"] == "dense")]
     parts, worst = [], 0.0
     for against, some in rows.groupby("against"):
         ratio = f"{some['ratio'].min():.2f} to {some['ratio'].max():.2f} of chance"
@@ -232,9 +232,38 @@ def _masks(tables: Tables) -> Answer:
     return (HOLDS if worst < 0.06 else FAILS), "; ".join(parts)
 
 
+def _longer(tables: Tables) -> Answer:
+    rows, runs = tables["distance"], tables["runs"]
+    if rows.empty or "tuned_epochs" not in runs or (some := runs.dropna(subset="tuned_epochs")).empty:
+        return UNKNOWN, "no model was cut after fine-tuning"
+    target = float(some.groupby("target")["tuned_epochs"].nunique().idxmax())
+    some = some[some["target"] == target]
+    settings = {}
+    for variant, epochs in some.groupby("variant")["tuned_epochs"].first().items():
+        if variant == "dense" or f"{variant}" in {*rows["variant"]}:
+            settings[float(epochs)] = ("after_finetuning", str(variant), target)
+    if len(settings) < 2:
+        return UNKNOWN, "every cut came after the same number of epochs"
+    first, last = min(settings), max(settings)
+    rows = rows[(rows["path"] == "all") & (rows["against"] == study.UNTUNED) & (rows["target"] == target)]
+    found = study.cells(runs)
+    shared = [t for t in study.tasks(some) if all((setting, t) in found for setting in settings.values())]
+    masks = rows[(rows["epochs"] == last) & rows["task"].isin(shared)]["hamming"]
+    pair = contrast(found, settings[last], settings[first], shared)
+    if pair is None or masks.empty:
+        return UNKNOWN, "no task was scored after both the fewest and the most epochs"
+    said = (
+        f"cut at {_percent(target)} after {last:g} epochs: masks differ in {_range(masks)} of the weights from the dense "
+        f"model's; {_points(pair)} points against {first:g} ({', '.join(shared)})"
+    )
+    if masks.max() >= 0.06 or (abs(pair.change) > pair.noise and abs(pair.change) >= MATTERS):
+        return FAILS, said
+    return (HOLDS if abs(pair.change) + pair.noise < 2 * MATTERS else UNKNOWN), said
+
+
 def _moves(tables: Tables) -> Answer:
     rows = tables["movement"]
-    if rows.empty or (rows := rows[rows["path"] == "all"]).empty:
+    if rows.empty or (rows := rows[(rows["path"] == "all") & (rows["variant"] == "dense")]).empty:
         return UNKNOWN, "no weights of a fine-tuned dense model were kept"
     means = rows.groupby("task")["mean"].max()
     said = ", ".join(f"{task} {100 * value:.2f} %" for task, value in means.items())
@@ -245,6 +274,7 @@ def _large_stay(tables: Tables) -> Answer:
     rows = tables["movement_rank"]
     if rows.empty:
         return UNKNOWN, "no weights of a fine-tuned dense model were kept"
+    rows = rows[rows["variant"] == "dense"]
     top = rows[rows["bin"] >= 80].groupby(["task", "learning_rate", "seed"])["before"].sum()
     said = f"the largest fifth makes {_range(top)} of all movement (n = {len(top)} runs; an even share is 20 %)"
     if (top < 0.2).all():
@@ -326,6 +356,7 @@ CLAIMS: Sequence[tuple[str, str, str, Callable[[Tables], Answer]]] = (
     ("Fig 2 right", "Features drift from the dense model's the more is pruned.", "features", _drift),
     ("Fig 1, sec. 5", "Fine-tuning first does not improve prunability: scores are no better.", "runs", _tuned_first),
     ("Fig 3", "Fine-tuning first prunes almost the same weights: masks differ by less than 6 %.", "distance", _masks),
+    ("Fig 3 bottom", "Fine-tuning for longer before the cut changes neither masks nor scores.", "distance", _longer),
     ("Table 2, Fig 4 right", "Fine-tuning moves weights by 0–4 % in the sort order on average.", "movement", _moves),
     ("Fig 4 left", "Heads are pruned evenly: at 60 % each within 5 points.", "heads", _heads),
     ("Fig 6", "High-magnitude weights move less.", "movement_rank", _large_stay),

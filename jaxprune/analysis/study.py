@@ -22,6 +22,10 @@ NAMES = {
 fine-tuning."""
 TASKS = ("MNLI", "QQP", "QNLI", "SST-2", "CoLA")
 """The paper's tasks in its order."""
+PRETRAINED, UNTUNED = "pruned while pre-training", "cut without fine-tuning"
+"""What the masks of a cut after fine-tuning are compared with: the paper's Fig 3, which differs by all of pre-training
+too, and the same cut of the weights that fine-tuning began from, which differs by fine-tuning alone. Cuts are per
+matrix, as in the paper, whatever the scope of the study."""
 TABLES = (
     *("runs", "pretrain", "transfer", "features", "distance", "movement", "movement_rank", "heads", "magnitude"),
     *("heatmaps", "tokens", "weights", "memory", "churn", "curves"),
@@ -58,7 +62,7 @@ def published_tables() -> dict[str, Frame]:
     pretrain: Frame = runs.dropna(subset="pretrain_loss").drop_duplicates(["condition", "target"])
     pretrain = pretrain[pretrain["condition"].isin(["pruned", "random"])].rename(columns={"pretrain_loss": "dev_loss"})
     tables["pretrain"] = pretrain[["variant", "target", "dev_loss"]]
-    tables["movement"] = pandas.DataFrame(published("table2")).assign(path="all", seed=0)
+    tables["movement"] = pandas.DataFrame(published("table2")).assign(variant="dense", epochs=3, path="all", seed=0)
     tables["weights"] = pandas.DataFrame(published("table3")).assign(variant="dense")
     tables["memory"] = pandas.DataFrame(published("memory")).assign(variant="dense")
     tables["transfer"] = transfer_table(tables["runs"])
@@ -128,8 +132,12 @@ def transfer_table(runs: Frame) -> Frame:
 
 
 def write_table(path: Path, rows: Any) -> None:
-    """Rows (a list of dicts or a DataFrame) as CSV at `path`; without rows no file is left there."""
+    """Rows (a list of dicts or a DataFrame) as CSV at `path`, and as Parquet beside it; without rows neither is left."""
+    twin = path.with_suffix(".parquet")
     path.unlink(missing_ok=True)
+    twin.unlink(missing_ok=True)
     if len(rows):
         path.parent.mkdir(parents=True, exist_ok=True)
-        pandas.DataFrame(rows).to_csv(path, index=False)
+        frame = pandas.DataFrame(rows)
+        frame.to_csv(path, index=False)
+        frame.to_parquet(twin, index=False)

@@ -1,16 +1,20 @@
 """The sections about what fine-tuning does to the weights of the dense model, beside the published numbers."""
 
+import dataclasses
+
 import numpy as np
 
 from jaxprune.analysis import plots
-from jaxprune.analysis.layout import SPARSITY, Grid, Picture, Section, band, cell, section
+from jaxprune.analysis.layout import SPARSITY, Grid, Picture, Section, band, cell, of_variant, section
 from jaxprune.analysis.movement import RANDOM
 from jaxprune.analysis.plots import Series
 from jaxprune.analysis.prose import percent
 from jaxprune.analysis.published import published
 from jaxprune.analysis.statistics import summary, text
-from jaxprune.analysis.study import TASKS, Frame, Tables, tasks
+from jaxprune.analysis.study import PRETRAINED, TASKS, UNTUNED, Frame, Tables, tasks
 
+PAPERS_CUT = 0.6
+"""Sparsity of the cut of Fig 3 bottom."""
 KEEP = "No weights of a fine-tuned dense model were kept (keep_weights: true keeps them)."
 
 
@@ -23,10 +27,11 @@ def masks(tables: Tables) -> Section:
         "the weights, so the same Hamming distance means less agreement at 90 % than at 50 %. Bands: lowest to highest "
         "over tasks, learning rates and seeds."
     )
-    rows, ours = tables["distance"], []
-    if len(rows := rows[rows["path"] == "all"] if len(rows) else rows):
+    every, ours = tables["distance"], []
+    every = every[every["path"] == "all"] if len(every) else every
+    if len(rows := of_variant(every, "dense")):
         named = [(str(against), some) for against, some in rows.groupby("against")]
-        short = {name: "all drift" if "pre-training" in name else "tuning only" for name, _ in named}
+        short = {PRETRAINED: "all drift", UNTUNED: "tuning only"}
         lines = [band(short[name], some, "hamming", i) for i, (name, some) in enumerate(named)]
         chance = rows.groupby("target")["chance"].mean()
         lines.append(Series("chance", chance.index.tolist(), chance.tolist(), 7))
@@ -45,13 +50,49 @@ def masks(tables: Tables) -> Section:
             ours.append(
                 (title, plots.curves(drawn, label=label, xlabel=SPARSITY, title=title, percent=fraction, lines=dashed))
             )
+        ours += _masks_by_epoch(every) + _scores_by_epoch(tables["runs"])
     words = (
         "In words only: below 6 % of all weights at every sparsity, task and learning rate (6 % is an overlap of 0.86 "
-        "at 60 % sparsity, of 0.54 at 90 %). Fig 3 bottom, the same against epochs of fine-tuning before the cut, "
-        "needs runs that this study does not have."
+        "at 60 % sparsity, of 0.54 at 90 %), and no more after 12 epochs of fine-tuning than after 3 (Fig 3 bottom)."
     )
-    grid = _per_matrix(tables["distance"]) if ours else []
-    return section("What fine-tuning changes in the masks (Fig 3)", about, ("Fig 3",), ours, words, KEEP, grid)
+    items = ("Fig 3", "Fig 3 bottom")
+    grid = _per_matrix(of_variant(tables["distance"], "dense")) if ours else []
+    return section("What fine-tuning changes in the masks (Fig 3)", about, items, ours, words, KEEP, grid)
+
+
+def _masks_by_epoch(rows: Frame) -> list[Picture]:
+    """Fig 3 bottom, above: the cut nearest to the paper's, against the same cut without fine-tuning."""
+    target = min(rows["target"].unique(), key=lambda t: abs(t - PAPERS_CUT))
+    some = rows[(rows["target"] == target) & (rows["against"] == UNTUNED)]
+    title = f"Masks cut at {percent(target)} after epochs of fine-tuning"
+    return _by_epoch(some, "epochs", "hamming", 0.0, title, "differ from the dense model's cut (% of weights)")
+
+
+def _scores_by_epoch(runs: Frame) -> list[Picture]:
+    """Fig 3 bottom, below: scores after the cut and more fine-tuning, at the sparsity with the most such runs."""
+    if "tuned_epochs" not in runs or not len(some := runs.dropna(subset="tuned_epochs")):
+        return []
+    settings = some.groupby("target")["tuned_epochs"].nunique()
+    target = settings.idxmax()
+    some = some[(some["target"] == target) & ~some["variant"].str.contains("sawtooth")]
+    title = f"Accuracy after the cut at {percent(target)} and more fine-tuning"
+    return _by_epoch(some, "tuned_epochs", "accuracy", None, title, "dev accuracy (× 100)")
+
+
+def _by_epoch(rows: Frame, x: str, y: str, at_zero: float | None, title: str, label: str) -> list[Picture]:
+    """A curve per task with intervals over its seeds; nothing when all rows have the same number of epochs."""
+    if rows[x].nunique() < 2:
+        return []
+    lines = []
+    for i, task in enumerate(tasks(rows)):
+        found = {epoch: summary([*values]) for epoch, values in rows[rows["task"] == task].groupby(x)[y]}
+        if len(found) > 1:
+            xs, means, halves = [*found], [v.mean for v in found.values()], [v.half for v in found.values()]
+            first = [] if at_zero is None else [at_zero]
+            zero = [0.0] * len(first)
+            lines.append(Series(task, zero + xs, first + means, i, zero + halves))
+    xlabel = "epochs of fine-tuning before the cut" if x == "tuned_epochs" else "epochs of fine-tuning"
+    return [(title, plots.curves(lines, label=label, xlabel=xlabel, title=title, percent=True, xpercent=False))]
 
 
 def movement(tables: Tables) -> Section:
@@ -62,22 +103,27 @@ def movement(tables: Tables) -> Section:
         f"{100 * RANDOM:.1f} %. The figure shares all movement out by the place before (as the axis of Fig 6 "
         "says) and by the place after (what the authors' script drew)."
     )
-    rows, grids = tables["movement"], []
+    rows, grids, epochs = tables["movement"], [], []
     if len(rows):
-        grids = [_table2(rows[rows["path"] == "all"]), _by_kind(rows[rows["path"] != "all"])]
-    words = (
-        "The values of Fig 6 are printed nowhere. Movement per epoch (Fig 4 right) needs weights after every epoch, "
-        "which this study does not keep."
-    )
+        main, pooled = of_variant(rows, "dense"), rows[rows["path"] == "all"]
+        grids = [_table2(main[main["path"] == "all"]), _by_kind(main[main["path"] != "all"])]
+        title = "Movement after epochs of fine-tuning"
+        epochs = _by_epoch(pooled, "epochs", "mean", 0.0, title, "mean movement (%)")
+    words = "The values of Fig 6 are printed nowhere."
+    if not epochs:
+        words += " Movement by epochs (Fig 4 right) needs a switch whose cut comes after another number of epochs."
     title = "How far fine-tuning moves weights (Table 2, Figs 4 right and 6)"
     items = ("Table 2, Fig 4 right", "Fig 6")
-    return section(title, about, items, _by_place(tables), words, KEEP, grids or [_table2(rows)], [_epochs()])
+    ours = [*epochs, *_by_place(tables)]
+    found = section(title, about, items, ours, words, KEEP, grids or [_table2(rows)], [_epochs()])
+    return dataclasses.replace(found, pairs=len(epochs))
 
 
 def _by_place(tables: Tables) -> list[Picture]:
-    if not len(tables["movement_rank"]):
+    rows = of_variant(tables["movement_rank"], "dense")
+    if not len(rows):
         return []
-    means = tables["movement_rank"].groupby("bin")[["before", "after"]].mean()
+    means = rows.groupby("bin")[["before", "after"]].mean()
     x = [(i + 0.5) / len(means) for i in means.index]
     lines = [Series(f"place {side}", x, means[side].tolist(), i, points=False) for i, side in enumerate(means)]
     title = "Share of all movement by place in the order"

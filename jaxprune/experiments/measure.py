@@ -18,7 +18,7 @@ from jaxprune.analysis.heads import head_sparsity
 from jaxprune.analysis.leaves import WORDS, flat, kind_of, layer_of
 from jaxprune.analysis.magnitude import cut, removed
 from jaxprune.analysis.movement import by_rank, movement
-from jaxprune.analysis.study import read_tables, transfer_table, write_table
+from jaxprune.analysis.study import PRETRAINED, UNTUNED, read_tables, transfer_table, write_table
 from jaxprune.config import FinetuneConfig, ModelConfig, PretrainConfig
 from jaxprune.config.load import read_yaml
 from jaxprune.data import tokenizer
@@ -34,10 +34,6 @@ FEATURE_TOKENS = 25_000
 """Tokens of held-out text that features are compared on, as in the paper."""
 KEEP_ROWS = 96
 """Rows and columns of a heatmap, at most."""
-PRETRAINED, UNTUNED = "pruned while pre-training", "cut without fine-tuning"
-"""What the masks of a cut after fine-tuning are compared with: the paper's Fig 3, which differs by all of pre-training
-too, and the same cut of the weights that fine-tuning began from, which differs by fine-tuning alone. Cuts are per
-matrix, as in the paper, whatever the scope of the study."""
 Row = dict[str, Any]
 
 
@@ -82,7 +78,7 @@ class Weights(NamedTuple):
 
 
 def measure(study: Path) -> Path:
-    """Write `study/tables/*.csv`; returns that directory.
+    """Write `study/tables/*.csv` and the same as Parquet; returns that directory.
 
     Unfinished runs are left out; a table that no finished run can fill is not written (and an old one removed).
     ValueError when the study has no finished run at all.
