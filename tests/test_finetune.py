@@ -2,7 +2,11 @@
 
 import json
 import math
+import os
 import shutil
+import signal
+import threading
+import time
 
 import jax
 import numpy as np
@@ -11,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxprune.cli import main
-from jaxprune.config import FinetuneConfig
+from jaxprune.config import FinetuneConfig, MeshConfig
 from jaxprune.config.load import read_yaml, validate
 from jaxprune.data import tokenizer
 from jaxprune.data.metrics import score
@@ -19,6 +23,8 @@ from jaxprune.data.tasks import TASKS
 from jaxprune.experiments import finetune
 from jaxprune.models.hf import load_hf
 from jaxprune.pruning import leaf_counts
+from jaxprune.training.loop import Preempted
+from jaxprune.training.workdir import read_records
 
 pytestmark = pytest.mark.slow
 
@@ -111,6 +117,45 @@ def test_what_is_finished_is_not_run_again_and_what_is_lost_is_the_same_again(gr
     saved, first = np.load(lost / "dev_predictions.npz"), before[lost / "dev_predictions.npz"]
     (workdir / "first.npz").write_bytes(first)
     np.testing.assert_array_equal(saved["logits"], np.load(workdir / "first.npz")["logits"])
+
+
+def test_runs_train_together_as_they_do_alone(tiny, pretrained, tmp_path):
+    """A population over a mesh, stopped and resumed, against the same runs one by one."""
+    config = tiny.finetune_yaml(tmp_path / "c.yaml", init_from=str(pretrained), epochs=12)
+    cfg = validate(FinetuneConfig, read_yaml(config), str(config))
+    cfg = cfg.model_copy(update={"mesh": MeshConfig(data=2, member=4)})
+    model = finetune.model_config(cfg)
+    splits = finetune.read_splits(cfg, "SST-2", tokenizer.load(str(tiny.data / "tokenizer")))
+    trainer = finetune.Trainer(cfg, model, TASKS["SST-2"], splits)
+    source = finetune.pretrained(cfg, model)
+    grid = {f"{rate:g}-{seed}": finetune.one_run(cfg, "SST-2", rate, seed) for rate in (1e-4, 3e-4) for seed in SEEDS}
+    runs = [(tmp_path / "together" / name, source, one) for name, one in grid.items()]
+
+    def stop():
+        first = runs[0][0] / "metrics.jsonl"
+        while not first.exists() or len(read_records(first)) < 5:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    with pytest.raises(Preempted, match="is saved"):
+        trainer.run_together(runs)
+    thread.join()
+    assert not any((place / "result.json").exists() for place, _, _ in runs)
+    results = trainer.run_together(runs)
+    assert trainer.run_together(runs) == results  # finished: left alone
+    for (place, _, one), result in zip(runs, results, strict=True):
+        assert result == json.loads((place / "result.json").read_text())
+        alone = trainer.run(tmp_path / "alone" / place.name, source, one)
+        assert {*alone} == {*result} and alone["sparsity"] == result["sparsity"] > 0
+        assert result["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-3)
+        assert {p.name for p in place.iterdir()} == {p.name for p in (tmp_path / "alone" / place.name).iterdir()}
+        ours, theirs = (read_records(path / "metrics.jsonl") for path in (place, tmp_path / "alone" / place.name))
+        for name in ("step", "loss", "grad_norm", "learning_rate", "sparsity"):
+            assert [r[name] for r in ours] == pytest.approx([r[name] for r in theirs], rel=5e-3), name
+        logits = [np.load(p / "dev_predictions.npz")["logits"] for p in (place, tmp_path / "alone" / place.name)]
+        np.testing.assert_allclose(*logits, atol=2e-3)
 
 
 def test_another_config_in_the_same_place_is_refused(grid, capsys):

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -278,6 +279,24 @@ def test_killed_three_times_it_ends_with_the_same_results(tiny, config, shared):
     assert results(place) == results(shared)
     for path in (shared / "tables").glob("*.csv"):
         assert (place / "tables" / path.name).read_text() == path.read_text(), path.name
+
+
+@pytest.mark.slow
+def test_a_study_whose_runs_train_together_ends_as_one_whose_runs_do_not(tiny, config, shared, tmp_path):
+    for name in ("dense", "pretrain"):
+        shutil.copytree(shared / "runs" / name, tmp_path / "runs" / name)
+    for path in (tmp_path / "runs").rglob("config.yaml"):
+        path.write_text(path.read_text().replace(str(shared), str(tmp_path)))
+    done = tiny.run("study", config, "--workdir", tmp_path, "--population", 2)
+    assert done.code == 0, done.err
+    assert "trained together" in done.err
+    ours, theirs = results(tmp_path), results(shared)
+    assert {*ours} == {*theirs}
+    for path, result in ours.items():
+        assert result.keys() == theirs[path].keys()
+        if "train_loss" in result:
+            assert result["train_loss"] == pytest.approx(theirs[path]["train_loss"], rel=1e-3), path
+            assert result["sparsity"] == theirs[path]["sparsity"]
 
 
 @pytest.mark.slow

@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from jaxprune.config import PretrainConfig
 from jaxprune.config.load import changes, to_yaml
 from jaxprune.training.records import Records
+from jaxprune.training.state import TrainState
 from jaxprune.training.workdir import Workdir, read_records, write_atomically
 
 HOLD = """
@@ -80,11 +82,16 @@ def test_rewind_drops_later_records_and_half_a_line(tmp_path, cut):
         assert read_records(tmp_path / "none.jsonl") == []
 
 
+MASK = np.array([True, False])
+ONE_PRUNE = {"w": MASK | True}, TrainState(np.int32(0), {"w": np.ones(2, np.float32) * MASK}, {"w": MASK}, ())
+"""Masks before, and the state after."""
+
+
 def test_a_run_that_starts_over_doubles_no_record_of_step_0(tmp_path):
     with Workdir(tmp_path) as place:
         for _ in range(2):  # the second is a restart after a kill before the first checkpoint
             with Records(place, step=0) as records:
-                records.prune(0, {"sparsity": 0.5})
+                records.pruned(0, 0.5, *ONE_PRUNE)
                 records.metrics(1, {"loss": 1.5})
         assert [r["step"] for r in read_records(tmp_path / "prunes.jsonl")] == [0]
         with Records(place, step=1) as records:

@@ -253,8 +253,8 @@ def _longer(tables: Tables) -> Answer:
     if pair is None or masks.empty:
         return UNKNOWN, "no task was scored after both the fewest and the most epochs"
     said = (
-        f"cut at {_percent(target)} after {last:g} epochs: masks differ in {_range(masks)} of the weights from the dense "
-        f"model's; {_points(pair)} points against {first:g} ({', '.join(shared)})"
+        f"cut at {_percent(target)} after {last:g} epochs: masks differ in {_range(masks)} of the weights from the "
+        f"dense model's; {_points(pair)} points against {first:g} ({', '.join(shared)})"
     )
     if masks.max() >= 0.06 or (abs(pair.change) > pair.noise and abs(pair.change) >= MATTERS):
         return FAILS, said

@@ -132,7 +132,7 @@ def transfer_table(runs: Frame) -> Frame:
 
 
 def write_table(path: Path, rows: Any) -> None:
-    """Rows (a list of dicts or a DataFrame) as CSV at `path`, and as Parquet beside it; without rows neither is left."""
+    """Rows (dicts or a DataFrame) as CSV at `path`, and as Parquet beside it; without rows neither is left there."""
     twin = path.with_suffix(".parquet")
     path.unlink(missing_ok=True)
     twin.unlink(missing_ok=True)

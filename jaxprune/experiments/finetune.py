@@ -3,10 +3,13 @@
 import functools
 import shutil
 import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas
 from flax.traverse_util import flatten_dict
@@ -31,9 +34,11 @@ from jaxprune.models.bert import bert
 from jaxprune.models.losses import classification_loss, regression_loss
 from jaxprune.pruning import apply_masks, sparsity
 from jaxprune.training.checkpoint import Checkpoints
-from jaxprune.training.compile import Program, compile_steps, evaluate_all
+from jaxprune.training.compile import Program, compile_steps, evaluate_all, placed
 from jaxprune.training.loop import fit
 from jaxprune.training.optimizer import adamw, learning_rate_at, with_peak_rate
+from jaxprune.training.population import MemberBatches, MemberCheckpoints, MemberRecords, compile_population, member
+from jaxprune.training.population import stack as stack_trees
 from jaxprune.training.processes import agree, together, whole
 from jaxprune.training.prunes import plan_of
 from jaxprune.training.records import Records
@@ -184,10 +189,7 @@ class Trainer:
                 return result
             with within(self._mesh):
                 result = self._run(place, source, cfg)
-            place.finish(result)
-            if place.owner:
-                for name in ("checkpoints", "integrity"):  # the result is what counts; a study has hundreds of these
-                    shutil.rmtree(place / name)
+            _finish(place, result)
             return result
 
     def weights(self, source: Start, key: jax.Array) -> tuple[Any, Any]:
@@ -199,10 +201,13 @@ class Trainer:
 
     def program(self, params: Any, masks: Any) -> Program:
         """The steps for masks of this structure, built once."""
-        structure = jax.tree.structure(masks)
-        if structure not in self._programs:
+        return self._compiled(compile_steps, params, masks)
+
+    def _compiled(self, compiler: Callable[..., Program], params: Any, masks: Any) -> Program:
+        key = (compiler, jax.tree.structure(masks), jax.tree.leaves(params)[0].shape)
+        if key not in self._programs:
             loss = regression_loss if self.row.regression else classification_loss
-            self._programs[structure] = compile_steps(
+            self._programs[key] = compiler(
                 params,
                 masks,
                 self._mesh,
@@ -212,7 +217,27 @@ class Trainer:
                 num_heads=self._heads,
                 accumulate=self.cfg.train.accumulate,
             )
-        return self._programs[structure]
+        return self._programs[key]
+
+    def run_together(self, runs: Sequence[tuple[Path, Start, FinetuneConfig]]) -> list[dict[str, Any]]:
+        """`run` for several runs that are begun, as one population; each workdir ends as if it had run alone.
+
+        They must have the same `group`. Runs that were interrupted at different steps go on one by one.
+        """
+        with ExitStack() as stack:
+            places = [stack.enter_context(owned_workdir(path, to_yaml(cfg), _changes)) for path, _, cfg in runs]
+            members = [_Member(place, source, cfg) for place, (_, source, cfg) in zip(places, runs, strict=True)]
+            results = None
+            if not any(place.result() for place in places):
+                with within(self._mesh):
+                    results = self._run_together(members)
+            for place, result in zip(places, results or (), strict=False):
+                _finish(place, result)
+        return results or [self.run(*run) for run in runs]
+
+    def group(self, source: Start, cfg: FinetuneConfig) -> Any:
+        """Equal for runs that can train as one population: masks on the same matrices, cut at the same steps."""
+        return jax.tree.structure(source.masks), tuple(plan_of(cfg.prune, self.steps))
 
     def _run(self, place: Workdir, source: Start, cfg: FinetuneConfig) -> dict[str, Any]:
         began = time.monotonic()
@@ -231,29 +256,87 @@ class Trainer:
                 step, state, position = found
                 batches.set_state(position)
             with Records(place, step=step) as records:
-                state = fit(
+                state = self._fit(
+                    program,
                     state,
                     batches,
                     key=jax.random.fold_in(key, 1),
-                    steps=self.steps,
-                    train_step=program.train,
-                    prune_step=program.prune,
                     plan=plan_of(cfg.prune, self.steps),
-                    put=program.put_whole,
-                    terms=self.terms,
-                    cfg=self.cfg.train,
                     records=records,
                     title=f"{self.row.name} lr {rate:g} seed {seed}",
                     learning_rate=learning_rate_at(self.optimizer, self.steps, rate),
                     checkpoints=checkpoints,
-                    tokens_per_step=self.cfg.batch_size * self.splits.train.input_ids.shape[1],
                 )
+        return self._result(place, program, state, cfg, began)
+
+    def _run_together(self, members: Sequence["_Member"]) -> list[dict[str, Any]] | None:
+        """None when the members stand at different steps."""
+        began = time.monotonic()
+        keys = [jax.random.key(m.cfg.seeds[0]) for m in members]
+        rates = np.array([m.cfg.learning_rates[0] for m in members], np.float32)
+        weights = [jax.device_get(self.weights(m.source, key)) for m, key in zip(members, keys, strict=True)]
+        program = self.program(*weights[0])
+        params, masks = (stack_trees(parts) for parts in zip(*weights, strict=True))
+        many = self._compiled(compile_population, params, masks)
+        data = [iter(glue.GlueData(self.splits.train, self.cfg.batch_size, m.cfg.seeds[0])) for m in members]
+        plans = [plan_of(m.cfg.prune, self.steps) for m in members]
+        for m in members:
+            m.place.write("run.json", environment_json(seed=m.cfg.seeds[0], mesh=dict(program.mesh.shape)))
+        with ExitStack() as stack:
+            checkpoints = [stack.enter_context(Checkpoints(m.place.path, keep=1)) for m in members]
+            steps = {max(found.steps(), default=0) for found in checkpoints}
+            if len(steps) > 1:
+                return None
+            step = steps.pop()
+            if step == 0:
+                states = many.init(params, masks)
+                states = states._replace(opt_state=with_peak_rate(states.opt_state, rates))
+            else:
+                found = [one.restore(program.abstract) for one in checkpoints]
+                if {one and one[0] for one in found} != {step}:  # a damaged one was set aside
+                    return None
+                states = placed(many, stack_trees([jax.device_get(one[1]) for one in found if one]))
+                for batches, one in zip(data, found, strict=True):
+                    batches.set_state(one[2] if one else {})
+            records = [stack.enter_context(Records(m.place, step=step)) for m in members]
+            curve = learning_rate_at(self.optimizer, self.steps, 1.0)
+            states = self._fit(
+                many,
+                states,
+                MemberBatches(data),
+                key=jax.vmap(lambda key: jax.random.fold_in(key, 1))(jnp.stack(keys)),
+                plan={at: [plan[at] for plan in plans] for at in plans[0]},
+                records=MemberRecords(records),
+                title=f"{len(members)} x {self.row.name}",
+                learning_rate=lambda at: rates * curve(at),
+                checkpoints=MemberCheckpoints(checkpoints),
+            )
+        ends = [placed(program, jax.device_get(member(states, i))) for i in range(len(members))]
+        return [self._result(m.place, program, end, m.cfg, began) for m, end in zip(members, ends, strict=True)]
+
+    def _fit(self, program: Program, state: TrainState, batches: Any, **rest: Any) -> TrainState:
+        return fit(
+            state,
+            batches,
+            steps=self.steps,
+            train_step=program.train,
+            prune_step=program.prune,
+            put=program.put_whole,
+            terms=self.terms,
+            cfg=self.cfg.train,
+            tokens_per_step=self.cfg.batch_size * self.splits.train.input_ids.shape[1],
+            **rest,
+        )
+
+    def _result(
+        self, place: Workdir, program: Program, state: TrainState, cfg: FinetuneConfig, began: float
+    ) -> dict[str, Any]:
         if cfg.keep_weights:
             _save_weights(place, state)
         return {
             "task": self.row.name,
-            "learning_rate": rate,
-            "seed": seed,
+            "learning_rate": cfg.learning_rates[0],
+            "seed": cfg.seeds[0],
             "masks": cfg.masks,
             "sparsity": sparsity(state.masks),
             **self._score(place, program, state),
@@ -279,6 +362,21 @@ class Trainer:
         """Mean over the whole training set without dropout, as the paper reports it."""
         batches = map(program.put_whole, glue.eval_batches(self.splits.train, self.cfg.batch_size))
         return means(evaluate_all(program, state, batches), self.terms)["loss"]
+
+
+class _Member(NamedTuple):
+    """One run of a population."""
+
+    place: Workdir
+    source: Start
+    cfg: FinetuneConfig
+
+
+def _finish(place: Workdir, result: dict[str, Any]) -> None:
+    place.finish(result)
+    if place.owner:
+        for name in ("checkpoints", "integrity"):  # the result is what counts; a study has hundreds of these
+            shutil.rmtree(place / name)
 
 
 def _save_weights(place: Workdir, state: TrainState) -> None:

@@ -4,7 +4,7 @@ import logging
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,9 @@ log = logging.getLogger("jaxprune")
 
 WAIT_SECONDS = 10.0
 """Between two looks at runs that another process has in hand."""
-_MAY_GROW = re.compile(r"conditions\.\w+\.sparsities|switch_\w+|.*\btrain\.(log|eval|save)_\w+|.*\btrain\.keep")
+_MAY_GROW = re.compile(
+    r"conditions\.\w+\.sparsities|switch_\w+|population|.*\btrain\.(log|eval|save)_\w+|.*\btrain\.keep"
+)
 
 
 def study(cfg: StudyConfig, workdir: Path | None, *, dry_run: bool = False, only: str = "", part: str = "") -> None:
@@ -129,7 +131,7 @@ def run_all(jobs: list[Job], runs: Path, shared: "Shared") -> None:
                     later.append(job)
                     continue
                 try:
-                    result = shared.run(job, runs)
+                    result = shared.run(job, runs, pending)
                 except InUse:
                     later.append(job)
                     continue
@@ -170,19 +172,29 @@ class Shared:
         self._splits: dict[Any, finetune.Splits] = {}
         self._programs: dict[str, pretrain.Run] = {}
         self._trainers: dict[str, finetune.Trainer] = {}
-        self._source: tuple[Any, Start] | None = None
+        self._sources: dict[Any, Start] = {}
+        self._population = cfg.population
         for task in cfg.tasks:  # what is wrong with the data is said now, not after hours
             caps = {"max_train_examples": task.max_train_examples, "max_dev_examples": task.max_dev_examples}
             self.splits(cfg.finetune.model_copy(update={"tasks": (task.name,), **caps}))
 
-    def run(self, job: Job, runs: Path) -> str:
-        """Run a job to its end, or resume it; returns its result in a few words."""
+    def run(self, job: Job, runs: Path, others: Sequence[Job] = ()) -> str:
+        """Run a job to its end, or resume it; returns its result in a few words.
+
+        With `population` > 1 a fine-tuning run takes along so many of `others` as it can train with.
+        """
         if isinstance(job.cfg, PretrainConfig):
             resolved = pretrain.resolve(job.cfg)
             result = pretrain.pretrain_in(resolved, runs / job.path, self.program(resolved))
             return f"dev loss {result['dev']['loss']:.3f}, sparsity {result['sparsity']:.3f}"
         model = finetune.model_config(job.cfg)
-        result = self.trainer(job.cfg, model).run(runs / job.path, self._start(job.cfg, model), job.cfg)
+        trainer = self.trainer(job.cfg, model)
+        peers = self._peers(job, job.cfg, others, runs, trainer) if self._population > 1 else []
+        if len(peers) == self._population:
+            result = trainer.run_together(peers)[0]
+            log.info("%d runs trained together: %s", len(peers), ", ".join(str(p.relative_to(runs)) for p, *_ in peers))
+        else:
+            result = trainer.run(runs / job.path, self._start(job.cfg, model), job.cfg)
         return f"{result['metric']} {result['score']:.3f}, {result['seconds_this_session']:.0f} s"
 
     def program(self, cfg: PretrainConfig) -> pretrain.Run:
@@ -208,11 +220,37 @@ class Shared:
             )
         return self._trainers[key]
 
+    def _peers(
+        self, job: Job, its: FinetuneConfig, others: Sequence[Job], runs: Path, trainer: finetune.Trainer
+    ) -> list[tuple[Path, Start, FinetuneConfig]]:
+        """`job` and runs that can train with it, up to `population` of them."""
+        found: list[tuple[Path, Start, FinetuneConfig]] = []
+        wanted = None
+        for other in (job, *(other for other in others if other is not job)):
+            cfg = other.cfg
+            if isinstance(cfg, PretrainConfig) or is_finished(runs / other.path):
+                continue
+            if cfg.tasks != its.tasks or not all(is_finished(runs / need) for need in other.needs):
+                continue
+            model = finetune.model_config(cfg)
+            if self._trainers.get(trainer_key(cfg, model)) is not trainer:
+                continue
+            source = self._start(cfg, model)
+            group = trainer.group(source, cfg)
+            if wanted is None or group == wanted:
+                wanted = group
+                found.append((runs / other.path, source, cfg))
+            if len(found) == self._population:
+                break
+        return found
+
     def _start(self, cfg: FinetuneConfig, model: ModelConfig) -> Start:
         key = (cfg.init_from, cfg.init_revision, cfg.masks, cfg.prune.include, cfg.prune.exclude)
-        if self._source is None or self._source[0] != key:
-            self._source = (key, finetune.pretrained(cfg, model))
-        return self._source[1]
+        if key not in self._sources:
+            while len(self._sources) >= self._population:  # weights of the runs in hand, and no more
+                del self._sources[next(iter(self._sources))]
+            self._sources[key] = finetune.pretrained(cfg, model)
+        return self._sources[key]
 
 
 @contextmanager

@@ -87,6 +87,11 @@ def compile_steps(
     )
 
 
+def placed(program: Program, state: Any) -> TrainState:
+    """A state on the host, whole in every process, where the program wants it."""
+    return put_whole(state, jax.tree.map(lambda x: x.sharding, program.abstract))
+
+
 def evaluate_all(program: Program, state: TrainState, batches: Any) -> dict[str, tuple[float, float]]:
     """Sums and counts over all `batches` (on the device), added in float64 on the host."""
     total: dict[str, tuple[float, float]] = {}

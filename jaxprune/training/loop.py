@@ -1,7 +1,6 @@
 """The one training loop, for pre-training and fine-tuning, pruned or not."""
 
 import logging
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -12,10 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.config import TrainConfig
-from jaxprune.pruning import changed_counts, leaf_counts, smallest_kept
-from jaxprune.training.checkpoint import Checkpoints
+from jaxprune.training.population import sparsity_of
 from jaxprune.training.processes import Stop
-from jaxprune.training.records import Bar, Records
+from jaxprune.training.records import Bar
 from jaxprune.training.state import Masks, TrainState
 from jaxprune.training.steps import means
 
@@ -31,6 +29,20 @@ class Preempted(Exception):
 
 class Diverged(Exception):
     """Loss or gradient is not finite; nothing was saved since. The process exits with 77."""
+
+
+class Kept(Protocol):
+    """Where metrics and prunes are written: `Records`, or those of every member of a population."""
+
+    def metrics(self, step: int, values: dict[str, Any]) -> None: ...
+    def pruned(self, step: int, target: Any, before: Masks, state: TrainState) -> None: ...
+
+
+class Saved(Protocol):
+    """Where states are saved: `Checkpoints`, or those of every member of a population."""
+
+    def save(self, step: int, state: Any, data: Any) -> None: ...
+    def wait(self) -> None: ...
 
 
 class Batches(Iterator[dict[str, np.ndarray]], Protocol):
@@ -50,13 +62,13 @@ def fit(
     put: Callable[[dict[str, np.ndarray]], Any],
     terms: tuple[str, ...],
     cfg: TrainConfig,
-    records: Records,
-    checkpoints: Checkpoints,
+    records: Kept,
+    checkpoints: Saved,
     title: str,
-    plan: Mapping[int, float] | None = None,
+    plan: Mapping[int, Any] | None = None,
     prune_step: Callable[..., TrainState] | None = None,
-    evaluate: Callable[[TrainState], dict[str, float]] | None = None,
-    learning_rate: Callable[[int], float] | None = None,
+    evaluate: Callable[[TrainState], dict[str, Any]] | None = None,
+    learning_rate: Callable[[int], Any] | None = None,
     tokens_per_step: int = 0,
 ) -> TrainState:
     """Train from `state.step` to `steps` and return the last state.
@@ -64,20 +76,22 @@ def fit(
     After step i: check that it was finite, prune if the plan names i, log, evaluate, save, stop if asked to; a
     resumed run goes through the same sequence. train_step(state, batch, key), prune_step(state, sparsity, key) and
     evaluate(state) are compiled by the caller. Raises Preempted or Diverged.
+    A population (population.py) goes through as one state: what is a number for a run is an array (M,) then, `key`
+    and the sparsities of `plan` too, and `records` and `checkpoints` are those of its members.
     """
     plan = plan or {}
-    step = int(state.step)
+    step = int(np.max(state.step))
     ahead = _steps_in_flight()
     in_flight: deque[tuple[int, dict[str, Any]]] = deque()
     window: list[dict[str, Any]] = []
-    sparsity = _sparsity(state)
+    sparsity = sparsity_of(state)
     since, shown = time.monotonic(), {}
 
     def drain(limit: int) -> None:
         while len(in_flight) > limit:
             done, metrics = in_flight.popleft()
             metrics = jax.device_get(metrics)
-            if not all(math.isfinite(x) for x in jax.tree.leaves(metrics)):
+            if not all(np.isfinite(x).all() for x in jax.tree.leaves(metrics)):
                 raise Diverged(f"step {done}: loss or gradient is not finite; {_REMEDY}")
             window.append(metrics)
 
@@ -86,8 +100,9 @@ def fit(
         assert prune_step is not None
         _check_finite(state, step)
         before = _copy(state.masks)  # the step takes its own
-        state = prune_step(state, np.float32(plan[step]), key)
-        sparsity = _record_prune(records, before, state, step, plan[step])
+        state = prune_step(state, np.asarray(plan[step], np.float32), key)
+        records.pruned(step, plan[step], before, state)
+        sparsity = sparsity_of(state)
 
     if step == 0 and 0 in plan:
         prune_now()
@@ -104,10 +119,9 @@ def fit(
             if step in plan:
                 prune_now()
             if log_now:
-                values = means(_add(window), terms) | {"sparsity": sparsity}
-                values["grad_norm"] = window[-1]["grad_norm"].item()
+                values = means(_add(window) | {"grad_norm": window[-1]["grad_norm"]}, terms) | {"sparsity": sparsity}
                 if learning_rate is not None:
-                    values["learning_rate"] = float(learning_rate(step - 1))
+                    values["learning_rate"] = learning_rate(step - 1)
                 elapsed = time.monotonic() - since
                 values["tokens_per_second"] = tokens_per_step * len(window) / elapsed
                 records.metrics(step, values)
@@ -115,7 +129,7 @@ def fit(
                 window, since = [], time.monotonic()
             if shown:
                 rate = f"{shown['tokens_per_second']:,.0f} tokens/s  " if tokens_per_step else ""
-                bar.update(step, f"loss {shown['loss']:.3f}  {rate}sparsity {sparsity:.3f}")
+                bar.update(step, f"loss {np.mean(shown['loss']):.3f}  {rate}sparsity {np.mean(sparsity):.3f}")
             if eval_now:
                 assert evaluate is not None
                 before = time.monotonic()
@@ -142,41 +156,9 @@ def _add(window: list[dict[str, Any]]) -> dict[str, Any]:
     return jax.tree.map(lambda *values: sum(np.float64(value) for value in values), *window)
 
 
-def _sparsity(state: TrainState) -> float:
-    counts = leaf_counts(state.masks).values()
-    total = sum(size for _, size in counts)
-    return 1 - sum(kept for kept, _ in counts) / total if total else 0.0
-
-
-def _record_prune(records: Records, before: Masks, state: TrainState, step: int, target: float) -> float:
-    regrown, newly_pruned = changed_counts(before, state.masks)
-    counts = leaf_counts(state.masks)
-    kept, size = (sum(pair[i] for pair in counts.values()) for i in (0, 1))
-    smallest = smallest_kept(_magnitudes(state.params), state.masks)
-    records.prune(
-        step,
-        {
-            "target": target,
-            "sparsity": 1 - kept / size,
-            "kept": kept,
-            "size": size,
-            "regrown": regrown,
-            "newly_pruned": newly_pruned,
-            "leaves": {path: 1 - k / n for path, (k, n) in counts.items()},
-            "smallest_kept": {path: x if math.isfinite(x) else None for path, x in smallest.items()},
-        },
-    )
-    return 1 - kept / size
-
-
 @jax.jit
 def _copy(masks: Masks) -> Masks:
     return jax.tree.map(jnp.copy, masks)
-
-
-@jax.jit
-def _magnitudes(params: Any) -> Any:
-    return jax.tree.map(jnp.abs, params)
 
 
 @jax.jit

@@ -97,8 +97,9 @@ def _scale_by_peak_rate(rate: optax.Schedule, peak: float) -> optax.GradientTran
     return optax.GradientTransformation(init, update)
 
 
-def with_peak_rate(opt_state: Any, peak: float) -> Any:
-    """`opt_state` with another peak learning rate: runs that differ in it share one compiled step."""
+def with_peak_rate(opt_state: Any, peak: Any) -> Any:
+    """`opt_state` with another peak learning rate (an array (M,) for a population): runs that differ in it share one
+    compiled step."""
     return jax.tree.map(
         lambda s: s._replace(peak=jnp.full_like(s.peak, peak)) if isinstance(s, PeakRateState) else s,
         opt_state,

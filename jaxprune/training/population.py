@@ -14,7 +14,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxprune.config import PruneConfig
+from jaxprune.pruning import sparsity
+from jaxprune.training.checkpoint import Checkpoints
 from jaxprune.training.compile import Program
+from jaxprune.training.records import Records
 from jaxprune.training.sharding import DATA_AXES, put_batch, put_whole, state_shardings
 from jaxprune.training.state import Masks, Params, TrainState, create
 from jaxprune.training.steps import LossFn, eval_step, prune_step, train_step
@@ -40,6 +43,40 @@ class MemberBatches:
         """Go to a state of `get_state`."""
         for i, batches in enumerate(self._members):
             batches.set_state(state[str(i)])
+
+
+class MemberRecords:
+    """The `Records` of all members as one: each gets its own numbers."""
+
+    def __init__(self, members: Sequence[Records]):
+        self._members = members
+
+    def metrics(self, step: int, values: dict[str, Any]) -> None:
+        """A line for each member; a value is a number for all or an array (M,)."""
+        for i, records in enumerate(self._members):
+            records.metrics(step, {name: float(x[i]) if np.ndim(x) else x for name, x in values.items()})
+
+    def pruned(self, step: int, target: Sequence[float], before: Masks, state: TrainState) -> None:
+        """A line for each member; masks and state are the population's."""
+        for i, records in enumerate(self._members):
+            records.pruned(step, target[i], member(before, i), member(state, i))
+
+
+class MemberCheckpoints:
+    """The `Checkpoints` of all members as one: each saves its own state, as a single run would."""
+
+    def __init__(self, members: Sequence[Checkpoints]):
+        self._members = members
+
+    def save(self, step: int, state: TrainState, data: dict[str, Any]) -> None:
+        """Start writing the members of `state`; `data` is of `MemberBatches.get_state`."""
+        for i, checkpoints in enumerate(self._members):
+            checkpoints.save(step, member(state, i), data[str(i)])
+
+    def wait(self) -> None:
+        """Return when the last save of every member is on disk."""
+        for checkpoints in self._members:
+            checkpoints.wait()
 
 
 class Places(NamedTuple):
@@ -139,3 +176,10 @@ def stack(trees: Sequence[Any]) -> Any:
 def member(tree: Any, index: int) -> Any:
     """The part of one member."""
     return jax.tree.map(lambda x: x[index], tree)
+
+
+def sparsity_of(state: TrainState) -> Any:
+    """The sparsity of a run's masks; of a population, that of each member, float64 (M,)."""
+    if np.ndim(state.step) == 0:
+        return sparsity(state.masks)
+    return np.array([sparsity(member(state.masks, i)) for i in range(len(state.step))])

@@ -1,14 +1,19 @@
 """What a run writes while it trains: JSON lines, TensorBoard files, a progress bar."""
 
 import logging
+import math
 import sys
 import time
 from typing import Any, ClassVar
 
+import jax
+import jax.numpy as jnp
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from jaxprune.pruning import changed_counts, leaf_counts, smallest_kept
 from jaxprune.training.processes import is_first
+from jaxprune.training.state import Masks, TrainState
 from jaxprune.training.workdir import Workdir
 
 log = logging.getLogger("jaxprune")
@@ -33,8 +38,22 @@ class Records:
         self._workdir.append("metrics.jsonl", {"step": step, **values})
         self._draw(step, values)
 
-    def prune(self, step: int, record: dict[str, Any]) -> None:
-        """A line of prunes.jsonl."""
+    def pruned(self, step: int, target: float, before: Masks, state: TrainState) -> None:
+        """A line of prunes.jsonl: what a prune to the sparsity `target` made of the masks `before`."""
+        regrown, newly_pruned = changed_counts(before, state.masks)
+        counts = leaf_counts(state.masks)
+        kept, size = (sum(pair[i] for pair in counts.values()) for i in (0, 1))
+        smallest = smallest_kept(_magnitudes(state.params), state.masks)
+        record = {
+            "target": target,
+            "sparsity": 1 - kept / size,
+            "kept": kept,
+            "size": size,
+            "regrown": regrown,
+            "newly_pruned": newly_pruned,
+            "leaves": {path: 1 - k / n for path, (k, n) in counts.items()},
+            "smallest_kept": {path: x if math.isfinite(x) else None for path, x in smallest.items()},
+        }
         self._workdir.append("prunes.jsonl", {"step": step, **record})
         self._draw(step, {"sparsity": record["sparsity"]})
 
@@ -49,6 +68,11 @@ class Records:
     def __exit__(self, *_: object) -> None:
         if self._board:
             self._board.close()
+
+
+@jax.jit
+def _magnitudes(params: Any) -> Any:
+    return jax.tree.map(jnp.abs, params)
 
 
 class Bar:

@@ -1,11 +1,11 @@
 """The three pure steps of a run: train, prune, evaluate. Jit them once; nothing here knows a model or data."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxprune.pruning import CRITERIA, apply_masks, prune
@@ -120,12 +120,20 @@ def eval_step(state: TrainState, batch: Batch, *, loss_fn: LossFn) -> Sums:
     return terms | metrics
 
 
-def means(sums: dict[str, Any], terms: tuple[str, ...]) -> dict[str, float]:
-    """Host floats: sum / count by name (0 / 0 is 0), scalars as they are, and `loss` = the sum of the `terms`."""
-    values: dict[str, float] = {}
+def means(sums: dict[str, Any], terms: tuple[str, ...]) -> dict[str, Any]:
+    """Host floats: sum / count by name (0 / 0 is 0), scalars as they are, and `loss` = the sum of the `terms`.
+
+    Of a population, whose sums are arrays (M,), so are the means, float64.
+    """
+    values: dict[str, Any] = {}
     for name, value in sums.items():
         if isinstance(value, tuple):
-            values[name] = float(value[0]) / max(float(value[1]), 1.0)
+            total, count = (np.asarray(part, np.float64) for part in value)
+            values[name] = _plain(total / np.maximum(count, 1.0))
         else:
-            values[name] = float(value)
-    return {"loss": math.fsum(values[name] for name in terms)} | values
+            values[name] = _plain(np.asarray(value, np.float64))
+    return {"loss": sum(values[name] for name in terms)} | values
+
+
+def _plain(value: Any) -> Any:
+    return float(value) if np.ndim(value) == 0 else value
