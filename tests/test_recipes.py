@@ -12,8 +12,8 @@ from jaxprune.config.load import read_config, validate
 from jaxprune.experiments.conditions import matrix
 from jaxprune.experiments.finetune import schedule
 from jaxprune.experiments.pretrain import prune_plan
+from jaxprune.experiments.shared import program_key
 from jaxprune.experiments.start import program_of, shaped
-from jaxprune.experiments.study import program_key
 from jaxprune.training.optimizer import learning_rate_at
 from jaxprune.training.sharding import make_mesh
 

@@ -15,8 +15,8 @@ from jaxprune.data import glue
 from jaxprune.experiments import finetune, pretrain
 from jaxprune.experiments.conditions import Job
 from jaxprune.experiments.dryrun import duration
+from jaxprune.experiments.shared import Shared, is_finished, program_key, trainer_key
 from jaxprune.experiments.start import Start, shaped, start_config
-from jaxprune.experiments.study import Shared, is_finished, program_key, trainer_key
 from jaxprune.models.bert import bert
 from jaxprune.pruning import init_masks
 from jaxprune.training.prunes import plan_of

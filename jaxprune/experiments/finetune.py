@@ -4,7 +4,7 @@ import functools
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +37,15 @@ from jaxprune.training.checkpoint import Checkpoints
 from jaxprune.training.compile import Program, compile_steps, evaluate_all, placed
 from jaxprune.training.loop import fit
 from jaxprune.training.optimizer import adamw, learning_rate_at, with_peak_rate
-from jaxprune.training.population import MemberBatches, MemberCheckpoints, MemberRecords, compile_population, member
+from jaxprune.training.population import (
+    Apart,
+    MemberBatches,
+    MemberCheckpoints,
+    MemberRecords,
+    compile_population,
+    member,
+    restored,
+)
 from jaxprune.training.population import stack as stack_trees
 from jaxprune.training.processes import agree, together, whole
 from jaxprune.training.prunes import plan_of
@@ -227,11 +235,11 @@ class Trainer:
         with ExitStack() as stack:
             places = [stack.enter_context(owned_workdir(path, to_yaml(cfg), _changes)) for path, _, cfg in runs]
             members = [_Member(place, source, cfg) for place, (_, source, cfg) in zip(places, runs, strict=True)]
-            results = None
+            results = []
             if not any(place.result() for place in places):
-                with within(self._mesh):
+                with within(self._mesh), suppress(Apart):
                     results = self._run_together(members)
-            for place, result in zip(places, results or (), strict=False):
+            for place, result in zip(places, results, strict=False):
                 _finish(place, result)
         return results or [self.run(*run) for run in runs]
 
@@ -269,8 +277,7 @@ class Trainer:
                 )
         return self._result(place, program, state, cfg, began)
 
-    def _run_together(self, members: Sequence["_Member"]) -> list[dict[str, Any]] | None:
-        """None when the members stand at different steps."""
+    def _run_together(self, members: Sequence["_Member"]) -> list[dict[str, Any]]:
         began = time.monotonic()
         keys = [jax.random.key(m.cfg.seeds[0]) for m in members]
         rates = np.array([m.cfg.learning_rates[0] for m in members], np.float32)
@@ -284,20 +291,14 @@ class Trainer:
             m.place.write("run.json", environment_json(seed=m.cfg.seeds[0], mesh=dict(program.mesh.shape)))
         with ExitStack() as stack:
             checkpoints = [stack.enter_context(Checkpoints(m.place.path, keep=1)) for m in members]
-            steps = {max(found.steps(), default=0) for found in checkpoints}
-            if len(steps) > 1:
-                return None
-            step = steps.pop()
-            if step == 0:
-                states = many.init(params, masks)
+            found = restored(checkpoints, program, many)
+            if found is None:
+                step, states = 0, many.init(params, masks)
                 states = states._replace(opt_state=with_peak_rate(states.opt_state, rates))
             else:
-                found = [one.restore(program.abstract) for one in checkpoints]
-                if {one and one[0] for one in found} != {step}:  # a damaged one was set aside
-                    return None
-                states = placed(many, stack_trees([jax.device_get(one[1]) for one in found if one]))
-                for batches, one in zip(data, found, strict=True):
-                    batches.set_state(one[2] if one else {})
+                step, states, positions = found
+                for batches, position in zip(data, positions, strict=True):
+                    batches.set_state(position)
             records = [stack.enter_context(Records(m.place, step=step)) for m in members]
             curve = learning_rate_at(self.optimizer, self.steps, 1.0)
             states = self._fit(

@@ -2,11 +2,14 @@
 
 import logging
 import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.config import PretrainConfig
@@ -19,9 +22,19 @@ from jaxprune.models.bert import bert
 from jaxprune.models.hf import save_hf
 from jaxprune.pruning import apply_masks, init_masks, sparsity
 from jaxprune.training.checkpoint import Checkpoints
-from jaxprune.training.compile import Program, evaluate_all
+from jaxprune.training.compile import Program, evaluate_all, placed
 from jaxprune.training.loop import fit
 from jaxprune.training.optimizer import learning_rate_at
+from jaxprune.training.population import (
+    Apart,
+    MemberCheckpoints,
+    MemberRecords,
+    SameBatches,
+    member,
+    repeat,
+    restored,
+)
+from jaxprune.training.population import stack as stack_trees
 from jaxprune.training.processes import agree, from_first, together, whole
 from jaxprune.training.prunes import plan_of
 from jaxprune.training.records import Records
@@ -39,6 +52,8 @@ class Run(NamedTuple):
     program: Program
     data: PretrainData
     dev: PretrainData
+    population: Program | None = None
+    """The same steps for several runs at once, where they were asked for."""
 
 
 def pretrain(cfg: PretrainConfig, workdir: Path, *, dry_run: bool = False) -> dict[str, Any] | None:
@@ -69,13 +84,16 @@ def absolute(place: str) -> str:
     return str(path.resolve()) if place and path.exists() else place
 
 
-def compile_run(cfg: PretrainConfig) -> Run:
-    """Open the data and build the steps of a resolved config; raises on anything that does not fit."""
+def compile_run(cfg: PretrainConfig, *, members: int = 0) -> Run:
+    """Open the data and build the steps of a resolved config; raises on anything that does not fit.
+
+    `members` > 0 builds those of a population of so many runs, too.
+    """
     mesh = make_mesh(cfg.mesh)
     check_batch(cfg.batch_size, cfg.train.accumulate, mesh)
     rows = process_rows(mesh, cfg.batch_size)
     train, dev = _data(cfg, "train", rows), _data(cfg, "dev", rows)
-    return Run(program_of(cfg, mesh), train, dev)
+    return Run(program_of(cfg, mesh), train, dev, program_of(cfg, mesh, members=members) if members else None)
 
 
 def pretrain_in(cfg: PretrainConfig, workdir: Path, run: Run) -> dict[str, Any]:
@@ -92,6 +110,24 @@ def pretrain_in(cfg: PretrainConfig, workdir: Path, run: Run) -> dict[str, Any]:
             result = _run(cfg, place, run, first)
         place.finish(result)
         return result
+
+
+def pretrain_together(runs: Sequence[tuple[PretrainConfig, Path]], run: Run) -> list[dict[str, Any]]:
+    """`pretrain_in` for resolved configs that share `run` and the steps of their plans, as one population.
+
+    Each workdir ends as if it had run alone. Runs that were interrupted at different steps go on one by one.
+    """
+    results: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        cfgs = [cfg for cfg, _ in runs]
+        open_one = partial(owned_workdir, compare=partial(changes, PretrainConfig))
+        places = [stack.enter_context(open_one(path, to_yaml(cfg))) for cfg, path in runs]
+        if not any(place.result() for place in places):
+            with within(run.program.mesh), suppress(Apart):
+                results = _run_together(cfgs, places, run)
+        for place, result in zip(places, results, strict=False):
+            place.finish(result)
+    return results or [pretrain_in(cfg, path, run) for cfg, path in runs]
 
 
 def prune_plan(cfg: PretrainConfig) -> dict[int, float]:
@@ -126,16 +162,8 @@ def _data(cfg: PretrainConfig, split: str, rows: np.ndarray) -> PretrainData:
 def _run(cfg: PretrainConfig, place: Workdir, run: Run, first: TrainState | None) -> dict[str, Any]:
     began = time.monotonic()
     program, data = run.program, run.data
-    key = jax.random.key(cfg.seed)
-    terms = ("mlm", "nsp") if data.next_sentence else ("mlm",)
     batches = data.iterator(0, prefetch=4)
-    last_evaluation: dict[str, float] = {}
-
-    def evaluate(state: TrainState) -> dict[str, float]:
-        sums = evaluate_all(program, state, map(program.put, run.dev.eval_batches(cfg.train.eval_batches)))
-        last_evaluation.update(means(sums, terms))
-        return last_evaluation
-
+    evaluation = _Evaluation(cfg, run, program, lambda batch: batch)
     place.write("run.json", environment_json(seed=cfg.seed, mesh=dict(program.mesh.shape)))
     with Checkpoints(place.path, keep=cfg.train.keep) as checkpoints:
         found = checkpoints.restore(program.abstract)
@@ -143,41 +171,119 @@ def _run(cfg: PretrainConfig, place: Workdir, run: Run, first: TrainState | None
             step, state = 0, first or _first_state(cfg, program)
         else:
             step, state, position = found
-            if position.pop("fingerprint") != data.fingerprint:
-                raise ValueError(f"data.path = {cfg.data.path}: changed since this run began; put the old data back")
-            batches.set_state(position)
+            batches.set_state(_checked(position, cfg, data))
             log.info("%s: resuming at step %d of %d", place.path.name, step, cfg.steps)
         with Records(place, step=step) as records:
-            state = fit(
+            state = _fit(
+                cfg,
+                run,
+                program,
                 state,
                 _Positions(batches, data.fingerprint),
-                key=jax.random.fold_in(key, 1),
-                steps=cfg.steps,
-                train_step=program.train,
-                prune_step=program.prune,
+                key=jax.random.fold_in(jax.random.key(cfg.seed), 1),
                 plan=prune_plan(cfg),
-                put=program.put,
-                terms=terms,
-                cfg=cfg.train,
                 records=records,
                 title=place.path.name,
-                evaluate=evaluate,
-                learning_rate=learning_rate_at(cfg.optimizer, cfg.steps, cfg.optimizer.learning_rate),
+                evaluate=evaluation,
                 checkpoints=checkpoints,
-                tokens_per_step=cfg.batch_size * data.seq_len,
             )
-    if not last_evaluation:  # every step was done before a restart that came too late to train
-        evaluate(state)
+    return _result(cfg, place, run, state, evaluation.last or evaluation(state), began)
+
+
+def _run_together(cfgs: Sequence[PretrainConfig], places: Sequence[Workdir], run: Run) -> list[dict[str, Any]]:
+    began = time.monotonic()
+    cfg, program, many, data, count = cfgs[0], run.program, run.population, run.data, len(cfgs)
+    assert many is not None
+    batches = data.iterator(0, prefetch=4)
+    evaluation = _Evaluation(cfg, run, many, partial(repeat, members=count))
+    plans = [prune_plan(one) for one in cfgs]
+    for one, place in zip(cfgs, places, strict=True):
+        place.write("run.json", environment_json(seed=one.seed, mesh=dict(program.mesh.shape)))
+    with ExitStack() as stack:
+        checkpoints = [stack.enter_context(Checkpoints(place.path, keep=cfg.train.keep)) for place in places]
+        found = restored(checkpoints, program, many)
+        if found is None:
+            step, states = 0, placed(many, stack_trees([jax.device_get(_first_state(one, program)) for one in cfgs]))
+        else:
+            step, states, positions = found
+            batches.set_state(_checked(positions[0], cfg, data))
+        records = [stack.enter_context(Records(place, step=step)) for place in places]
+        states = _fit(
+            cfg,
+            run,
+            many,
+            states,
+            SameBatches(_Positions(batches, data.fingerprint), count),
+            key=jnp.stack([jax.random.fold_in(jax.random.key(cfg.seed), 1)] * count),
+            plan={at: [plan[at] for plan in plans] for at in plans[0]},
+            records=MemberRecords(records),
+            title=f"{count} x {places[0].path.name} ...",
+            evaluate=evaluation,
+            checkpoints=MemberCheckpoints(checkpoints),
+        )
+    last = evaluation.last or evaluation(states)
+    results = []
+    for i, (one, place) in enumerate(zip(cfgs, places, strict=True)):
+        state = placed(program, jax.device_get(member(states, i)))
+        dev = {name: float(values[i]) for name, values in last.items()}
+        results.append(_result(one, place, run, state, dev, began))
+    return results
+
+
+def _fit(cfg: PretrainConfig, run: Run, program: Program, state: TrainState, batches: Any, **rest: Any) -> TrainState:
+    return fit(
+        state,
+        batches,
+        steps=cfg.steps,
+        train_step=program.train,
+        prune_step=program.prune,
+        put=program.put,
+        terms=_terms(run),
+        cfg=cfg.train,
+        learning_rate=learning_rate_at(cfg.optimizer, cfg.steps, cfg.optimizer.learning_rate),
+        tokens_per_step=cfg.batch_size * run.data.seq_len,
+        **rest,
+    )
+
+
+def _terms(run: Run) -> tuple[str, ...]:
+    return ("mlm", "nsp") if run.data.next_sentence else ("mlm",)
+
+
+def _checked(position: dict[str, Any], cfg: PretrainConfig, data: PretrainData) -> dict[str, Any]:
+    """A position in the data without the fingerprint it was saved with, which must be that of `data`."""
+    if position.pop("fingerprint") != data.fingerprint:
+        raise ValueError(f"data.path = {cfg.data.path}: changed since this run began; put the old data back")
+    return position
+
+
+def _result(
+    cfg: PretrainConfig, place: Workdir, run: Run, state: TrainState, dev: dict[str, float], began: float
+) -> dict[str, Any]:
+    """Write the Hugging Face directory of a finished run; what goes into its result.json."""
     params = whole(jax.jit(apply_masks)(state.params, state.masks))
     if place.owner:
         save_hf(place / "hf", cfg.model, params, head="pretraining", tokenizer=_tokenizer(cfg))
     return {
         "steps": cfg.steps,
-        "tokens": cfg.steps * cfg.batch_size * data.seq_len,
+        "tokens": cfg.steps * cfg.batch_size * run.data.seq_len,
         "sparsity": sparsity(state.masks),
-        "dev": last_evaluation,
+        "dev": dev,
         "seconds_this_session": time.monotonic() - began,
     }
+
+
+class _Evaluation:
+    """state -> means over the dev split; `last` is what it found last."""
+
+    def __init__(self, cfg: PretrainConfig, run: Run, program: Program, shape: Callable[[Any], Any]):
+        self._batches, self._run, self._program, self._shape = cfg.train.eval_batches, run, program, shape
+        self.last: dict[str, Any] = {}
+
+    def __call__(self, state: TrainState) -> dict[str, Any]:
+        batches = (self._program.put(self._shape(batch)) for batch in self._run.dev.eval_batches(self._batches))
+        self.last = means(evaluate_all(self._program, state, batches), _terms(self._run))
+        return self.last
 
 
 def _tokenizer(cfg: PretrainConfig) -> Path:

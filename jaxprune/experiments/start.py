@@ -20,6 +20,7 @@ from jaxprune.pruning import init_masks, sparsity
 from jaxprune.training.checkpoint import Checkpoints
 from jaxprune.training.compile import Program, compile_steps
 from jaxprune.training.optimizer import adamw
+from jaxprune.training.population import compile_population
 from jaxprune.training.sharding import make_mesh
 
 log = logging.getLogger("jaxprune")
@@ -129,13 +130,19 @@ def zeros_as_masks(
     return masks
 
 
-def program_of(cfg: PretrainConfig, mesh: Mesh) -> Program:
-    """The steps of a pre-training config on a mesh, from shapes alone; compiled on first use."""
+def program_of(cfg: PretrainConfig, mesh: Mesh, *, members: int = 0) -> Program:
+    """The steps of a pre-training config on a mesh, from shapes alone; compiled on first use.
+
+    `members` > 0: for a population of so many runs.
+    """
     model = bert(cfg.model, head="pretraining")
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    return compile_steps(
-        shapes,
-        init_masks(shapes, cfg.prune.include, cfg.prune.exclude),
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    masks = init_masks(params, cfg.prune.include, cfg.prune.exclude)
+    if members:
+        params, masks = jax.tree.map(lambda x: jax.ShapeDtypeStruct((members, *x.shape), x.dtype), (params, masks))
+    return (compile_population if members else compile_steps)(
+        params,
+        masks,
         mesh,
         loss_fn=pretraining_loss(model.apply),
         tx=adamw(cfg.optimizer, cfg.steps),

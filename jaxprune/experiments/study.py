@@ -4,19 +4,19 @@ import logging
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jaxprune.config import FinetuneConfig, ModelConfig, PretrainConfig, PruneConfig, StudyConfig
+from jaxprune.config import StudyConfig
 from jaxprune.config.load import differences, read_yaml, to_yaml, validate
-from jaxprune.data import glue, tokenizer
-from jaxprune.experiments import finetune, pretrain
+from jaxprune.experiments import pretrain
 from jaxprune.experiments.conditions import Job, matrix, shard, with_ancestors
-from jaxprune.experiments.start import Start, is_workdir
+from jaxprune.experiments.shared import Shared, is_finished
+from jaxprune.experiments.start import is_workdir
 from jaxprune.training.loop import Diverged
 from jaxprune.training.records import Bar
 from jaxprune.training.workdir import InUse, write_atomically
@@ -103,12 +103,7 @@ def select(jobs: list[Job], only: str, part: str) -> list[Job]:
     return jobs
 
 
-def is_finished(place: Path) -> bool:
-    """Whether the run in this workdir wrote its result."""
-    return (place / "result.json").is_file()
-
-
-def run_all(jobs: list[Job], runs: Path, shared: "Shared") -> None:
+def run_all(jobs: list[Job], runs: Path, shared: Shared) -> None:
     """Run every job that is not finished, ancestors first; one that another process owns is tried again at the end.
 
     A run that diverges is reported and left out with what needs it; Diverged is raised when all others are done.
@@ -149,108 +144,6 @@ def run_all(jobs: list[Job], runs: Path, shared: "Shared") -> None:
     if lost:
         path, why = next(iter(lost.items()))
         raise Diverged(f"{len(lost)} of {len(jobs)} runs are missing; the first is {path}: {why}")
-
-
-def program_key(cfg: PretrainConfig) -> str:
-    """Equal for resolved runs that share compiled steps: they differ in start and plan alone."""
-    keep = ("scope", "criterion", "method", "mode", "include", "exclude")
-    prune = PruneConfig().model_copy(update={name: getattr(cfg.prune, name) for name in keep})
-    return cfg.model_copy(update={"init_from": "", "prune": prune}).model_dump_json()
-
-
-def trainer_key(cfg: FinetuneConfig, model: ModelConfig) -> str:
-    """Equal for single fine-tuning runs that share compiled steps, but for masks that are there or not."""
-    return finetune.shared_part(cfg).model_dump_json() + model.model_dump_json()
-
-
-class Shared:
-    """What runs of a study share in one process: the vocabulary, encoded tasks, compiled steps, the last weights."""
-
-    def __init__(self, cfg: StudyConfig):
-        place = cfg.finetune.tokenizer or str(Path(cfg.data) / "tokenizer")
-        self.vocabulary = tokenizer.load(place, "")
-        self._splits: dict[Any, finetune.Splits] = {}
-        self._programs: dict[str, pretrain.Run] = {}
-        self._trainers: dict[str, finetune.Trainer] = {}
-        self._sources: dict[Any, Start] = {}
-        self._population = cfg.population
-        for task in cfg.tasks:  # what is wrong with the data is said now, not after hours
-            caps = {"max_train_examples": task.max_train_examples, "max_dev_examples": task.max_dev_examples}
-            self.splits(cfg.finetune.model_copy(update={"tasks": (task.name,), **caps}))
-
-    def run(self, job: Job, runs: Path, others: Sequence[Job] = ()) -> str:
-        """Run a job to its end, or resume it; returns its result in a few words.
-
-        With `population` > 1 a fine-tuning run takes along so many of `others` as it can train with.
-        """
-        if isinstance(job.cfg, PretrainConfig):
-            resolved = pretrain.resolve(job.cfg)
-            result = pretrain.pretrain_in(resolved, runs / job.path, self.program(resolved))
-            return f"dev loss {result['dev']['loss']:.3f}, sparsity {result['sparsity']:.3f}"
-        model = finetune.model_config(job.cfg)
-        trainer = self.trainer(job.cfg, model)
-        peers = self._peers(job, job.cfg, others, runs, trainer) if self._population > 1 else []
-        if len(peers) == self._population:
-            result = trainer.run_together(peers)[0]
-            log.info("%d runs trained together: %s", len(peers), ", ".join(str(p.relative_to(runs)) for p, *_ in peers))
-        else:
-            result = trainer.run(runs / job.path, self._start(job.cfg, model), job.cfg)
-        return f"{result['metric']} {result['score']:.3f}, {result['seconds_this_session']:.0f} s"
-
-    def program(self, cfg: PretrainConfig) -> pretrain.Run:
-        """The compiled steps and data of a resolved run."""
-        key = program_key(cfg)
-        if key not in self._programs:
-            self._programs[key] = pretrain.compile_run(cfg)
-        return self._programs[key]
-
-    def splits(self, cfg: FinetuneConfig) -> finetune.Splits:
-        """The encoded data of a single-task config, read once."""
-        key = (cfg.tasks, cfg.glue, cfg.revision, cfg.max_len, cfg.max_train_examples, cfg.max_dev_examples)
-        if key not in self._splits:
-            self._splits[key] = finetune.read_splits(cfg, cfg.tasks[0], self.vocabulary)
-        return self._splits[key]
-
-    def trainer(self, cfg: FinetuneConfig, model: ModelConfig) -> finetune.Trainer:
-        """The Trainer of a single-run config, for a model of this shape."""
-        key = trainer_key(cfg, model)
-        if key not in self._trainers:
-            self._trainers[key] = finetune.Trainer(
-                finetune.shared_part(cfg), model, glue.task(cfg.tasks[0]), self.splits(cfg)
-            )
-        return self._trainers[key]
-
-    def _peers(
-        self, job: Job, its: FinetuneConfig, others: Sequence[Job], runs: Path, trainer: finetune.Trainer
-    ) -> list[tuple[Path, Start, FinetuneConfig]]:
-        """`job` and runs that can train with it, up to `population` of them."""
-        found: list[tuple[Path, Start, FinetuneConfig]] = []
-        wanted = None
-        for other in (job, *(other for other in others if other is not job)):
-            cfg = other.cfg
-            if isinstance(cfg, PretrainConfig) or is_finished(runs / other.path):
-                continue
-            if cfg.tasks != its.tasks or not all(is_finished(runs / need) for need in other.needs):
-                continue
-            model = finetune.model_config(cfg)
-            if self._trainers.get(trainer_key(cfg, model)) is not trainer:
-                continue
-            source = self._start(cfg, model)
-            group = trainer.group(source, cfg)
-            if wanted is None or group == wanted:
-                wanted = group
-                found.append((runs / other.path, source, cfg))
-            if len(found) == self._population:
-                break
-        return found
-
-    def _start(self, cfg: FinetuneConfig, model: ModelConfig) -> Start:
-        key = (cfg.init_from, cfg.init_revision, cfg.masks, cfg.prune.include, cfg.prune.exclude)
-        if key not in self._sources:
-            while len(self._sources) >= self._population:  # weights of the runs in hand, and no more
-                del self._sources[next(iter(self._sources))]
-            self._sources[key] = finetune.pretrained(cfg, model)
-        return self._sources[key]
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -92,12 +93,13 @@ def placed(program: Program, state: Any) -> TrainState:
     return put_whole(state, jax.tree.map(lambda x: x.sharding, program.abstract))
 
 
-def evaluate_all(program: Program, state: TrainState, batches: Any) -> dict[str, tuple[float, float]]:
-    """Sums and counts over all `batches` (on the device), added in float64 on the host."""
-    total: dict[str, tuple[float, float]] = {}
+def evaluate_all(program: Program, state: TrainState, batches: Any) -> dict[str, tuple[Any, Any]]:
+    """Sums and counts over all `batches` (on the device), added in float64 on the host; arrays for a population."""
+    total: dict[str, tuple[Any, Any]] = {}
     for batch in batches:
         sums = jax.device_get(program.evaluate(state, batch))
-        for name, (value, count) in sums.items():
+        for name, parts in sums.items():
+            value, count = (np.asarray(part, np.float64) for part in parts)
             before = total.get(name, (0.0, 0.0))
-            total[name] = (before[0] + float(value), before[1] + float(count))
+            total[name] = (before[0] + value, before[1] + count)
     return total

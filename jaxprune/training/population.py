@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxprune.config import PruneConfig
 from jaxprune.pruning import sparsity
 from jaxprune.training.checkpoint import Checkpoints
-from jaxprune.training.compile import Program
+from jaxprune.training.compile import Program, placed
 from jaxprune.training.records import Records
 from jaxprune.training.sharding import DATA_AXES, put_batch, put_whole, state_shardings
 from jaxprune.training.state import Masks, Params, TrainState, create
@@ -77,6 +77,43 @@ class MemberCheckpoints:
         """Return when the last save of every member is on disk."""
         for checkpoints in self._members:
             checkpoints.wait()
+
+
+class SameBatches:
+    """The batches of one iterator for all of M members."""
+
+    def __init__(self, batches: Any, members: int):
+        self._batches, self._members = batches, members
+
+    def __iter__(self) -> "SameBatches":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        return repeat(next(self._batches), self._members)
+
+    def get_state(self) -> dict[str, Any]:
+        """The state of each member, by number."""
+        return dict.fromkeys(map(str, range(self._members)), self._batches.get_state())
+
+
+class Apart(Exception):
+    """Members of a population were interrupted at different steps: each has to go on by itself."""
+
+
+def restored(
+    checkpoints: Sequence[Checkpoints], single: Program, population: Program
+) -> tuple[int, TrainState, list[dict[str, Any]]] | None:
+    """(step, states, data positions) of members that each have checkpoints of `single`; None when none has any.
+
+    Apart when their newest good checkpoints are of different steps.
+    """
+    if not any(one.steps() for one in checkpoints):
+        return None
+    found = [one.restore(single.abstract) if one.steps() else None for one in checkpoints]
+    if any(one is None for one in found) or len({one[0] for one in found if one}) > 1:
+        raise Apart
+    steps, states, positions = zip(*(one for one in found if one), strict=True)
+    return steps[0], placed(population, stack([jax.device_get(state) for state in states])), list(positions)
 
 
 class Places(NamedTuple):
@@ -171,6 +208,11 @@ def _places(shapes: TrainState, mesh: Mesh) -> Places:
 def stack(trees: Sequence[Any]) -> Any:
     """One tree of numpy arrays with a leading axis over the trees, on the host."""
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *trees)
+
+
+def repeat(batch: dict[str, np.ndarray], members: int) -> dict[str, np.ndarray]:
+    """A batch that all members share, with the leading axis."""
+    return {name: np.broadcast_to(x, (members, *np.shape(x))) for name, x in batch.items()}
 
 
 def member(tree: Any, index: int) -> Any:
