@@ -64,7 +64,8 @@ def test_workdir_and_its_directory_are_the_same(pretrained, capsys):
 
 
 def test_diff_against_the_dense_start(pretrained, dense, capsys):
-    rows = {r["path"]: r for r in json.loads(run(capsys, "diff", dense, pretrained, "--json"))["matrices"]}
+    found = json.loads(run(capsys, "diff", dense, pretrained, "--json"))
+    rows = {r["path"]: r for r in found["matrices"]}
     _, params = load_hf(dense, head="pretraining")
     before, after = flat(params), load(str(pretrained))
     for path, kept in after.masks.items():
@@ -73,6 +74,10 @@ def test_diff_against_the_dense_start(pretrained, dense, capsys):
         assert row["cosine"] == pytest.approx(x @ y / np.linalg.norm(x) / np.linalg.norm(y), abs=1e-5)
         assert 0 < row["movement"] < 0.4
     total = sum(kept.size for kept in after.masks.values())
+    pruned = sum(np.count_nonzero(~kept) for kept in after.masks.values())
+    assert (found["regrown"], found["newly_pruned"]) == (0, pruned)
+    back = json.loads(run(capsys, "diff", pretrained, dense, "--json"))
+    assert (back["regrown"], back["newly_pruned"]) == (pruned, 0)
     assert rows["all"]["size"] == total and len(rows) == len(after.masks) + 1
     mean = sum(rows[path]["movement"] * kept.size for path, kept in after.masks.items()) / total
     assert rows["all"]["movement"] == pytest.approx(mean)

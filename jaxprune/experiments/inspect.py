@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxprune.analysis import weights
+from jaxprune.analysis.churn import churn
 from jaxprune.analysis.distance import distance
 from jaxprune.analysis.heads import head_sparsity
 from jaxprune.analysis.leaves import flat
@@ -88,12 +89,15 @@ def diff_checkpoints(a: str, b: str, *, as_json: bool = False) -> dict[str, Any]
         {**row, "movement": move.mean, "movement_std": move.std, "cosine": cosine}
         for row, move, cosine in zip(apart, moved, [*cosines, weights.cosine(*vectors)], strict=True)
     ]
-    found = {"a": a, "b": b, "movement_of_random_orders": RANDOM, "matrices": rows}
+    (changed,) = churn([(0, first.masks), (1, second.masks)])
+    changed = {name: changed[name] for name in ("regrown", "newly_pruned")}
+    found = {"a": a, "b": b, "movement_of_random_orders": RANDOM, **changed, "matrices": rows}
     if as_json:
         _print_json(found)
         return found
     columns = ("sparsity_a", "sparsity_b", "hamming", "iou", "ratio", "movement", "movement_std", "cosine")
     _print(f"a = {a}, b = {b}", "path", columns, rows)
+    print(f"b keeps {changed['regrown']:,} weights that a prunes, and prunes {changed['newly_pruned']:,} that a keeps")
     print(
         "hamming: share of the weights that one side keeps and the other prunes; ratio: that / what independent masks\n"
         "give; iou: kept by both / by either; movement: in the order of |w|, as a share of all places "
