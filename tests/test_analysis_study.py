@@ -47,6 +47,7 @@ def study(tiny, pretrained):
     rng = np.random.default_rng(0)
     for condition, name, seeds in (
         ("pruned", "pruned-s0.7", (0, 1)),
+        ("pruned", "finetune_sawtooth-s0.7", (0,)),
         ("after_finetuning", "pruned-s0.7", (0,)),
         ("dense", "", (0,)),
         ("dense", "after_9", (0,)),
@@ -58,6 +59,8 @@ def study(tiny, pretrained):
             result = {**RESULT, "seed": seed, "score": 0.1 + seed, "sparsity": sparsity}
             (run / "result.json").write_text(json.dumps(result))
             cfg = {"command": "finetune", "init_from": str(dense), "epochs": 9 if name == "after_9" else 3}
+            if condition == "pruned":
+                cfg["init_from"] = str(place / "runs/pretrain/pruned-s0.7")
             if condition == "after_finetuning":
                 cfg["init_from"] = str(place / "runs/finetune/dense/after_9/CoLA/lr0.0005-seed0")
             write_yaml(run / "config.yaml", cfg)
@@ -86,6 +89,7 @@ def test_runs_and_pretrain_tables_are_the_results(study):
         ("after_finetuning", "pruned", 0.7, 0),
         ("dense", "dense", 0.0, 0),
         ("dense", "after_9", 0.0, 0),
+        ("pruned", "finetune_sawtooth", 0.7, 0),
         ("pruned", "pruned", 0.7, 0),
         ("pruned", "pruned", 0.7, 1),
     ]

@@ -141,7 +141,8 @@ def _finetuned(study: Path, runs: dict[str, Pretrained]) -> Iterator[Row]:
             continue
         name = rest[0] if len(rest) > 2 else condition
         variant, target = name_parts(name)
-        loss = runs[name].result["dev"]["loss"] if name in runs and condition != "after_finetuning" else None
+        before = Path(read_yaml(path.with_name("config.yaml"))["init_from"]).expanduser()
+        loss = runs[before.name].result["dev"]["loss"] if before.name in runs else None
         kept = ("task", "learning_rate", "seed", "metric", "score", "accuracy", "matthews", "train_loss")
         yield {
             "condition": condition,
@@ -151,15 +152,15 @@ def _finetuned(study: Path, runs: dict[str, Pretrained]) -> Iterator[Row]:
             **{key: result.get(key) for key in kept},
             "majority": result.get("majority_accuracy"),
             "pretrain_loss": loss,
-            "tuned_epochs": _epochs_before(path.parent) if condition == "after_finetuning" else None,
+            "tuned_epochs": _epochs(before) if condition == "after_finetuning" else None,
             **{key: result.get(key) for key in ("train_examples", "dev_examples", "steps")},
         }
 
 
-def _epochs_before(place: Path) -> int | None:
-    """Epochs of the fine-tuned run that this one cut and went on from."""
-    before = Path(read_yaml(place / "config.yaml")["init_from"]).expanduser() / "config.yaml"
-    return read_yaml(before).get("epochs", FinetuneConfig().epochs) if before.is_file() else None
+def _epochs(tuned: Path) -> int | None:
+    """Epochs of a fine-tuned run."""
+    path = tuned / "config.yaml"
+    return read_yaml(path).get("epochs", FinetuneConfig().epochs) if path.is_file() else None
 
 
 def _pretrain_row(run: Pretrained) -> Row:
