@@ -228,7 +228,7 @@ class Trainer:
         return self._programs[key]
 
     def run_together(self, runs: Sequence[tuple[Path, Start, FinetuneConfig]]) -> list[dict[str, Any]]:
-        """`run` for several runs that are begun, as one population; each workdir ends as if it had run alone.
+        """`run` for several runs as one population; each workdir ends as if it had run alone.
 
         They must have the same `group`. Runs that were interrupted at different steps go on one by one.
         """

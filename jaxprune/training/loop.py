@@ -80,7 +80,7 @@ def fit(
     and the sparsities of `plan` too, and `records` and `checkpoints` are those of its members.
     """
     plan = plan or {}
-    step = int(np.max(state.step))
+    step = int(np.asarray(state.step).max())
     ahead = _steps_in_flight()
     in_flight: deque[tuple[int, dict[str, Any]]] = deque()
     window: list[dict[str, Any]] = []
