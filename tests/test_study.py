@@ -21,7 +21,7 @@ from jaxprune.config import FinetuneConfig, PretrainConfig, StudyConfig
 from jaxprune.config.load import validate
 from jaxprune.experiments.conditions import Job, matrix, shard
 from jaxprune.experiments.finetune import pretrained, schedule
-from jaxprune.experiments.study import select
+from jaxprune.experiments.study import _seeds_added, select
 from jaxprune.models.bert import bert
 from jaxprune.training.optimizer import learning_rate_at
 from jaxprune.training.workdir import read_records
@@ -359,3 +359,16 @@ def test_a_study_may_grow_but_not_change(config, shared, capsys):
     assert "recover.steps: 8 -> 9" in capsys.readouterr().err
     assert main([*argv, "--conditions.random.sparsities", "0.5", "0.9"]) == 0
     assert yaml.safe_load((shared / "config.yaml").read_text())["conditions"]["random"]["sparsities"] == [0.5, 0.9]
+
+
+def test_tasks_may_get_seeds_and_company_alone():
+    tasks = [{"name": "SST-2", "seeds": [0, 1]}, {"name": "CoLA"}]
+    old = study(tasks=tasks, switch_tasks=[])
+    assert _seeds_added(old, study(tasks=[*tasks[1:], {"name": "SST-2", "seeds": [2, 1, 0]}, {"name": "QQP"}]))
+    for worse in (
+        tasks[:1],
+        [{"name": "SST-2", "seeds": [1, 2]}, tasks[1]],
+        [*tasks[:1], {"name": "CoLA", "seeds": [1]}],
+    ):
+        assert not _seeds_added(old, study(tasks=worse, switch_tasks=[]))
+    assert not _seeds_added(old, study(tasks=[tasks[0], {"name": "CoLA", "max_dev_examples": 5}]))

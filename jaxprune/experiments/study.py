@@ -166,6 +166,8 @@ def _keep_config(cfg: StudyConfig, root: Path) -> None:
     path = root / "config.yaml"
     if path.exists():
         old = validate(StudyConfig, read_yaml(path), str(path))
+        if _seeds_added(old, cfg):
+            old = old.model_copy(update={"tasks": cfg.tasks})
         changed = [line for line in differences(old, cfg) if not _only_adds(line, old)]
         if changed:
             raise ValueError(
@@ -174,6 +176,17 @@ def _keep_config(cfg: StudyConfig, root: Path) -> None:
             )
     root.mkdir(parents=True, exist_ok=True)
     write_atomically(path, to_yaml(cfg))
+
+
+def _seeds_added(old: StudyConfig, new: StudyConfig) -> bool:
+    """Whether every task is as it was but for more seeds; tasks may be new."""
+    tasks = {task.name: task for task in new.tasks}
+    return all(
+        task.name in tasks
+        and {*task.seeds} <= {*tasks[task.name].seeds}
+        and task == tasks[task.name].model_copy(update={"seeds": task.seeds})
+        for task in old.tasks
+    )
 
 
 def _only_adds(line: str, old: StudyConfig) -> bool:
