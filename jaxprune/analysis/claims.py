@@ -110,7 +110,7 @@ def _linear(tables: Tables) -> Answer:
     answers: dict[str, Status] = {}
     for line in fits.to_dict("records"):
         answers[line["task"]] = _one_line(line, _curvature(tables["runs"], line["task"]))
-    said = ", ".join(f"{line['task']} r = " + minus(f"{line['r']:.3f}") for line in fits.to_dict("records"))
+    said = ", ".join(f"{line['task']} {_r(line['r'])}" for line in fits.to_dict("records"))
     counts = {status: [*answers.values()].count(status) for status in (HOLDS, FAILS, UNKNOWN)}
     said += f"; a falling line on {counts[HOLDS]} of {len(answers)} tasks"
     if fits["n"].max() < 4:
@@ -120,6 +120,10 @@ def _linear(tables: Tables) -> Answer:
     if 4 * counts[HOLDS] >= 3 * len(answers):
         return HOLDS, said
     return UNKNOWN, f"{said}, {counts[FAILS]} clearly none, {counts[UNKNOWN]} too noisy"
+
+
+def _r(value: float) -> str:
+    return "always scores the same" if math.isnan(value) else "r = " + minus(f"{value:.3f}")
 
 
 def _one_line(line: dict[Any, Any], curvature: float) -> Status:

@@ -205,7 +205,8 @@ def _slope(line: dict[str, Any] | None) -> tuple[str, str, str]:
     if line is None or math.isnan(line["slope"]):
         return "–", "–", "–"
     noise = "no interval" if math.isnan(line["half"]) else f"± {100 * line['half']:.2f}"
-    texts = (f"{100 * line['slope']:.2f} {noise}", f"{line['r']:.3f}", str(int(line["n"])))
+    r = "– (constant)" if math.isnan(line["r"]) else f"{line['r']:.3f}"
+    texts = (f"{100 * line['slope']:.2f} {noise}", r, str(int(line["n"])))
     slope, r, n = map(minus, texts)
     return slope, r, n
 
