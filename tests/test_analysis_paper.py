@@ -73,6 +73,7 @@ def _synthetic():
                 switched.assign(variant="soft"),
                 switched.query("seed == 1").assign(variant=EVIL),
                 longer.assign(variant="after_12", tuned_epochs=12),
+                longer.assign(condition="dense", variant="after_12", target=0.0),  # before its cut: no switch
             ]
         )
     }

@@ -220,13 +220,14 @@ def switches(tables: Tables) -> Section:
     )
     found, losses = study.cells(tables["runs"]), _dev_losses(tables)
     rows = []
-    for setting in sorted({setting for setting, _ in found if setting[1] not in (*study.MAIN.values(), "dense")}):
+    ours = {setting for setting, _ in found if setting[0] in study.MAIN and setting[1] not in study.MAIN.values()}
+    for setting in sorted(ours):
         condition, variant, target = setting
         other = study.main(condition, target)
         tasks = [task for task in study.tasks(tables["runs"]) if (setting, task) in found]
         known = contrast(found, setting, other, tasks)
-        ours, theirs = (losses.get((name, target)) for name in (variant, study.MAIN[condition]))
-        change = "–" if ours is None or theirs is None else minus(f"{ours - theirs:+.3f}")
+        loss, other_loss = (losses.get((name, target)) for name in (variant, study.MAIN[condition]))
+        change = "–" if loss is None or other_loss is None else minus(f"{loss - other_loss:+.3f}")
         parts = [f"{task} {text(summary(found[setting, task]), scale=100)}" for task in tasks]
         labels = (variant, condition.replace("_", " "), percent(target), change, _change(known))
         rows.append([*map(cell, labels), cell(*parts)])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from jaxprune.config import StudyConfig
 from jaxprune.config.load import differences, read_yaml, to_yaml, validate
@@ -159,6 +160,7 @@ def _compiled_once() -> Iterator[None]:
             yield
         finally:
             settings.update("jax_compilation_cache_dir", None)
+            reset_cache()  # else it goes on writing to the directory that is gone
 
 
 def _keep_config(cfg: StudyConfig, root: Path) -> None:
