@@ -1,6 +1,6 @@
 """Copy the tables and the page of the study, and print the claims as the table of README.md.
 
-    python results/study_mini/build.py runs/study_mini/study results/study_mini
+python results/study_mini/build.py runs/study_mini/study results/study_mini
 """
 
 import csv
