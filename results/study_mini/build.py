@@ -1,24 +1,64 @@
-"""Copy the tables and the page of the study, and print the claims as the table of README.md.
+"""Copy the tables and the page of the study, and print the tables of README.md.
 
 python results/study_mini/build.py runs/study_mini/study results/study_mini
 """
 
 import csv
+import math
 import shutil
 import sys
 from pathlib import Path
 
+from jaxprune.analysis import study
+from jaxprune.analysis.contrast import contrast
+from jaxprune.analysis.statistics import mean_of, summary
 
-def main(study: Path, out: Path) -> None:
+
+def main(place: Path, out: Path) -> None:
     (out / "tables").mkdir(parents=True, exist_ok=True)
-    for path in sorted((study / "tables").glob("*.csv")):
+    for path in sorted((place / "tables").glob("*.csv")):
         shutil.copy(path, out / "tables" / path.name)
-    page = (study / "report.html").read_text(encoding="utf-8")
+    page = (place / "report.html").read_text(encoding="utf-8")
     (out / "report.html").write_text(page, encoding="utf-8")
-    print("| item | claim | here | why |\n|---|---|---|---|")
-    with (study / "tables" / "claims.csv").open(encoding="utf-8") as file:
+    tables = study.read_tables(out / "tables")
+    scores(tables)
+    switches(tables)
+    print("| where | claim | here | why |\n|---|---|---|---|")
+    with (out / "tables" / "claims.csv").open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            print(f"| {row['item']} | {row['claim']} | **{row['status']}** | {row['why']} |")
+            why = row["why"].replace("|", "\\|")
+            print(f"| {row['item']} | {row['claim']} | **{row['status']}** | {why} |")
+
+
+def scores(tables: study.Tables) -> None:
+    """Mean accuracy over the tasks, a row per sparsity and a column per condition."""
+    found, losses = study.cells(tables["runs"], "accuracy"), tables["pretrain"]
+    tasks = study.tasks(tables["runs"])
+    print(f"| sparsity | dev loss | {' | '.join(study.CONDITIONS)} |\n|{'---|' * 6}")
+    for target in study.targets(found, "pruned"):
+        loss = losses[(losses["variant"] == "pruned") & (losses["target"] == target)]["dev_loss"].item()
+        row = [f"{target:g}", f"{loss:.3f}"]
+        for condition in study.CONDITIONS:
+            parts = [summary(found.get((study.main(condition, target), task), [])) for task in tasks]
+            mean = mean_of(parts)
+            row.append("" if math.isnan(mean.mean) else f"{100 * mean.mean:.1f} ± {100 * mean.half:.1f}")
+        print("|", " | ".join(row), "|")
+    print()
+
+
+def switches(tables: study.Tables) -> None:
+    """Each switch against its condition without it, in points on the first task."""
+    found, losses = study.cells(tables["runs"]), tables["pretrain"].set_index(["variant", "target"])["dev_loss"]
+    print("| switch | condition | dev loss, change | SST-2, change in points |\n|---|---|---|---|")
+    for setting in sorted({s for s, _ in found if s[0] in study.MAIN and s[1] not in study.MAIN.values()}):
+        condition, variant, target = setting
+        base = study.main(condition, target)
+        known = contrast(found, setting, base, ["SST-2"])
+        loss = ""
+        if (variant, target) in losses:
+            loss = f"{losses[variant, target] - losses[study.MAIN[condition], target]:+.3f}"
+        print(f"| {variant} | {condition} | {loss} | {100 * known.change:+.1f} ± {100 * known.noise:.1f} |")
+    print()
 
 
 if __name__ == "__main__":
