@@ -21,6 +21,7 @@ from jaxprune.data import tokenizer
 from jaxprune.data.metrics import score
 from jaxprune.data.tasks import TASKS
 from jaxprune.experiments import finetune
+from jaxprune.experiments.trainer import Trainer
 from jaxprune.models.hf import load_hf
 from jaxprune.pruning import leaf_counts
 from jaxprune.training.loop import Preempted
@@ -126,7 +127,7 @@ def test_runs_train_together_as_they_do_alone(tiny, pretrained, tmp_path):
     cfg = cfg.model_copy(update={"mesh": MeshConfig(data=2, member=4)})
     model = finetune.model_config(cfg)
     splits = finetune.read_splits(cfg, "SST-2", tokenizer.load(str(tiny.data / "tokenizer")))
-    trainer = finetune.Trainer(cfg, model, TASKS["SST-2"], splits)
+    trainer = Trainer(cfg, model, TASKS["SST-2"], splits)
     source = finetune.pretrained(cfg, model)
     grid = {f"{rate:g}-{seed}": finetune.one_run(cfg, "SST-2", rate, seed) for rate in (1e-4, 3e-4) for seed in SEEDS}
     runs = [(tmp_path / "together" / name, source, one) for name, one in grid.items()]

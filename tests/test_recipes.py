@@ -1,5 +1,6 @@
 """Shipped studies: every program that one of them would compile traces, at its full size, without data or weights."""
 
+import re
 from pathlib import Path
 
 import jax
@@ -10,10 +11,10 @@ import pytest
 from jaxprune.config import MeshConfig, ModelConfig, PretrainConfig, StudyConfig
 from jaxprune.config.load import read_config, validate
 from jaxprune.experiments.conditions import matrix
-from jaxprune.experiments.finetune import schedule
 from jaxprune.experiments.pretrain import prune_plan
 from jaxprune.experiments.shared import program_key
 from jaxprune.experiments.start import program_of, shaped
+from jaxprune.experiments.trainer import schedule
 from jaxprune.training.optimizer import learning_rate_at
 from jaxprune.training.sharding import make_mesh
 
@@ -77,11 +78,16 @@ def test_the_published_recipe_is_the_one_that_ran():
     assert pruned.init_from == "bert-base-uncased" and random.init_from == str(Path("runs") / "dense")
     assert learning_rate_at(random.optimizer, random.steps, 2e-5)(0) == pytest.approx(6.667e-6, rel=1e-3)
     assert (random.steps, prune_plan(random)) == (85_000, {0: 0.7})
-    tuned = [job.cfg for job in matrix(read(CONFIGS / "paper" / "published.yaml"), Path("runs")) if not job.pretrains]
+    every = [job for job in matrix(read(CONFIGS / "paper" / "published.yaml"), Path("runs")) if not job.pretrains]
+    tuned = [job.cfg for job in every if not re.search(r"/after_\d", job.path)]
     assert {(cfg.epochs, cfg.epochs_before, cfg.masks) for cfg in tuned} == {
         (3, 0, "fixed"),
         (13, 0, "lifted"),
         (5, 3, "fixed"),
+    }
+    cuts = [job.cfg for job in every if re.search(r"/after_finetuning/after_\d+-s0.6/", job.path)]  # Fig 3 bottom
+    assert {(cfg.epochs_before, cfg.epochs, cfg.learning_rates) for cfg in cuts} == {
+        (epochs, 2, (5e-5,)) for epochs in (1, 3, 6, 9, 12)
     }
     first = schedule(tuned[0], 300)
     assert (first.period, first.warmup_steps, first.decay) == (100, 10, "sawtooth")

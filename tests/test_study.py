@@ -20,8 +20,9 @@ from jaxprune.cli import main
 from jaxprune.config import FinetuneConfig, PretrainConfig, StudyConfig
 from jaxprune.config.load import validate
 from jaxprune.experiments.conditions import Job, matrix, shard
-from jaxprune.experiments.finetune import pretrained, schedule
+from jaxprune.experiments.finetune import pretrained
 from jaxprune.experiments.study import _seeds_added, select
+from jaxprune.experiments.trainer import schedule
 from jaxprune.models.bert import bert
 from jaxprune.training.optimizer import learning_rate_at
 from jaxprune.training.workdir import read_records

@@ -20,6 +20,7 @@ from jaxprune.data.prepare import held_out, prepare, text_hash
 from jaxprune.data.tasks import Task
 from jaxprune.experiments import finetune, pretrain
 from jaxprune.experiments.environment import environment
+from jaxprune.experiments.trainer import Splits, Trainer
 from jaxprune.training.workdir import Workdir, read_records
 
 log = logging.getLogger("jaxprune")
@@ -110,7 +111,7 @@ def _finetune_all(cfg: DemoConfig, place: Workdir, data: Path) -> list[dict[str,
     scores = []
     for task, examples in _tasks(cfg):
         encoded = (glue.encode(part, vocabulary, cfg.finetune.max_len) for part in examples)
-        trainer = finetune.Trainer(cfg.finetune, starts[cfg.sparsities[0]].model, task, finetune.Splits(*encoded))
+        trainer = Trainer(cfg.finetune, starts[cfg.sparsities[0]].model, task, Splits(*encoded))
         for sparsity, source in starts.items():
             for seed in cfg.finetune.seeds:
                 folder = place / f"finetune-{sparsity:g}" / task.name.replace(" ", "-")

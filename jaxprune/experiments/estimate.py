@@ -17,6 +17,7 @@ from jaxprune.experiments.conditions import Job
 from jaxprune.experiments.dryrun import duration
 from jaxprune.experiments.shared import Shared, is_finished, program_key, trainer_key
 from jaxprune.experiments.start import Start, shaped, start_config
+from jaxprune.experiments.trainer import Trainer
 from jaxprune.models.bert import bert
 from jaxprune.pruning import init_masks
 from jaxprune.training.prunes import plan_of
@@ -89,9 +90,7 @@ def _pretraining(cfg: PretrainConfig, speed: Speed) -> float:
     return cfg.steps * speed.step + len(pretrain.prune_plan(cfg)) * speed.prune + batches * speed.evaluate
 
 
-def _finetuning_speed(
-    cfg: FinetuneConfig, model: ModelConfig, trainer: finetune.Trainer, speeds: dict[str, Speed]
-) -> Speed:
+def _finetuning_speed(cfg: FinetuneConfig, model: ModelConfig, trainer: Trainer, speeds: dict[str, Speed]) -> Speed:
     """Measured once per task."""
     shapes = [part.input_ids.shape for part in trainer.splits]
     key = f"{cfg.tasks} {shapes} {cfg.batch_size} {cfg.dtype}"
@@ -107,7 +106,7 @@ def _finetuning_speed(
     return speeds[key]
 
 
-def _finetuning(cfg: FinetuneConfig, trainer: finetune.Trainer, speed: Speed) -> float:
+def _finetuning(cfg: FinetuneConfig, trainer: Trainer, speed: Speed) -> float:
     batches = sum(-(-len(part) // cfg.batch_size) for part in trainer.splits)
     prunes = len(plan_of(cfg.prune, trainer.steps))
     return trainer.steps * speed.step + prunes * speed.prune + batches * speed.evaluate

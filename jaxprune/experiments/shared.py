@@ -10,6 +10,7 @@ from jaxprune.data import glue, tokenizer
 from jaxprune.experiments import finetune, pretrain
 from jaxprune.experiments.conditions import Job
 from jaxprune.experiments.start import Start
+from jaxprune.experiments.trainer import Splits, Trainer, shared_part
 from jaxprune.training.loop import Diverged
 
 log = logging.getLogger("jaxprune")
@@ -29,7 +30,7 @@ def program_key(cfg: PretrainConfig) -> str:
 
 def trainer_key(cfg: FinetuneConfig, model: ModelConfig) -> str:
     """Equal for single fine-tuning runs that share compiled steps, but for masks that are there or not."""
-    return finetune.shared_part(cfg).model_dump_json() + model.model_dump_json()
+    return shared_part(cfg).model_dump_json() + model.model_dump_json()
 
 
 class Shared:
@@ -38,9 +39,9 @@ class Shared:
     def __init__(self, cfg: StudyConfig):
         place = cfg.finetune.tokenizer or str(Path(cfg.data) / "tokenizer")
         self.vocabulary = tokenizer.load(place, "")
-        self._splits: dict[Any, finetune.Splits] = {}
+        self._splits: dict[Any, Splits] = {}
         self._programs: dict[str, pretrain.Run] = {}
-        self._trainers: dict[str, finetune.Trainer] = {}
+        self._trainers: dict[str, Trainer] = {}
         self._sources: dict[Any, Start] = {}
         self._population = cfg.population
         self._alone = set[str]()
@@ -123,20 +124,18 @@ class Shared:
             self._programs[key] = pretrain.compile_run(cfg, members=self._population if self._population > 1 else 0)
         return self._programs[key]
 
-    def splits(self, cfg: FinetuneConfig) -> finetune.Splits:
+    def splits(self, cfg: FinetuneConfig) -> Splits:
         """The encoded data of a single-task config, read once."""
         key = (cfg.tasks, cfg.glue, cfg.revision, cfg.max_len, cfg.max_train_examples, cfg.max_dev_examples)
         if key not in self._splits:
             self._splits[key] = finetune.read_splits(cfg, cfg.tasks[0], self.vocabulary)
         return self._splits[key]
 
-    def trainer(self, cfg: FinetuneConfig, model: ModelConfig) -> finetune.Trainer:
+    def trainer(self, cfg: FinetuneConfig, model: ModelConfig) -> Trainer:
         """The Trainer of a single-run config, for a model of this shape."""
         key = trainer_key(cfg, model)
         if key not in self._trainers:
-            self._trainers[key] = finetune.Trainer(
-                finetune.shared_part(cfg), model, glue.task(cfg.tasks[0]), self.splits(cfg)
-            )
+            self._trainers[key] = Trainer(shared_part(cfg), model, glue.task(cfg.tasks[0]), self.splits(cfg))
         return self._trainers[key]
 
     def _start(self, cfg: FinetuneConfig, model: ModelConfig) -> Start:
