@@ -89,6 +89,7 @@ def test_lines_that_cannot_be_drawn():
     two = fit([1.0, 2.0], [0.5, 0.4])
     assert two.slope == pytest.approx(-0.1) and math.isnan(two.half)
     assert math.isnan(fit([1.0, 2.0, 3.0], [0.5, 0.5, 0.5]).r)
+    assert math.isnan(fit([1.0, 2.0, 3.0], [0.3, 0.1 + 0.2, 0.3]).r)
     with pytest.raises(ValueError, match="losses has 2 values, scores 3"):
         fit([1, 2], [1, 2, 3])
 

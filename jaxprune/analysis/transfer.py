@@ -32,6 +32,8 @@ def fit(losses: Sequence[float], scores: Sequence[float]) -> Fit:
         raise ValueError(f"losses has {x.size} values, scores {y.size}; give one score per loss")
     n, nan = len(x), math.nan
     dx, dy = x - x.mean() if n else x, y - y.mean() if n else y
+    if n and np.ptp(y) <= 1e-12 * np.abs(y).max():  # means of the same scores differ in their last bits
+        dy = np.zeros(n)
     sxx, syy, sxy = float(dx @ dx), float(dy @ dy), float(dx @ dy)
     if n < 2 or sxx == 0:
         return Fit(nan, nan, nan, nan, n, nan)
