@@ -21,6 +21,7 @@ from jaxprune.data import tokenizer
 from jaxprune.data.metrics import score
 from jaxprune.data.tasks import TASKS
 from jaxprune.experiments import finetune
+from jaxprune.experiments import trainer as training
 from jaxprune.experiments.trainer import Trainer
 from jaxprune.models.hf import load_hf
 from jaxprune.pruning import leaf_counts
@@ -189,13 +190,13 @@ def test_pruned_weights(tiny, pretrained, pruned_directory, tmp_path, monkeypatc
     path = tiny.finetune_yaml(tmp_path / "c.yaml", init_from=str(start), masks=masks)
     cfg = validate(FinetuneConfig, read_yaml(path), "c.yaml")
     states = []
-    fit = finetune.fit
+    fit = training.fit
 
     def watched(*args, **kwargs):
         states.append(fit(*args, **kwargs))
         return states[-1]
 
-    monkeypatch.setattr(finetune, "fit", watched)
+    monkeypatch.setattr(training, "fit", watched)
     (record,) = finetune.finetune(cfg, tmp_path / "run")
     _, before = load_hf(pretrained / "hf" if source == "workdir" else start, head="pretraining")
     after = jax.device_get(states[0].params)
