@@ -93,9 +93,9 @@ class Shared:
         members = [(runs / job.path, source, cfg)]
         for other in ready:
             if isinstance(other.cfg, FinetuneConfig) and other.cfg.tasks == cfg.tasks:
-                model = finetune.model_config(other.cfg)
-                if len(members) < self._population and trainer_key(other.cfg, model) == trainer_key(cfg, model):
-                    found = self._start(other.cfg, model)
+                shape = finetune.model_config(other.cfg)
+                if len(members) < self._population and trainer_key(other.cfg, shape) == trainer_key(cfg, model):
+                    found = self._start(other.cfg, shape)
                     if trainer.group(found, other.cfg) == trainer.group(source, cfg):
                         members.append((runs / other.path, found, other.cfg))
         results = self._together(lambda: trainer.run_together(members), [path for path, *_ in members], runs)
