@@ -3,7 +3,7 @@
     python benchmarks/population.py [--members 8] [--layers 2] [--width 128] [--vocab 8192] [--rounds 9] [--batched]
 
 Both run in turn in one process; printed are medians and minima in milliseconds, and the ratio: above 1, the population
-is faster. GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before the command is how `jaxprune` itself runs on a CPU.
+is faster. `jaxprune` runs with other settings of malloc; benchmarks/train_step.py says how to time them.
 """
 
 import argparse

@@ -21,7 +21,8 @@ from jaxprune.config import FinetuneConfig, PretrainConfig, StudyConfig
 from jaxprune.config.load import validate
 from jaxprune.experiments.conditions import Job, matrix, shard
 from jaxprune.experiments.finetune import pretrained
-from jaxprune.experiments.study import _seeds_added, select
+from jaxprune.experiments.shared import Shared
+from jaxprune.experiments.study import _seeds_added, resolve, select
 from jaxprune.experiments.trainer import schedule
 from jaxprune.models.bert import bert
 from jaxprune.training.optimizer import learning_rate_at
@@ -37,7 +38,7 @@ PLAIN = {
     "conditions": {
         "pruned": {"sparsities": [0, 0.5, 0.9]},
         "information_deletion": {"sparsities": [0.9]},
-        "after_finetuning": {"sparsities": [0.5, 0.9], "finetune": {"epochs": 5}},
+        "after_finetuning": {"sparsities": [0.5, 0.9], "before": {"warmup_fraction": 0.3}, "finetune": {"epochs": 5}},
         "random": {"sparsities": [0, 0.5]},
     },
     "switches": {
@@ -114,6 +115,7 @@ def test_each_run_says_what_its_condition_asks():
         50,
     )
     assert (dense.init_from, dense.keep_weights, dense.epochs) == (str(RUNS / "dense"), True, 3)
+    assert dense.warmup_fraction == 0.3 != after.warmup_fraction == pruned.warmup_fraction
     assert (after.init_from, after.epochs) == (str(RUNS / "finetune/dense/SST-2/lr0.0001-seed1"), 5)
     assert (after.prune.sparsity, after.prune.scope, after.prune.schedule) == (0.9, "head", "one_shot")
     tuned_otherwise = listed["finetune/pruned/sawtooth-s0.7/SST-2/lr0.0001-seed1"].cfg
@@ -121,6 +123,7 @@ def test_each_run_says_what_its_condition_asks():
     assert (sawtooth.sawtooth, sawtooth.epochs_before, after.sawtooth) == (True, 3, False)
     more = listed["finetune/after_finetuning/after_more-s0.7/SST-2/lr0.0001-seed1"]
     assert (more.cfg.epochs, more.cfg.epochs_before, listed[more.needs[-1]].cfg.epochs) == (5, 7, 7)
+    assert listed[more.needs[-1]].cfg.warmup_fraction == 0.3
     assert more.cfg.init_from == str(RUNS / "finetune/dense/after_more/SST-2/lr0.0001-seed1")
     recover = {name: listed[f"pretrain/{name}"].cfg for name in ("pruned-s0.5", "random-s0.5", "soft-s0.7")}
     assert recover["random-s0.5"].prune == recover["pruned-s0.5"].prune.model_copy(update={"criterion": "random"})
@@ -160,6 +163,8 @@ def test_only_keeps_what_matches_and_its_ancestors():
         ({"switches": {"x": {"recover": {"prune": {"moed": "soft"}}}}}, ["switches.x.recover", "did you mean mode?"]),
         ({"switches": {"../x": {}}}, ["'../x'", "directory"]),
         ({"switches": {"x": {"before": {"epochs": 2}}}}, ["before", "pruned", "remove"]),
+        ({"conditions": {"random": {"before": {"epochs": 2}}}}, ["conditions.random.before", "remove"]),
+        ({"conditions": {"after_finetuning": {"before": {"epochz": 2}}}}, ["before", "did you mean epochs?"]),
         ({"switch_tasks": ["QQP"]}, ["QQP", "SST-2"]),
         ({"tasks": [{"name": "CoLA"}, {"name": "CoLA"}]}, ["tasks", "twice"]),
         ({"conditions": {"pruned": {"sparsities": [1.5]}}}, ["conditions.pruned", "1.5"]),
@@ -305,6 +310,21 @@ def test_a_study_whose_runs_train_together_ends_as_one_whose_runs_do_not(tiny, c
         else:
             assert result["train_loss"] == pytest.approx(theirs[path]["train_loss"], rel=1e-3), path
             assert result["sparsity"] == theirs[path]["sparsity"]
+
+
+@pytest.mark.slow
+def test_a_population_takes_runs_of_its_own_model_alone(config, shared, tmp_path):
+    cfg = resolve(validate(StudyConfig, yaml.safe_load(config.read_text()) | {"population": 3}, str(config)))
+    listed, runs = by_path(matrix(cfg, shared / "runs")), shared / "runs"
+    job, mate = (listed[f"finetune/pruned/pruned-s{s}/SST-2/lr0.001-seed0"] for s in (0.5, 0.9))
+    other = shutil.copytree(runs / "pretrain" / "pruned-s0.9", tmp_path / "relu")
+    content = yaml.safe_load((other / "config.yaml").read_text())
+    content["model"]["sublayer_relu"] = True
+    write_yaml(other / "config.yaml", content)
+    relu = mate._replace(path="relu", cfg=mate.cfg.model_copy(update={"init_from": str(other)}))
+    for ready in ([relu, mate], [mate, relu]):
+        _, members = Shared(cfg).tuned_together(job.cfg, job, ready, runs)
+        assert [place for place, _, _ in members] == [runs / job.path, runs / mate.path]
 
 
 @pytest.mark.slow

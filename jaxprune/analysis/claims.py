@@ -11,7 +11,7 @@ from jaxprune.analysis import study
 from jaxprune.analysis.contrast import contrast
 from jaxprune.analysis.prose import minus
 from jaxprune.analysis.regimes import FITTING, FREE, Regimes, regimes
-from jaxprune.analysis.study import Frame, Tables
+from jaxprune.analysis.study import Frame, Tables, of_variant
 
 Status = Literal["holds", "fails", "cannot tell"]
 HOLDS, FAILS, UNKNOWN = "holds", "fails", "cannot tell"
@@ -227,7 +227,7 @@ def _masks(tables: Tables) -> Answer:
     rows = tables["distance"]
     if rows.empty:
         return UNKNOWN, "no weights of a fine-tuned dense model were kept"
-    rows = rows[(rows["path"] == "all") & (rows["variant"] == "dense")]
+    rows = of_variant(rows[rows["path"] == "all"], "dense")
     parts, worst = [], 0.0
     for against, some in rows.groupby("against"):
         ratio = f"{some['ratio'].min():.2f} to {some['ratio'].max():.2f} of chance"
@@ -267,7 +267,7 @@ def _longer(tables: Tables) -> Answer:
 
 def _moves(tables: Tables) -> Answer:
     rows = tables["movement"]
-    if rows.empty or (rows := rows[(rows["path"] == "all") & (rows["variant"] == "dense")]).empty:
+    if rows.empty or (rows := of_variant(rows[rows["path"] == "all"], "dense")).empty:
         return UNKNOWN, "no weights of a fine-tuned dense model were kept"
     means = rows.groupby("task")["mean"].max()
     said = ", ".join(f"{task} {100 * value:.2f} %" for task, value in means.items())
@@ -278,7 +278,7 @@ def _large_stay(tables: Tables) -> Answer:
     rows = tables["movement_rank"]
     if rows.empty:
         return UNKNOWN, "no weights of a fine-tuned dense model were kept"
-    rows = rows[rows["variant"] == "dense"]
+    rows = of_variant(rows, "dense")
     top = rows[rows["bin"] >= 80].groupby(["task", "learning_rate", "seed"])["before"].sum()
     said = f"the largest fifth makes {_range(top)} of all movement (n = {len(top)} runs; an even share is 20 %)"
     if (top < 0.2).all():
@@ -299,8 +299,7 @@ def _heads(tables: Tables) -> Answer:
 
 
 def _spread(tables: Tables) -> Answer:
-    rows = tables["weights"]
-    if rows.empty or (rows := rows[rows["variant"] == "dense"]).empty:
+    if (rows := of_variant(tables["weights"], "dense")).empty:
         return UNKNOWN, "the weights of the dense model were not measured"
     std, mean = rows["std"], (rows["mean"] / rows["std"]).abs()
     said = f"std {std.min():.3f} to {std.max():.3f} over {len(rows)} matrices; largest |mean| / std {mean.max():.2f}"
@@ -312,7 +311,7 @@ def _short_tokens(tables: Tables) -> Answer:
     order = ("1 character", "2-3", "4-6", "7 or more")
     if rows.empty:
         return UNKNOWN, "the word embeddings were not measured"
-    means = rows[rows["variant"] == "dense"].set_index("group")["abs_mean"]
+    means = of_variant(rows, "dense").set_index("group")["abs_mean"]
     kept = [means[name] for name in order if name in means]
     if len(kept) < 3:
         return UNKNOWN, "the vocabulary has too few lengths of tokens"
@@ -324,7 +323,7 @@ def _memory(tables: Tables) -> Answer:
     rows = tables["memory"]
     if rows.empty:
         return UNKNOWN, "the dense model was not measured"
-    share = rows[rows["variant"] == "dense"].set_index("part")["share"]
+    share = of_variant(rows, "dense").set_index("part")["share"]
     words, both = share["word embeddings"], share["word embeddings"] + share["feed-forward"]
     said = f"word embeddings {100 * words:.1f} %, with the feed-forward layers {100 * both:.1f} %"
     return (HOLDS if abs(words - 0.2129) < 0.01 and abs(both - 0.7277) < 0.01 else FAILS), f"{said} of the weights here"

@@ -3,11 +3,11 @@
 import numpy as np
 
 from jaxprune.analysis import plots
-from jaxprune.analysis.layout import SPARSITY, Grid, Section, band, cell, mean_over, of_variant, section, span
+from jaxprune.analysis.layout import SPARSITY, Grid, Section, band, cell, mean_over, section, span
 from jaxprune.analysis.plots import Series
 from jaxprune.analysis.prose import percent
 from jaxprune.analysis.published import published
-from jaxprune.analysis.study import Tables
+from jaxprune.analysis.study import Tables, of_variant
 
 
 def features(tables: Tables) -> Section:

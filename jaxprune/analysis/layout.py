@@ -62,11 +62,6 @@ def section(
     return Section(title, about, items, ours, theirs, 0, words, "" if ours else missing, grids)
 
 
-def of_variant(rows: Frame, variant: str) -> Frame:
-    """The rows of a variant."""
-    return rows[rows["variant"] == variant] if len(rows) else rows
-
-
 def mean_over(rows: Frame, x: str, y: str) -> tuple[list[float], list[float]]:
     """Every x with the mean of its y."""
     means = rows.groupby(x)[y].mean()

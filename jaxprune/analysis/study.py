@@ -69,6 +69,11 @@ def published_tables() -> dict[str, Frame]:
     return tables
 
 
+def of_variant(rows: Frame, variant: str) -> Frame:
+    """The rows of a variant."""
+    return rows[rows["variant"] == variant] if len(rows) else rows
+
+
 def best_rate(runs: Frame) -> Frame:
     """The rows at the learning rate with the highest mean score of their (condition, variant, target, task)."""
     if runs.empty:

@@ -5,13 +5,13 @@ import dataclasses
 import numpy as np
 
 from jaxprune.analysis import plots
-from jaxprune.analysis.layout import SPARSITY, Grid, Picture, Section, band, cell, of_variant, section
+from jaxprune.analysis.layout import SPARSITY, Grid, Picture, Section, band, cell, section
 from jaxprune.analysis.movement import RANDOM
 from jaxprune.analysis.plots import Series
 from jaxprune.analysis.prose import percent
 from jaxprune.analysis.published import published
 from jaxprune.analysis.statistics import summary, text
-from jaxprune.analysis.study import PRETRAINED, TASKS, UNTUNED, Frame, Tables, tasks
+from jaxprune.analysis.study import PRETRAINED, TASKS, UNTUNED, Frame, Tables, of_variant, tasks
 
 PAPERS_CUT = 0.6
 """Sparsity of the cut of Fig 3 bottom."""

@@ -33,6 +33,8 @@ class ArmConfig(Section):
     """Keys laid over the study's `recover`."""
     finetune: dict[str, Any] = Field(default={})
     """Keys laid over the study's `finetune`; for `after_finetuning`, of the part after the cut."""
+    before: dict[str, Any] = Field(default={})
+    """Keys laid over the study's `finetune` for the part before the cut; for `after_finetuning` alone."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -67,7 +69,7 @@ class SwitchConfig(Section):
     finetune: dict[str, Any] = Field(default={})
     """Keys laid over the condition's `finetune`."""
     before: dict[str, Any] = Field(default={})
-    """Keys laid over the study's `finetune` for the part before the cut; for `after_finetuning` alone."""
+    """Keys laid over the condition's `before`; for `after_finetuning` alone."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -118,7 +120,10 @@ class StudyConfig(Section):
         if self.conditions.information_deletion.recover:
             raise ValueError("conditions.information_deletion.recover: it starts from runs of pruned; set it there")
         for name in ConditionsConfig.model_fields:
+            if name != "after_finetuning" and getattr(self.conditions, name).before:
+                raise ValueError(f"conditions.{name}.before: it has no part before a cut; remove it")
             self.arm(name, SwitchConfig(), f"conditions.{name}")
+        self.before(SwitchConfig(), "conditions.after_finetuning")
         for name, switch in self.switches.items():
             if not name.replace("_", "").isalnum() or name in ("pruned", "random", "dense"):
                 raise ValueError(f"switches: {name!r} is no name for a directory; use letters, digits and _")
@@ -128,7 +133,10 @@ class StudyConfig(Section):
 
     def before(self, switch: SwitchConfig, where: str) -> FinetuneConfig:
         """`finetune` of the part before the cut of `after_finetuning`; `where` goes into errors."""
-        return overlaid(self.finetune, switch.before, f"{where}.before")
+        finetune = overlaid(
+            self.finetune, self.conditions.after_finetuning.before, "conditions.after_finetuning.before"
+        )
+        return overlaid(finetune, switch.before, f"{where}.before")
 
     def arm(self, condition: str, switch: SwitchConfig, where: str) -> tuple[PretrainConfig, FinetuneConfig]:
         """`recover` and `finetune` of a condition with a switch on top; `where` goes into errors."""

@@ -57,6 +57,8 @@ def estimate(jobs: list[Job], runs: Path, shared: Shared) -> None:
             seconds[job.path] = _finetuning(job.cfg, trainer, speed)
         compiling[program] = speed.compile
     _show(jobs, seconds, sum(compiling.values()))
+    if shared.population > 1:
+        print(f"population = {shared.population} is left out of account: these are the times of runs one by one")
 
 
 def _model(job: Job, models: dict[str, ModelConfig], runs: Path) -> ModelConfig:

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,10 +26,10 @@ from jaxprune.training.compile import Program, evaluate_all, placed
 from jaxprune.training.loop import fit
 from jaxprune.training.optimizer import learning_rate_at
 from jaxprune.training.population import (
-    Apart,
     MemberCheckpoints,
     MemberRecords,
     SameBatches,
+    in_workdirs,
     member,
     repeat,
     restored,
@@ -117,16 +117,12 @@ def pretrain_together(runs: Sequence[tuple[PretrainConfig, Path]], run: Run) -> 
 
     Each workdir ends as if it had run alone. Runs that were interrupted at different steps go on one by one.
     """
-    results: list[dict[str, Any]] = []
-    with ExitStack() as stack:
-        cfgs = [cfg for cfg, _ in runs]
-        open_one = partial(owned_workdir, compare=partial(changes, PretrainConfig))
-        places = [stack.enter_context(open_one(path, to_yaml(cfg))) for cfg, path in runs]
-        if not any(place.result() for place in places):
-            with within(run.program.mesh), suppress(Apart):
-                results = _run_together(cfgs, places, run)
-        for place, result in zip(places, results, strict=False):
-            place.finish(result)
+
+    def train(places: list[Workdir]) -> list[dict[str, Any]]:
+        with within(run.program.mesh):
+            return _run_together([cfg for cfg, _ in runs], places, run)
+
+    results = in_workdirs([(path, to_yaml(cfg)) for cfg, path in runs], partial(changes, PretrainConfig), train)
     return results or [pretrain_in(cfg, path, run) for cfg, path in runs]
 
 

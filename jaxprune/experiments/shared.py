@@ -43,7 +43,7 @@ class Shared:
         self._programs: dict[str, pretrain.Run] = {}
         self._trainers: dict[str, Trainer] = {}
         self._sources: dict[Any, Start] = {}
-        self._population = cfg.population
+        self.population = cfg.population
         self._alone = set[str]()
         for task in cfg.tasks:  # what is wrong with the data is said now, not after hours
             caps = {"max_train_examples": task.max_train_examples, "max_dev_examples": task.max_dev_examples}
@@ -63,7 +63,7 @@ class Shared:
 
     def _ready(self, job: Job, others: Sequence[Job], runs: Path) -> list[Job]:
         """`others` that could be members of a population with `job`, as far as can be said without their weights."""
-        if self._population == 1 or job.path in self._alone:
+        if self.population == 1 or job.path in self._alone:
             return []
         return [
             other
@@ -80,7 +80,7 @@ class Shared:
         run, plan = self.program(cfg), [*pretrain.prune_plan(cfg)]
         members = [(cfg, runs / job.path)]
         for other in ready:
-            if isinstance(other.cfg, PretrainConfig) and len(members) < self._population:
+            if isinstance(other.cfg, PretrainConfig) and len(members) < self.population:
                 found = pretrain.resolve(other.cfg)
                 if program_key(found) == program_key(cfg) and [*pretrain.prune_plan(found)] == plan:
                     members.append((found, runs / other.path))
@@ -88,24 +88,31 @@ class Shared:
         return results[0] if results else pretrain.pretrain_in(cfg, runs / job.path, run)
 
     def _finetune(self, cfg: FinetuneConfig, job: Job, ready: Sequence[Job], runs: Path) -> dict[str, Any]:
+        trainer, members = self.tuned_together(cfg, job, ready, runs)
+        results = self._together(lambda: trainer.run_together(members), [path for path, *_ in members], runs)
+        return results[0] if results else trainer.run(*members[0])
+
+    def tuned_together(
+        self, cfg: FinetuneConfig, job: Job, ready: Sequence[Job], runs: Path
+    ) -> tuple[Trainer, list[tuple[Path, Start, FinetuneConfig]]]:
+        """The Trainer of a fine-tuning job of config `cfg`, and the job with those of `ready` that it can train too."""
         model = finetune.model_config(cfg)
         trainer, source = self.trainer(cfg, model), self._start(cfg, model)
         members = [(runs / job.path, source, cfg)]
         for other in ready:
             if isinstance(other.cfg, FinetuneConfig) and other.cfg.tasks == cfg.tasks:
                 shape = finetune.model_config(other.cfg)
-                if len(members) < self._population and trainer_key(other.cfg, shape) == trainer_key(cfg, model):
+                if len(members) < self.population and trainer_key(other.cfg, shape) == trainer_key(cfg, model):
                     found = self._start(other.cfg, shape)
                     if trainer.group(found, other.cfg) == trainer.group(source, cfg):
                         members.append((runs / other.path, found, other.cfg))
-        results = self._together(lambda: trainer.run_together(members), [path for path, *_ in members], runs)
-        return results[0] if results else trainer.run(runs / job.path, source, cfg)
+        return trainer, members
 
     def _together(
         self, train: Callable[[], list[dict[str, Any]]], places: Sequence[Path], runs: Path
     ) -> list[dict[str, Any]]:
         """What `train` returns for a full population; nothing for another, or when a member diverged."""
-        if self._population == 1 or len(places) < self._population:
+        if self.population == 1 or len(places) < self.population:
             return []
         names = [str(place.relative_to(runs)) for place in places]
         try:
@@ -121,7 +128,7 @@ class Shared:
         """The compiled steps and data of a resolved run."""
         key = program_key(cfg)
         if key not in self._programs:
-            self._programs[key] = pretrain.compile_run(cfg, members=self._population if self._population > 1 else 0)
+            self._programs[key] = pretrain.compile_run(cfg, members=self.population if self.population > 1 else 0)
         return self._programs[key]
 
     def splits(self, cfg: FinetuneConfig) -> Splits:
@@ -141,7 +148,7 @@ class Shared:
     def _start(self, cfg: FinetuneConfig, model: ModelConfig) -> Start:
         key = (cfg.init_from, cfg.init_revision, cfg.masks, cfg.prune.include, cfg.prune.exclude)
         if key not in self._sources:
-            while len(self._sources) >= self._population:  # weights of the runs in hand, and no more
+            while len(self._sources) >= self.population:  # weights of the runs in hand, and no more
                 del self._sources[next(iter(self._sources))]
             self._sources[key] = finetune.pretrained(cfg, model)
         return self._sources[key]

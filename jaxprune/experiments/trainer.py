@@ -4,7 +4,7 @@ import functools
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,11 +27,11 @@ from jaxprune.training.compile import Program, compile_steps, evaluate_all, plac
 from jaxprune.training.loop import fit
 from jaxprune.training.optimizer import adamw, learning_rate_at, with_peak_rate
 from jaxprune.training.population import (
-    Apart,
     MemberBatches,
     MemberCheckpoints,
     MemberRecords,
     compile_population,
+    in_workdirs,
     member,
     restored,
 )
@@ -140,15 +140,13 @@ class Trainer:
 
         They must have the same `group`. Runs that were interrupted at different steps go on one by one.
         """
-        with ExitStack() as stack:
-            places = [stack.enter_context(owned_workdir(path, to_yaml(cfg), config_changes)) for path, _, cfg in runs]
-            members = [_Member(place, source, cfg) for place, (_, source, cfg) in zip(places, runs, strict=True)]
-            results = []
-            if not any(place.result() for place in places):
-                with within(self._mesh), suppress(Apart):
-                    results = self._run_together(members)
-            for place, result in zip(places, results, strict=False):
-                _finish(place, result)
+
+        def train(places: list[Workdir]) -> list[dict[str, Any]]:
+            with within(self._mesh):
+                members = zip(places, runs, strict=True)
+                return self._run_together([_Member(place, source, cfg) for place, (_, source, cfg) in members])
+
+        results = in_workdirs([(path, to_yaml(cfg)) for path, _, cfg in runs], config_changes, train, _finish)
         return results or [self.run(*run) for run in runs]
 
     def group(self, source: Start, cfg: FinetuneConfig) -> Any:

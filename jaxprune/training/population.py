@@ -5,7 +5,9 @@ share the model, the optimizer's other settings, and what a prune scores and cou
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +23,7 @@ from jaxprune.training.records import Records
 from jaxprune.training.sharding import DATA_AXES, put_batch, put_whole, state_shardings
 from jaxprune.training.state import Masks, Params, TrainState, create
 from jaxprune.training.steps import LossFn, eval_step, prune_step, train_step
+from jaxprune.training.workdir import Workdir, owned_workdir
 
 
 class MemberBatches:
@@ -114,6 +117,28 @@ def restored(
         raise Apart
     steps, states, positions = zip(*(one for one in found if one), strict=True)
     return steps[0], placed(population, stack([jax.device_get(state) for state in states])), list(positions)
+
+
+def in_workdirs(
+    members: Sequence[tuple[Path, str]],
+    compare: Callable[[str, str], list[str]],
+    train: Callable[[list[Workdir]], list[dict[str, Any]]],
+    finish: Callable[[Workdir, dict[str, Any]], None] = Workdir.finish,
+) -> list[dict[str, Any]]:
+    """The results of `train`, each finished in the workdir of its member (path, config; see `owned_workdir`).
+
+    Empty, with the workdirs as they were, when they have to go on one by one: one is finished, or they stand `Apart`.
+    """
+    with ExitStack() as stack:
+        places = [stack.enter_context(owned_workdir(path, config, compare)) for path, config in members]
+        if any(place.result() for place in places):
+            return []
+        with suppress(Apart):
+            results = train(places)
+            for place, result in zip(places, results, strict=True):
+                finish(place, result)
+            return results
+    return []
 
 
 class Places(NamedTuple):
