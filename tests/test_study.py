@@ -34,7 +34,7 @@ PLAIN = {
     "data": "/data",
     "recover": {"steps": 20, "prune": {"end": 10, "scope": "head"}},
     "finetune": {"learning_rates": [1e-4, 2e-4], "epochs": 3},
-    "tasks": [{"name": "SST-2", "seeds": [0, 1, 2], "max_train_examples": 50}, {"name": "CoLA"}],
+    "tasks": [{"name": "SST-2", "seeds": [0, 1, 2], "max_train_examples": 50}, {"name": "CoLA", "max_len": 16}],
     "conditions": {
         "pruned": {"sparsities": [0, 0.5, 0.9]},
         "information_deletion": {"sparsities": [0.9]},
@@ -114,6 +114,8 @@ def test_each_run_says_what_its_condition_asks():
         (1,),
         50,
     )
+    assert pruned.max_len == FinetuneConfig().max_len
+    assert listed["finetune/pruned/pruned-s0.9/CoLA/lr0.0001-seed0"].cfg.max_len == 16
     assert (dense.init_from, dense.keep_weights, dense.epochs) == (str(RUNS / "dense"), True, 3)
     assert dense.warmup_fraction == 0.3 != after.warmup_fraction == pruned.warmup_fraction
     assert (after.init_from, after.epochs) == (str(RUNS / "finetune/dense/SST-2/lr0.0001-seed1"), 5)

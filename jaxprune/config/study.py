@@ -22,6 +22,13 @@ class TaskConfig(Section):
     """Use only so many training examples; 0 uses all."""
     max_dev_examples: int = Field(default=0, ge=0)
     """Use only so many dev examples; 0 uses all."""
+    max_len: int | None = Field(default=None, ge=8)
+    """Tokens per example, for a task of short texts; none takes `finetune.max_len`."""
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """The keys of `finetune` that this task sets."""
+        return self.model_dump(include={"max_train_examples", "max_dev_examples", "max_len"}, exclude_none=True)
 
 
 class ArmConfig(Section):

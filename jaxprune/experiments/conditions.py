@@ -81,7 +81,7 @@ def _pruned_before(
     yield Job(path, _on_data(cfg, overlaid(recover, changes, path)), needs, path)
     masks = "lifted" if condition == "information_deletion" else "fixed"
     for task, rate, seed in _grid(cfg, finetune, switch):
-        one = _single(finetune, task, rate, seed) | {"init_from": str(runs / path), "masks": masks}
+        one = _single(task, rate, seed) | {"init_from": str(runs / path), "masks": masks}
         place = f"finetune/{condition}/{name}/{task.name}/{_leaf(rate, seed)}"
         yield Job(place, overlaid(finetune, one, place), (*needs, path), path)
 
@@ -94,12 +94,12 @@ def _pruned_after(cfg: StudyConfig, runs: Path, variant: str, sparsity: float, s
     needs = () if cfg.dense else ("dense",)
     for task, rate, seed in _grid(cfg, after, switch):
         before = f"finetune/{shared}/{task.name}/{_leaf(rate, seed)}"
-        one = _single(first, task, rate, seed) | {"masks": "fixed", "keep_weights": True}
+        one = _single(task, rate, seed) | {"masks": "fixed", "keep_weights": True}
         yield Job(before, overlaid(first, one | {"init_from": dense}, before), needs, before)
         place = f"finetune/after_finetuning/{variant}-s{sparsity:g}/{task.name}/{_leaf(rate, seed)}"
         cut = {"sparsity": sparsity, "scope": recover.prune.scope, "method": recover.prune.method}
         cut |= {"include": recover.prune.include, "exclude": recover.prune.exclude}
-        one = _single(after, task, rate, seed) | {"masks": "fixed", "init_from": str(runs / before), "prune": cut}
+        one = _single(task, rate, seed) | {"masks": "fixed", "init_from": str(runs / before), "prune": cut}
         if after.sawtooth:
             one["epochs_before"] = first.epochs
         yield Job(place, overlaid(after, one, place), (*needs, before), before)
@@ -117,9 +117,8 @@ def _grid(cfg: StudyConfig, finetune: FinetuneConfig, switch: SwitchConfig) -> I
                 yield task, rate, seed
 
 
-def _single(finetune: FinetuneConfig, task: TaskConfig, rate: float, seed: int) -> dict[str, object]:
-    caps = {"max_train_examples": task.max_train_examples, "max_dev_examples": task.max_dev_examples}
-    return {"tasks": (task.name,), "learning_rates": (rate,), "seeds": (seed,), **caps}
+def _single(task: TaskConfig, rate: float, seed: int) -> dict[str, object]:
+    return {"tasks": (task.name,), "learning_rates": (rate,), "seeds": (seed,), **task.limits}
 
 
 def _leaf(rate: float, seed: int) -> str:

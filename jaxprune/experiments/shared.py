@@ -46,8 +46,7 @@ class Shared:
         self.population = cfg.population
         self._alone = set[str]()
         for task in cfg.tasks:  # what is wrong with the data is said now, not after hours
-            caps = {"max_train_examples": task.max_train_examples, "max_dev_examples": task.max_dev_examples}
-            self.splits(cfg.finetune.model_copy(update={"tasks": (task.name,), **caps}))
+            self.splits(cfg.finetune.model_copy(update={"tasks": (task.name,), **task.limits}))
 
     def run(self, job: Job, runs: Path, others: Sequence[Job] = ()) -> str:
         """Run a job to its end, or resume it; returns its result in a few words.
