@@ -7,11 +7,15 @@ import csv
 import math
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+import yaml
 
 from jaxprune.analysis import study
 from jaxprune.analysis.contrast import contrast
 from jaxprune.analysis.statistics import mean_of, summary
+from jaxprune.training.workdir import read_records
 
 
 def main(place: Path, out: Path) -> None:
@@ -20,8 +24,11 @@ def main(place: Path, out: Path) -> None:
         shutil.copy(path, out / "tables" / path.name)
     page = (place / "report.html").read_text(encoding="utf-8")
     (out / "report.html").write_text(page, encoding="utf-8")
+    dense(Path(yaml.safe_load((place / "config.yaml").read_text(encoding="utf-8"))["dense"]), out)
     tables = study.read_tables(out / "tables")
-    scores(tables)
+    for names in (["SST-2", "QNLI"], study.tasks(tables["runs"])):
+        print(", ".join(names))
+        scores(tables, names)
     switches(tables)
     print("| where | claim | here | why |\n|---|---|---|---|")
     with (out / "tables" / "claims.csv").open(encoding="utf-8") as file:
@@ -30,18 +37,32 @@ def main(place: Path, out: Path) -> None:
             print(f"| {row['item']} | {row['claim']} | **{row['status']}** | {why} |")
 
 
-def scores(tables: study.Tables) -> None:
-    """Mean accuracy over the tasks, a row per sparsity and a column per condition."""
+def dense(run: Path, out: Path) -> None:
+    """The dev losses of the dense model while it trained, for what says whether they had flattened."""
+    rows = [row for row in read_records(run / "metrics.jsonl") if "dev_loss" in row]
+    names = ["step", *(name for name in rows[0] if name.startswith("dev_"))]
+    with (out / "tables" / "dense.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    steps, losses = [row["step"] for row in rows], [row["dev_loss"] for row in rows]
+    print("| step | dev loss | change |\n|---|---|---|")
+    for step, loss, before in zip(steps[1:], losses[1:], losses, strict=False):
+        print(f"| {step:,} | {loss:.3f} | {loss - before:+.3f} |")
+    print()
+
+
+def scores(tables: study.Tables, names: Sequence[str]) -> None:
+    """Mean accuracy over these tasks, a row per sparsity and a column per condition."""
     found, losses = study.cells(tables["runs"], "accuracy"), tables["pretrain"]
-    tasks = study.tasks(tables["runs"])
     print(f"| sparsity | dev loss | {' | '.join(study.CONDITIONS)} |\n|{'---|' * 6}")
     for target in study.targets(found, "pruned"):
         loss = losses[(losses["variant"] == "pruned") & (losses["target"] == target)]["dev_loss"].item()
         row = [f"{target:g}", f"{loss:.3f}"]
         for condition in study.CONDITIONS:
-            parts = [summary(found.get((study.main(condition, target), task), [])) for task in tasks]
-            mean = mean_of(parts)
-            row.append("" if math.isnan(mean.mean) else f"{100 * mean.mean:.1f} ± {100 * mean.half:.1f}")
+            mean = mean_of([summary(found.get((study.main(condition, target), task), [])) for task in names])
+            interval = "" if math.isnan(mean.half) else f" ± {100 * mean.half:.1f}"
+            row.append("" if math.isnan(mean.mean) else f"{100 * mean.mean:.1f}{interval}")
         print("|", " | ".join(row), "|")
     print()
 
