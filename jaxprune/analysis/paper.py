@@ -107,7 +107,8 @@ def _facts(tables: Tables) -> dict[str, str]:
         facts["model"] = f"{dense['weights'].sum():,.0f} weights with the pre-training heads"
     if len(pretrain):
         facts["pre-training"] = "; ".join(
-            f"{row['name']}: {row['steps']:,} steps" for row in pretrain.drop_duplicates("steps").to_dict("records")
+            f"{rows['name'].item() if len(rows) == 1 else f'{len(rows)} models'}: {steps:,} steps"
+            for steps, rows in pretrain.groupby("steps", sort=False)
         )
         facts["models"] = f"{len(pretrain)}, each trained once: chance in pre-training is not covered by any interval"
     if len(runs):
