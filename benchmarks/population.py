@@ -4,7 +4,7 @@
     python benchmarks/population.py --topology v5e-4 [--finetune] [--members 8] ...
 
 Both run in turn in one process; printed are medians and minima in milliseconds, and the ratio: above 1, the population
-is faster. `jaxprune` runs with other settings of malloc; benchmarks/train_step.py says how to time them.
+is faster. With GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before the command, steps are timed as `jaxprune` runs them.
 
 With --topology nothing runs: the steps are compiled for one chip of a TPU slice (needs libtpu, no TPU), and printed are
 the cycles that the compiler reckons its instructions take. They leave out copies behind the scenes, and what a chip

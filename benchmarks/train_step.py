@@ -3,8 +3,7 @@
     python benchmarks/train_step.py [--layers 2] [--width 128] [--vocab 30522] [--rounds 15]
 
 Both steps run in turn in one process; printed are medians in milliseconds and the median of the ratios round by round.
-`jaxprune` runs with other settings of malloc (jaxprune/cli.py); to time them, put before the command:
-    GLIBC_TUNABLES=$(python -c 'from jaxprune.cli import MALLOC; print(MALLOC)')
+GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before the command shows what huge pages are worth on a CPU.
 """
 
 import argparse

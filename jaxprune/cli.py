@@ -13,11 +13,6 @@ import jaxprune
 
 EXIT_USER, EXIT_PREEMPTED, EXIT_PEER, EXIT_DIVERGED, EXIT_CHECKPOINT = 2, 75, 76, 77, 78
 
-MALLOC = (
-    "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=1073741824:"
-    "glibc.malloc.trim_threshold=1073741824:glibc.malloc.top_pad=268435456"
-)
-"""glibc's malloc as training on a CPU wants it; see `_keep_memory`."""
 _LAST_SECONDS = 3.0  # below processes.SILENT_SECONDS
 
 USAGE = """\
@@ -47,7 +42,7 @@ checkpoint.
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     if argv is None and sys.argv[1:2] and sys.argv[1] in ("demo", "pretrain", "finetune", "study"):
-        _keep_memory()
+        _use_huge_pages()
     argv = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("jaxprune").setLevel(logging.INFO)
@@ -111,15 +106,14 @@ def _leave(code: int) -> None:
     os._exit(code)
 
 
-def _keep_memory() -> None:
-    """Start this process over, once, with huge pages for malloc and freed memory kept for the next step.
+def _use_huge_pages() -> None:
+    """Start this process over, once, with huge pages for malloc.
 
     XLA allocates its temporaries anew in every step; on a CPU, page faults are a good part of a small model's step
-    (benchmarks/train_step.py). One arena, since those of threads hold no block as large. glibc reads the settings at
-    start-up only, and other systems have none.
+    (benchmarks/train_step.py). glibc reads the setting at start-up only, and other systems have none.
     """
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        os.environ["GLIBC_TUNABLES"] = MALLOC
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
