@@ -45,11 +45,6 @@ def dense(run: Path, out: Path) -> None:
         writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    steps, losses = [row["step"] for row in rows], [row["dev_loss"] for row in rows]
-    print("| step | dev loss | change |\n|---|---|---|")
-    for step, loss, before in zip(steps[1:], losses[1:], losses, strict=False):
-        print(f"| {step:,} | {loss:.3f} | {loss - before:+.3f} |")
-    print()
 
 
 def scores(tables: study.Tables, names: Sequence[str]) -> None:
