@@ -1,13 +1,19 @@
 """Criteria; the contract tests cover every entry of CRITERIA."""
 
+import re
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxprune.pruning import CRITERIA, init_masks, keep_top, magnitude, prune, random
+from jaxprune.errors import UserError
+from jaxprune.pruning import CRITERIA, Criterion, init_masks, keep_top, pruner
+from jaxprune.pruning.criteria import elementwise, summed
 
+FAST = {"xla_backend_optimization_level": 0}
 criteria = pytest.mark.parametrize("name", sorted(CRITERIA))
 
 
@@ -25,65 +31,133 @@ def masks(params):
     return init_masks(params, [".*kernel", "word"])
 
 
+def gradients(params, seed):
+    return jax.tree.map(lambda w: jnp.cos(w * 7 + seed), params)
+
+
+def observed(criterion, params, masks, steps=3):
+    """The state after a few steps."""
+    state = criterion.init(params, masks)
+    for seed in range(steps):
+        state = criterion.observe(state, params, masks, gradients(params, seed))
+    return state
+
+
 @criteria
 def test_contract(name, params, masks):
-    key = jax.random.key(3)
-    grads = jax.tree.map(jnp.ones_like, params)
-    scores = CRITERIA[name](params, masks, grads=grads, key=key)
+    criterion, key = CRITERIA[name], jax.random.key(3)
+    shapes = [mask.shape for mask in jax.tree.leaves(masks)]
+    state = observed(criterion, params, masks)
+    assert jax.tree.structure(state) == jax.tree.structure(criterion.init(params, masks))
+    assert all(leaf.shape in shapes for leaf in jax.tree.leaves(state))
+    scores = criterion.score(state, params, masks, key)
     assert jax.tree.structure(scores) == jax.tree.structure(masks)
     for score, mask in zip(jax.tree.leaves(scores), jax.tree.leaves(masks), strict=True):
         assert score.shape == mask.shape and jnp.issubdtype(score.dtype, jnp.floating)
         assert bool(jnp.isfinite(score).all())
-    again = jax.jit(CRITERIA[name])(params, masks, grads=grads, key=key)
+    again = jax.jit(criterion.score)(state, params, masks, key)
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), scores, again))
+    if criterion.elementwise:
+        assert not jax.tree.leaves(state)
+        jax.tree.map(np.testing.assert_array_equal, scores["word"], criterion.elementwise(params["word"]))
 
 
 @criteria
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-def test_masks_are_the_same_on_a_mesh(name, kind, params, masks):
-    def step(params, masks):
-        return prune(params, masks, 0.7, criterion=CRITERIA[name], key=jax.random.key(1), grads=params)
+@pytest.mark.parametrize(("mode", "kind"), [("hard", AxisType.Auto), ("soft", AxisType.Explicit)])
+def test_prunes_are_the_same_on_a_mesh(name, mode, kind, params, masks):
+    prune = pruner(name, mode=mode)
 
-    want = jax.jit(step)(params, masks)
+    def step(params, masks):
+        state = observed(prune, params, masks)
+        return prune.update(state, params, masks, 0.7, jax.random.key(1))
+
+    step = jax.jit(step, compiler_options=FAST)
+    want = step(params, masks)
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(kind, kind))
     with jax.set_mesh(mesh):
 
         def put(x):
             return jax.device_put(x, NamedSharding(mesh, PartitionSpec("a", "b") if x.ndim == 2 else PartitionSpec()))
 
-        compiled = jax.jit(step).lower(jax.tree.map(put, params), jax.tree.map(put, masks)).compile()
-        got = compiled(jax.tree.map(put, params), jax.tree.map(put, masks))
+        arguments = jax.tree.map(put, params), jax.tree.map(put, masks)
+        compiled = step.lower(*arguments).compile()
+        got = compiled(*arguments)
     assert "all-gather" not in compiled.as_text()
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(got), jax.device_get(want))
 
 
 def test_magnitude(params, masks):
-    scores = magnitude(params, masks)
+    scores = CRITERIA["magnitude"].score((), params, masks, None)
     assert scores["bias"] is None
     np.testing.assert_array_equal(scores["word"], np.abs(params["word"]))
 
 
 def test_random_depends_on_key_and_path_alone(params, masks):
-    scores = random(params, masks, key=jax.random.key(0))
+    random = partial(CRITERIA["random"].score, ())
+    scores = random(params, masks, jax.random.key(0))
     attention = scores["encoder"]["layer_00"]["attention"]
     assert not np.array_equal(attention["query"]["kernel"], attention["key"]["kernel"])
-    assert not np.array_equal(scores["word"], random(params, masks, key=jax.random.key(1))["word"])
-    alone = random({"word": params["word"]}, {"word": masks["word"]}, key=jax.random.key(0))
+    assert not np.array_equal(scores["word"], random(params, masks, jax.random.key(1))["word"])
+    alone = random({"word": params["word"]}, {"word": masks["word"]}, jax.random.key(0))
     np.testing.assert_array_equal(scores["word"], alone["word"])
-    with pytest.raises(ValueError, match="key"):
-        random(params, masks)
+    with pytest.raises(UserError, match="key"):
+        random(params, masks, None)
+    with pytest.raises(UserError, match="key"):
+        pruner("random").update((), params, masks, 0.5)
 
 
 def test_random_pruning_is_uniform():
     w = {"w": jnp.zeros((300, 400))}
-    masks = prune(w, init_masks(w, ["w"]), 0.6, criterion=random, key=jax.random.key(5))["w"]
+    masks = pruner("random").update((), w, init_masks(w, ["w"]), 0.6, jax.random.key(5))[1]["w"]
     assert int(masks.sum()) == 48_000
     rows, columns = np.asarray(masks.sum(1)), np.asarray(masks.sum(0))
     assert abs(rows - 160).max() < 5 * (400 * 0.24) ** 0.5
     assert abs(columns - 120).max() < 5 * (300 * 0.24) ** 0.5
 
 
+@pytest.mark.parametrize(("name", "term"), [("movement", lambda w, g: -w * g), ("taylor", lambda w, g: np.abs(w * g))])
+def test_sums_over_gradients(name, term, params, masks):
+    scores = CRITERIA[name].score(observed(CRITERIA[name], params, masks), params, masks, None)
+    assert scores["bias"] is None and scores["word"].dtype == jnp.float32
+    want = sum(term(*(np.asarray(x["word"], np.float64) for x in (params, gradients(params, s)))) for s in range(3))
+    np.testing.assert_allclose(scores["word"], want, rtol=1e-5, atol=1e-6)
+
+
+def test_movement_of_masked_weights_goes_on_when_soft_and_ends_when_hard():
+    params = {"w": jnp.array([1.0, 2.0, -3.0, 4.0])}
+    first, second = {"w": jnp.array([1.0, -1.0, 1.0, -1.0])}, {"w": jnp.array([-9.0, 0.0, 0.0, 0.0])}
+    for mode, score in (("soft", 8.0), ("hard", -1.0)):
+        prune = pruner("movement", mode=mode)
+        masks = init_masks(params, ["w"])
+        state = prune.observe(prune.init(params, masks), params, masks, first)
+        pruned, masks, state, _ = prune.update(state, params, masks, 0.25)
+        np.testing.assert_array_equal(masks["w"], [False, True, True, True])
+        state = prune.observe(state, pruned, masks, second)
+        assert state["w"][0] == score
+        pruned, masks, state, report = prune.update(state, pruned, masks, 0.25 if mode == "soft" else 0.5)
+        expected = [True, False, True, True] if mode == "soft" else [False, False, True, True]
+        np.testing.assert_array_equal(masks["w"], expected)
+        assert (int(report.regrown["w"]), int(report.removed["w"])) == ((1, 1) if mode == "soft" else (0, 1))
+        np.testing.assert_array_equal(pruned["w"], params["w"] if mode == "soft" else np.where(expected, params["w"], 0))
+
+
 def test_prune_is_keep_top_of_the_scores(params, masks):
-    soft = prune(params, masks, 0.5, criterion=magnitude, scope="matrix", monotone=False)
-    want = keep_top(magnitude(params, masks), 0.5, scope="matrix")
+    soft = pruner("magnitude", scope="matrix", mode="soft").update((), params, masks, 0.5)[1]
+    want = keep_top(CRITERIA["magnitude"].score((), params, masks, None), 0.5, scope="matrix")
     jax.tree.map(np.testing.assert_array_equal, soft, want)
+
+
+def test_criteria_of_ones_own(params, masks):
+    """A function of params, with scores also where nothing is pruned; one of weights; one with state; a whole Criterion."""
+    want = pruner("magnitude").update((), params, masks, 0.5)[:2]
+    squares = pruner(lambda params, masks, key: jax.tree.map(jnp.square, params))
+    for own in (squares, pruner(elementwise(jnp.abs)), pruner(CRITERIA["magnitude"])):
+        jax.tree.map(np.testing.assert_array_equal, own.update((), params, masks, 0.5)[:2], want)
+    prune = pruner(summed(lambda w, g: g * g))
+    state = prune.observe(prune.init(params, masks), params, masks, params)
+    jax.tree.map(np.testing.assert_array_equal, prune.update(state, params, masks, 0.5)[:2], want)
+    wrong = Criterion(CRITERIA["random"].init, CRITERIA["random"].observe, lambda *_: {**params, "word": None})
+    with pytest.raises(UserError, match=re.escape("scores of word are no array of shape (40, 16)")):
+        pruner(wrong).update((), params, masks, 0.5)
+    with pytest.raises(UserError, match="criterion = 'magnitud' is unknown.*the nearest is 'magnitude'"):
+        pruner("magnitud")

@@ -15,14 +15,34 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxprune.config import PruneConfig
-from jaxprune.pruning import SCOPES, init_masks, keep_top
+from jaxprune.pruning import SCOPES as PLAIN_SCOPES
+from jaxprune.pruning import init_masks, keep_top, pruner
 from jaxprune.training.compile import compile_steps
 
 HEADS = 4
+
+
+def layer_scope(path, shape):
+    """Leaves under one layer; others are groups of their own."""
+    return (path.split("/")[0], None, 1) if path.startswith("layer_") else None
+
+
+def head_scope(path, shape, heads=HEADS):
+    """Columns of a query and rows of an output kernel, head by head."""
+    if "attention/" not in path:
+        return None
+    return "attention", 0 if "output" in path else 1, heads
+
+
+SCOPES = PLAIN_SCOPES | {"layer": layer_scope, "head": head_scope}
 FAST = {"xla_backend_optimization_level": 0}
 KINDS = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
-top = jax.jit(keep_top, static_argnames=("scope", "num_heads"), compiler_options=FAST)
+
+
+@partial(jax.jit, static_argnames="scope", compiler_options=FAST)
+def top(tree, sparsity, *, scope):
+    """Masks by a scope's name and a traced sparsity."""
+    return keep_top(tree, sparsity, scope=SCOPES[scope])
 
 
 def nasty(rng, shape, dtype=np.float32) -> jax.Array:
@@ -85,12 +105,12 @@ def test_masks_are_bit_identical_on_any_mesh(scope, kind):
     smaller = [(2, 2), (2, 1), (4, 1), (1, 1)][sorted(SCOPES).index(scope)]
     for seed, shape in enumerate([smaller, (2, 4)]):
         tree = nasty_tree(seed)
-        want = jax.device_get(top(tree, 0.7, scope=scope, num_heads=HEADS))
+        want = jax.device_get(top(tree, 0.7, scope=scope))
         rng = np.random.default_rng([seed, *scope.encode()])
         mesh = jax.make_mesh(shape, ("a", "b"), axis_types=(kind,) * 2, devices=jax.devices()[: math.prod(shape)])
         put = jax.tree.map(lambda x: NamedSharding(mesh, random_spec(rng, x.shape, mesh)), tree)  # noqa: B023
         sharded = jax.device_put(tree, put)
-        compiled = top.lower(sharded, jnp.float32(0.7), scope=scope, num_heads=HEADS).compile()
+        compiled = top.lower(sharded, jnp.float32(0.7), scope=scope).compile()
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(compiled(sharded, jnp.float32(0.7))), want)
         check_traffic(compiled, groups)
         assert mesh.size < 8 or "all-reduce" in compiled.as_text()
@@ -104,7 +124,7 @@ def few(seed: int):
 
 
 def all_scopes(tree):
-    return {scope: keep_top(tree, 0.6, scope=scope, num_heads=HEADS) for scope in SCOPES}
+    return {name: keep_top(tree, jnp.float32(0.6), scope=scope) for name, scope in SCOPES.items()}
 
 
 @KINDS
@@ -113,13 +133,13 @@ def test_masks_in_shard_map(kind):
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(kind,) * 2)
     whole = jax.shard_map(all_scopes, mesh=mesh, in_specs=P(), out_specs=P())
     got = jax.jit(whole, compiler_options=FAST)(jax.device_put(tree, NamedSharding(mesh, P())))
-    jax.tree.map(np.testing.assert_array_equal, got, {s: top(tree, 0.6, scope=s, num_heads=HEADS) for s in SCOPES})
+    jax.tree.map(np.testing.assert_array_equal, got, {s: top(tree, 0.6, scope=s) for s in SCOPES})
 
 
 def test_masks_in_pmap():
     tree = few(21)
     copies = jax.pmap(all_scopes)(jax.tree.map(lambda x: jnp.stack([x] * 8), tree))
-    want = {scope: top(tree, 0.6, scope=scope, num_heads=HEADS) for scope in SCOPES}
+    want = {scope: top(tree, 0.6, scope=scope) for scope in SCOPES}
     jax.tree.map(lambda got, w: np.testing.assert_array_equal(got, np.stack([w] * 8)), copies, want)
 
 
@@ -127,10 +147,10 @@ def test_masks_in_vmap():
     tree = {"attention": {"query": {"kernel": nasty(np.random.default_rng(22), (16, 16))}}}
     levels = jnp.array([0.1, 0.6, 0.9])
     for scope in ("global", "head"):
-        run = partial(keep_top, scope=scope, num_heads=HEADS)
+        run = partial(keep_top, scope=SCOPES[scope])
         several = jax.jit(jax.vmap(run, in_axes=(None, 0)), compiler_options=FAST)(tree, levels)
         for i, s in enumerate(levels):
-            want = top(tree, s, scope=scope, num_heads=HEADS)
+            want = top(tree, s, scope=scope)
             jax.tree.map(lambda got, w: np.testing.assert_array_equal(got[i], w), several, want)  # noqa: B023
 
 
@@ -142,17 +162,17 @@ def compiled_prune(mesh: Mesh, scope: str, mode: str, shapes: dict[str, tuple[in
         params,
         init_masks(params, [".*"]),
         mesh,
-        loss_fn=lambda params, batch, key: ({}, {}),
+        loss_fn=lambda params, frozen, batch, key: ({}, {}),
         tx=optax.adamw(1e-3),
-        prune=PruneConfig(scope=scope, mode=mode),
-        num_heads=heads,
+        pruner=pruner(scope=partial(head_scope, heads=heads) if scope == "head" else scope, mode=mode),
     )
     everywhere = NamedSharding(mesh, P())
-    sparsity = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
+    counts = jax.eval_shape(lambda: program.amounts(0.7))
+    counts = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), counts)
     key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=everywhere)
     leaves = jax.tree.leaves(program.abstract.params)
     shard = sum(4 * math.prod(x.sharding.shard_shape(x.shape)) for x in leaves)
-    return program.prune.lower(program.abstract, sparsity, key).compile(), shard
+    return program.prune.lower(program.abstract, counts, key).compile(), shard
 
 
 @KINDS

@@ -13,29 +13,45 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxprune.errors import UserError
 from jaxprune.pruning import (
-    CRITERIA,
-    METHODS,
     SCOPES,
-    init_masks,
+    amounts,
     keep_top,
     kth_largest,
     leaf_counts,
-    magnitude,
-    prune,
-    search,
+    order_statistics,
+    pruner,
     select,
-    sparsity,
-    thresholds,
 )
-from jaxprune.pruning.counts import kept_counts, wide, wide_add, wide_ge, wide_mul, wide_sub, wide_sum
-from jaxprune.pruning.scopes import group, path_of
+from jaxprune.pruning.groups import group
+from jaxprune.pruning.integers import kept_counts, wide, wide_add, wide_ge, wide_mul, wide_sub, wide_sum
+from jaxprune.pruning.names import path_of
+from jaxprune.pruning.structures import weights
 
 FIXTURES = Path(__file__).parent / "fixtures"
 HEADS = 4
 SPARSITIES = (0.0, 0.1, 0.3, 0.45, 0.5, 0.7, 0.9, 0.95, 0.999, 1.0)
 FAST = {"xla_backend_optimization_level": 0}  # this file compiles about a hundred programs
-top = jax.jit(keep_top, static_argnames=("scope", "method", "num_heads"), compiler_options=FAST)
+top = jax.jit(keep_top, static_argnames=("scope", "method"), compiler_options=FAST)
+
+
+def layer(path: str, shape: tuple[int, ...]):
+    """Leaves under one `layer_NN` form a group."""
+    match = re.match(r"(.*/)?layer_\d+", path)
+    return (match[0], None, 1) if match else None
+
+
+def head(path: str, shape: tuple[int, ...]):
+    """Columns of query, key and value kernels and rows of the output kernel of one attention head form a group.
+
+    Kernels may have an axis of heads, as in Flax Linen: (in, heads, size), and (heads, size, out) of the output.
+    """
+    match = re.fullmatch(r"(.*/)?attention/(query|key|value|output)/kernel", path)
+    return ((match[1] or "") + "attention", 0 if match[2] == "output" else 1, HEADS) if match else None
+
+
+ALL_SCOPES = {**SCOPES, "layer": layer, "head": head}
 
 
 def wanted(size: int, s: float) -> int:
@@ -91,20 +107,20 @@ def group_members(tree, scope):
 
 
 def test_scopes_under_test_are_all():
-    assert set(SCOPES) == {"global", "matrix", "layer", "head"}
-    sizes = {scope: len(group_members(bert_tree(), scope)) for scope in SCOPES}
+    assert set(SCOPES) == {"global", "matrix"}
+    sizes = {scope: len(group_members(bert_tree(), scope)) for scope in ALL_SCOPES}
     assert sizes == {"global": 1, "matrix": 8, "layer": 4, "head": 2 * HEADS + 4}
 
 
 @pytest.mark.parametrize(
     ("scope", "dtype"),
-    [*((scope, np.float32) for scope in sorted(SCOPES)), ("global", jnp.bfloat16), ("head", np.float16)],
+    [*((scope, np.float32) for scope in sorted(ALL_SCOPES)), ("global", jnp.bfloat16), ("head", np.float16)],
 )
 def test_exact_count_and_order_in_every_group(scope, dtype):
     tree = bert_tree(3, dtype)
     scores = group_members(tree, scope)
     for s in SPARSITIES:
-        masks = top(tree, s, scope=scope, num_heads=HEADS)
+        masks = top(tree, s, scope=ALL_SCOPES[scope])
         assert jax.tree.structure(masks) == jax.tree.structure(tree) and masks["bias"] is None
         for name, mask in group_members(masks, scope).items():
             assert mask.sum() == wanted(mask.size, s), (name, s)
@@ -117,8 +133,8 @@ def test_exact_count_and_order_in_every_group(scope, dtype):
 def test_python_and_traced_sparsity_agree(scope):
     tree = bert_tree(5)
     for s in (0.7, 1 / 3):
-        traced = top(tree, jnp.float32(s), scope=scope, num_heads=HEADS)
-        jax.tree.map(np.testing.assert_array_equal, keep_top(tree, s, scope=scope, num_heads=HEADS), traced)
+        traced = top(tree, jnp.float32(s), scope=ALL_SCOPES[scope])
+        jax.tree.map(np.testing.assert_array_equal, keep_top(tree, s, scope=ALL_SCOPES[scope]), traced)
 
 
 SIZES = (0, 1, 5, 108_965_376, 2**33, *np.random.default_rng(0).integers(0, 2**33, 60).tolist())
@@ -141,6 +157,15 @@ def test_counts_are_exact_for_decimals(millionths):
 def test_counts_are_near_for_any_float(s):
     for n, kept in zip(SIZES, _counts(s), strict=True):
         assert abs(kept - (1 - Fraction(s)) * n) <= Fraction(1, 2) + Fraction(5 * n, 4 * 2**24)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.floats(0, 1), st.sampled_from([1, 7, 1000, 2**24 + 1, 23_440_896]))
+def test_python_numbers_are_counted_as_they_print(s, size):
+    tree = {"w": jax.ShapeDtypeStruct((size,), jnp.float32)}
+    groups, shares = amounts.share_out(tree, s, SCOPES["global"], weights)
+    assert groups.sizes == [size] and shares.sparsity == np.float32(s)
+    assert np.asarray(shares.kept).tolist() == [[0, wanted(size, s)]]
 
 
 def test_wide_integers():
@@ -171,11 +196,11 @@ def test_round_half_to_even_of_the_typed_decimal():
 
 def test_key_order():
     values = [np.nan, -np.inf, -3e38, -1.0, -1e-45, 0.0, 1e-45, 1e-38, 1.0, 3e38, np.inf]
-    keys = np.asarray(search.order_key(jnp.array(values, jnp.float32)))
+    keys = np.asarray(order_statistics.order_key(jnp.array(values, jnp.float32)))
     assert (np.diff(keys.astype(np.int64)) > 0).all()
-    signs = search.order_key(jnp.array([-0.0, 0.0, -np.nan, np.nan], jnp.float32))
+    signs = order_statistics.order_key(jnp.array([-0.0, 0.0, -np.nan, np.nan], jnp.float32))
     assert signs[0] == signs[1] and signs[2] == signs[3]
-    back = np.asarray(search.from_order_key(jnp.asarray(keys)))
+    back = np.asarray(order_statistics.from_order_key(jnp.asarray(keys)))
     np.testing.assert_array_equal(back[1:], np.array(values[1:], np.float32))
 
 
@@ -222,23 +247,23 @@ def test_ties_have_no_position():
 
 def test_ranks_are_unique_in_a_group():
     shapes = {"a": (64, 96), "b": (7, 5, 30), "c": (999,)}
-    groups = group(list(shapes), list(shapes.values()), "global")
-    leaves = [search.Leaf(jnp.zeros(shape), None, slot) for shape, slot in zip(shapes.values(), groups.slots)]
-    ranks = np.concatenate([np.asarray(search.leaf_rank(leaf)).ravel() for leaf in leaves])
+    groups = group(list(shapes), list(shapes.values()), [""] * 3, SCOPES["global"], weights)
+    leaves = [order_statistics.Leaf(jnp.zeros(shape), None, slot) for shape, slot in zip(shapes.values(), groups.slots)]
+    ranks = np.concatenate([np.asarray(order_statistics.leaf_rank(leaf)).ravel() for leaf in leaves])
     assert np.unique(ranks).size == ranks.size == groups.span
 
 
 @pytest.mark.parametrize("scope", ["global", "head"])
 def test_colliding_ranks_still_give_exact_counts(scope, monkeypatch):
-    def colliding(paths, shapes, scope, num_heads):
-        groups = group(paths, shapes, scope, num_heads)
+    def colliding(*arguments):
+        groups = group(*arguments)
         return groups._replace(slots=tuple(s._replace(offset=0, salt=0) for s in groups.slots), span=2**33)
 
-    monkeypatch.setattr(thresholds, "group", colliding)
+    monkeypatch.setattr(amounts, "group", colliding)
     attention = {n: {"kernel": jnp.zeros((16, 16))} for n in ("query", "key", "value")}
     tree = {"attention": attention | {"output": {"kernel": jnp.ones((16, 16))}}}
     for s in (0.11, 0.5, 0.501, 0.777):
-        masks = keep_top(tree, s, scope=scope, num_heads=HEADS)
+        masks = keep_top(tree, s, scope=ALL_SCOPES[scope])
         per_head = sum(np.asarray(attention["kernel"]).reshape(16, HEADS, 4).sum((0, 2)) for attention in
                        [masks["attention"][n] for n in ("query", "key", "value")])  # fmt: skip
         per_head = per_head + np.asarray(masks["attention"]["output"]["kernel"]).reshape(HEADS, 4, 16).sum((1, 2))
@@ -282,6 +307,27 @@ def test_hist256_is_tensorflow_1_13():
         assert got[name] == threshold, (name, s)
 
 
+@pytest.mark.parametrize("size", [10, 50, 110, 12_340, 1_000_020, 1_000_060])
+def test_hist256_where_the_cumulative_fraction_is_the_sparsity(size):
+    """A tenth of the scores in each of ten bins: TensorFlow divides and compares in float32, as numpy does."""
+    rng = np.random.default_rng(size)
+    bins = [*np.sort(rng.choice(255, 9, replace=False)).tolist(), 255]
+    x = np.repeat((np.array(bins, np.float32) + np.float32(0.5)) / np.float32(256), size // 10)
+    x[-1] = 1.0
+    rng.shuffle(x)
+    indices = np.clip(np.floor(np.float32(256) * (x / x.max())), 0, 255).astype(int)
+    cdf = np.cumsum(np.bincount(indices, minlength=256)).astype(np.float32) / np.float32(size)
+    run = jax.jit(partial(select, method="hist256", scope="matrix"))
+    for tenth in range(11):
+        s = tenth / 10
+        threshold = np.float32((cdf < np.float32(s)).sum()) / np.float32(256) * x.max()
+        if tenth:
+            assert cdf[bins[tenth - 1]] == np.float32(s) and threshold * 256 == bins[tenth - 1]
+        for masks, got in (run({"x": x}, s), select({"x": x}, s, method="hist256")):
+            assert got["x"] == threshold, (size, s)
+            np.testing.assert_array_equal(masks["x"], x > threshold)
+
+
 def test_exact_is_tensorflow_1_15_up_to_its_ties():
     tied = 0
     for name, w, s, mask, threshold in _golden("tf115"):
@@ -303,7 +349,7 @@ def test_quantile_and_hist256_per_group(scope):
     scores = group_members(tree, scope)
     for method in ("quantile", "hist256"):
         for s in (0.0, 0.4, 0.9):
-            masks = group_members(top(tree, s, scope=scope, method=method, num_heads=HEADS), scope)
+            masks = group_members(top(tree, s, scope=ALL_SCOPES[scope], method=method), scope)
             for name, x in scores.items():
                 if method == "quantile":
                     t = np.asarray(jnp.quantile(jnp.asarray(x), jnp.float32(s)))
@@ -323,48 +369,17 @@ def test_nan_is_never_kept_silently(method):
 
 def test_select_thresholds_separate():
     tree = bert_tree(11)
-    masks, limits = select(tree, 0.6, scope="head", num_heads=HEADS)
+    masks, limits = select(tree, 0.6, scope=head)
     assert limits["encoder"]["layer_00"]["attention"]["query"]["kernel"].shape == (HEADS,)
     word, mask, limit = order(tree["word"]), np.asarray(masks["word"]), float(limits["word"])
     assert word[mask].min() >= limit >= word[~mask].max()
 
 
-@pytest.mark.parametrize("scope", sorted(SCOPES))
-@pytest.mark.parametrize("method", sorted(METHODS))
-@pytest.mark.parametrize("criterion", sorted(CRITERIA))
-def test_pruned_weights_never_return(criterion, method, scope):
-    attention = {"query": {"kernel": nasty(1, (16, 16))}}
-    params = {"layer_00": {"attention": attention}, "word": nasty(9, (30, 16)), "bias": jnp.ones(3)}
-    params = jax.tree.map(lambda x: jnp.nan_to_num(x, posinf=2.0, neginf=-2.0), params)
-
-    @partial(jax.jit, compiler_options=FAST)
-    def step(params, masks, s, key):
-        masks = prune(params, masks, s, criterion=CRITERIA[criterion], scope=scope, method=method, num_heads=HEADS,
-                      key=key, grads=params)  # fmt: skip
-        # Live weights may be exactly 0, and values under the mask anything: neither may bring a weight back.
-        return jax.tree.map(lambda m, w: w if m is None else jnp.where(m, w * (jnp.abs(w) > 0.2), 9.0),
-                            masks, params, is_leaf=lambda x: x is None), masks  # fmt: skip
-
-    masks = init_masks(params, [".*kernel", "word"])
-    for i, s in enumerate((0.2, 0.5, 0.4, 0.8, 0.8, 0.3, 1.0)):
-        before = masks
-        params, masks = step(params, masks, s, jax.random.key(i))
-        assert jax.tree.all(jax.tree.map(lambda new, old: not (new & ~old).any(), masks, before))
-        if method == "exact":
-            target = max(s, (0, 0.2, 0.5, 0.5, 0.8, 0.8, 0.8)[i])
-            kept = {name: int(mask.sum()) for name, mask in group_members_of(masks, scope).items()}
-            assert kept == {name: wanted(mask.size, target) for name, mask in group_members_of(masks, scope).items()}
-    if method == "exact":
-        assert sparsity(masks) == 1.0
-
-
-def group_members_of(tree, scope):
-    return group_members({"encoder": {"layer_00": tree["layer_00"]}, "word": tree["word"]}, scope)
-
-
 def test_soft_masks_may_return():
     masks = {"w": jnp.array([False, True, True, True])}
-    new = prune({"w": jnp.array([9.0, 1.0, 2.0, 3.0])}, masks, 0.5, criterion=magnitude, monotone=False)
+    params = {"w": jnp.array([9.0, 1.0, 2.0, 3.0])}
+    _, new, _, report = pruner("magnitude", mode="soft").update((), params, masks, 0.5)
+    assert (int(report.regrown["w"]), int(report.removed["w"])) == (1, 2)
     np.testing.assert_array_equal(new["w"], [True, False, False, True])
 
 
@@ -372,7 +387,7 @@ def test_soft_masks_may_return():
 def test_temporary_memory_is_small(scope):
     tree = {name: jax.ShapeDtypeStruct((2048, 768), jnp.float32) for name in "abc"}
     masks = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, bool), tree)
-    step = jax.jit(partial(prune, criterion=magnitude, scope=scope))
+    step = jax.jit(partial(pruner("magnitude", scope=scope).update, ()))
     whole = jax.jit(partial(keep_top, scope=scope))
     for compiled in (whole.lower(tree, 0.7).compile(), step.lower(tree, masks, 0.7).compile()):
         assert compiled.memory_analysis().temp_size_in_bytes < 0.02 * 3 * 2048 * 768 * 4
@@ -383,17 +398,25 @@ def test_temporary_memory_is_small(scope):
     [
         (jnp.ones(3), {"sparsity": 1.5}, "sparsity = 1.5"),
         (jnp.ones(3), {"sparsity": float("nan")}, "sparsity = nan"),
-        (jnp.ones(3), {"sparsity": 0.5, "scope": "row"}, "scope = 'row'"),
-        (jnp.ones(3), {"sparsity": 0.5, "method": "sort"}, "method = 'sort'"),
+        (jnp.ones(3), {"sparsity": 0.5, "scope": "row"}, "scope = 'row' is unknown; use one of global, matrix"),
+        (
+            jnp.ones(3),
+            {"sparsity": 0.5, "method": "exat"},
+            "method = 'exat' is unknown; use one of exact, quantile",
+        ),
         ({"w": jnp.ones(3, jnp.int32)}, {"sparsity": 0.5}, "scores of w have dtype int32"),
-        ({"attention": {"key": {"kernel": jnp.ones((6, 6))}}}, {"sparsity": 0.5, "scope": "head"}, "num_heads"),
+        (
+            {"word": jnp.ones((6, 6)), "b": jnp.ones(3)},
+            {"sparsity": 0.5, "scope": head},
+            "scope = head names none of 2 prunable leaves (b, word, ...)",
+        ),
         (
             {"attention": {"key": {"kernel": jnp.ones((6, 6))}}},
-            {"sparsity": 0.5, "scope": "head", "num_heads": 4},
-            "num_heads = 4 does not divide axis 1 of attention/key/kernel",
+            {"sparsity": 0.5, "scope": head},
+            "4 parts do not divide axis 1 of attention/key/kernel",
         ),
     ],
 )
 def test_refuses(scores, arguments, words):
-    with pytest.raises(ValueError, match=re.escape(words)):
+    with pytest.raises(UserError, match=re.escape(words)):
         keep_top(scores, **arguments)

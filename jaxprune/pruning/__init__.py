@@ -1,31 +1,37 @@
-"""Weight pruning on pytrees: masks, criteria, thresholds, schedules. Imports JAX alone."""
+"""Weight pruning on pytrees: masks, criteria, structures, thresholds, schedules. Imports JAX alone."""
 
-from jaxprune.pruning.criteria import CRITERIA, Criterion, magnitude, random
-from jaxprune.pruning.masks import apply_masks, changed_counts, init_masks, leaf_counts, smallest_kept, sparsity
+from jaxprune.pruning.criteria import CRITERIA, Criterion
+from jaxprune.pruning.groups import SCOPES
+from jaxprune.pruning.interface import Amounts, Pruner, PruneReport, Scope, Structure, Tile
+from jaxprune.pruning.masks import apply_masks, init_masks, leaf_counts, sparsity
+from jaxprune.pruning.pruner import keep_top, pruner, select
 from jaxprune.pruning.schedules import SCHEDULES, cubic, linear, one_shot, plan
-from jaxprune.pruning.scopes import SCOPES
-from jaxprune.pruning.thresholds import METHODS, keep_top, kth_largest, prune, select
+from jaxprune.pruning.structures import STRUCTURES
+from jaxprune.pruning.thresholds import METHODS, kth_largest
 
 __all__ = [
     "CRITERIA",
     "METHODS",
     "SCHEDULES",
     "SCOPES",
+    "STRUCTURES",
+    "Amounts",
     "Criterion",
+    "PruneReport",
+    "Pruner",
+    "Scope",
+    "Structure",
+    "Tile",
     "apply_masks",
-    "changed_counts",
     "cubic",
     "init_masks",
     "keep_top",
     "kth_largest",
     "leaf_counts",
     "linear",
-    "magnitude",
     "one_shot",
     "plan",
-    "prune",
-    "random",
+    "pruner",
     "select",
-    "smallest_kept",
     "sparsity",
 ]

@@ -1,54 +1,86 @@
-"""Criteria: scores of weights, higher = keep."""
+"""Criteria: what weights are worth, higher = keep."""
 
+import functools
 import zlib
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType
 
-from jaxprune.pruning.scopes import path_of
+from jaxprune.errors import UserError
+from jaxprune.pruning.axes import explicit_sharding
+from jaxprune.pruning.names import path_of
 
 Scores = Any
+"""The tree of masks with a float array at every prunable leaf."""
 
 
-class Criterion(Protocol):
-    """(params, masks, *, grads, key) -> scores: the tree of masks with a float array at every prunable leaf.
+class Criterion(NamedTuple):
+    """Three pure functions, and a fourth where scores need no memory.
 
-    `grads` (the tree of params) and `key` (a `jax.random` key) may be None for a criterion that needs neither.
+    `init(params, masks)` gives the state, () for none; its leaves are shaped like params, so that they shard like them.
+    `observe(state, params, masks, grads)` gives the next state in every train step; `grads` are those of the effective
+    (masked) weights, dense. `score(state, params, masks, key)` gives scores; `key` is a `jax.random` key or None.
+    `elementwise(w)`, if any, is the score of weights w alone and free of rounding: it is taken as weights are read.
     """
 
-    def __call__(self, params: Any, masks: Any, *, grads: Any = None, key: jax.Array | None = None) -> Scores: ...
+    init: Callable[[Any, Any], Any]
+    observe: Callable[[Any, Any, Any, Any], Any]
+    score: Callable[[Any, Any, Any, jax.Array | None], Scores]
+    elementwise: Callable[[jax.Array], jax.Array] | None = None
 
 
-def _on_prunable(f, params: Any, masks: Any) -> Scores:
-    """f(path, param) at prunable leaves, None elsewhere."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, m, w: None if m is None else f(path_of(path), w), masks, params, is_leaf=lambda x: x is None
+def on_prunable(f: Callable[..., jax.Array], masks: Any, *trees: Any) -> Any:
+    """f(leaf of each tree, ...) at prunable leaves, None elsewhere."""
+    return jax.tree.map(
+        lambda m, *leaves: None if m is None else f(*leaves), masks, *trees, is_leaf=lambda x: x is None
     )
 
 
-def magnitude(params: Any, masks: Any, *, grads: Any = None, key: jax.Array | None = None) -> Scores:
-    """Absolute values |w|, in the params' dtype (Han et al. 2015; the paper's criterion)."""
-    return _on_prunable(lambda _, w: jnp.abs(w), params, masks)
+@functools.cache
+def stateless(score: Callable[[Any, Any, jax.Array | None], Scores]) -> Criterion:
+    """The criterion without state whose scores are `score(params, masks, key)`."""
+    return Criterion(lambda params, masks: (), lambda state, *_: state, lambda _, *arguments: score(*arguments))
 
 
-def random(params: Any, masks: Any, *, grads: Any = None, key: jax.Array | None = None) -> Scores:
-    """Uniform float32 scores in [0, 1), a function of `key` and the leaf's path alone, the same on any mesh.
+def elementwise(f: Callable[[jax.Array], jax.Array]) -> Criterion:
+    """The criterion that scores each weight w by f(w), which must not round."""
+    return stateless(lambda params, masks, key: on_prunable(f, masks, params))._replace(elementwise=f)
 
-    Raises:
-      ValueError: no key.
-    """
+
+def summed(term: Callable[[jax.Array, jax.Array], jax.Array]) -> Criterion:
+    """The criterion whose scores are float32 sums of term(weight, gradient) over the steps observed."""
+
+    def add(total: jax.Array, w: jax.Array, g: jax.Array) -> jax.Array:
+        return total + term(w.astype(jnp.float32), g.astype(jnp.float32))
+
+    return Criterion(
+        init=lambda params, masks: on_prunable(functools.partial(jnp.zeros_like, dtype=jnp.float32), masks, params),
+        observe=lambda state, params, masks, grads: on_prunable(add, masks, state, params, grads),
+        score=lambda state, params, masks, key: state,
+    )
+
+
+def _random(params: Any, masks: Any, key: jax.Array | None) -> Scores:
+    """Uniform float32 scores in [0, 1), a function of `key` and the leaf's path alone, the same on any mesh."""
     if key is None:
-        raise ValueError("criterion = 'random' needs key, a jax.random key")
+        raise UserError("criterion = 'random' needs key, a jax.random key")
 
-    def draw(path, w):
-        leaf_key = jax.random.fold_in(key, zlib.crc32(path.encode()) & 0x7FFFFFFF)
-        sharding = jax.typeof(w).sharding
-        explicit = AxisType.Explicit in sharding.mesh.axis_types
-        return jax.random.uniform(leaf_key, w.shape, jnp.float32, out_sharding=sharding if explicit else None)
+    def draw(path, m):
+        leaf_key = jax.random.fold_in(key, zlib.crc32(path_of(path).encode()) & 0x7FFFFFFF)
+        return jax.random.uniform(leaf_key, m.shape, jnp.float32, out_sharding=explicit_sharding(m))
 
-    return _on_prunable(draw, params, masks)
+    return jax.tree_util.tree_map_with_path(draw, masks)
 
 
-CRITERIA: dict[str, Criterion] = {"magnitude": magnitude, "random": random}
+magnitude = elementwise(jnp.abs)
+"""|w| (Han et al. 2015; the paper's criterion)."""
+random = stateless(_random)
+"""Uniform scores from `key`, anew at each prune."""
+movement = summed(lambda w, g: -w * g)
+"""Sum of -w g: high where training moves a weight away from 0 (Sanh et al. 2020)."""
+taylor = summed(lambda w, g: jnp.abs(w * g))
+"""Sum of |w g|, to first order the change of the loss when w becomes 0 (Molchanov et al. 2019)."""
+
+CRITERIA: dict[str, Criterion] = {"magnitude": magnitude, "random": random, "movement": movement, "taylor": taylor}

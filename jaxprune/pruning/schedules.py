@@ -5,6 +5,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxprune.errors import UserError
+
 Step = int | jax.Array
 Schedule = Callable[[Step], float | jax.Array]
 
@@ -12,9 +14,9 @@ Schedule = Callable[[Step], float | jax.Array]
 def _check(final: float, begin: int, end: int, initial: float) -> None:
     for name, value in (("final", final), ("initial", initial)):
         if not 0.0 <= value <= 1.0:
-            raise ValueError(f"{name} = {value} is no sparsity; use a fraction in [0, 1]")
+            raise UserError(f"{name} = {value} is no sparsity; use a fraction in [0, 1]")
     if begin > end:
-        raise ValueError(f"begin = {begin} lies after end = {end}; set begin <= end")
+        raise UserError(f"begin = {begin} lies after end = {end}; set begin <= end")
 
 
 def _polynomial(final: float, begin: int, end: int, initial: float, power: int) -> Schedule:
@@ -39,7 +41,7 @@ def one_shot(final: float, *, begin: int, end: int | None = None, initial: float
     """A schedule that jumps from `initial` to `final` at step `begin`; `end` is accepted and must not lie before it.
 
     Raises:
-      ValueError: a sparsity outside [0, 1], or begin > end.
+      UserError: a sparsity outside [0, 1], or begin > end.
     """
     _check(final, begin, begin if end is None else end, initial)
     return _polynomial(final, begin, begin, initial, 1)
@@ -49,7 +51,7 @@ def linear(final: float, *, begin: int, end: int, initial: float = 0.0) -> Sched
     """A schedule that rises linearly from `initial` at step `begin` to `final` at step `end`, constant outside.
 
     Raises:
-      ValueError: a sparsity outside [0, 1], or begin > end.
+      UserError: a sparsity outside [0, 1], or begin > end.
     """
     return _polynomial(final, begin, end, initial, 1)
 
@@ -61,7 +63,7 @@ def cubic(final: float, *, begin: int, end: int, initial: float = 0.0) -> Schedu
     (also traced) float32. begin == end is a step function: `final` from `end` on.
 
     Raises:
-      ValueError: a sparsity outside [0, 1], or begin > end.
+      UserError: a sparsity outside [0, 1], or begin > end.
     """
     return _polynomial(final, begin, end, initial, 3)
 
@@ -72,12 +74,12 @@ def plan(schedule: Schedule, *, begin: int, end: int, every: int) -> dict[int, f
     The last entry is always step `end`, with the schedule's sparsity there.
 
     Raises:
-      ValueError: begin > end, or every < 1.
+      UserError: begin > end, or every < 1.
     """
     if begin > end:
-        raise ValueError(f"begin = {begin} lies after end = {end}; set begin <= end")
+        raise UserError(f"begin = {begin} lies after end = {end}; set begin <= end")
     if every < 1:
-        raise ValueError(f"every = {every} is no number of steps; set every >= 1")
+        raise UserError(f"every = {every} is no number of steps; set every >= 1")
     return {step: float(schedule(step)) for step in [*range(begin, end, every), end]}
 
 

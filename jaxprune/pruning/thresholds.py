@@ -1,4 +1,4 @@
-"""Thresholds: from scores and a sparsity to masks, by one of three methods."""
+"""Thresholds: from scores and counts to masks of tiles, by one of three methods."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxprune.pruning.counting import part_of_line
-from jaxprune.pruning.counts import kept_counts, wide, wide_float, wide_sub
-from jaxprune.pruning.criteria import Criterion, Scores, magnitude
-from jaxprune.pruning.masks import Masks
-from jaxprune.pruning.scopes import Groups, group, path_of
-from jaxprune.pruning.search import (
+from jaxprune.errors import UserError
+from jaxprune.pruning.axes import gathered
+from jaxprune.pruning.groups import SCOPES, group
+from jaxprune.pruning.integers import wide, wide_float, wide_sub
+from jaxprune.pruning.interface import Amounts, Groups
+from jaxprune.pruning.names import path_of
+from jaxprune.pruning.order_statistics import (
     Leaf,
     from_order_key,
     group_counts,
@@ -24,27 +25,51 @@ from jaxprune.pruning.search import (
     spread,
     top_threshold,
 )
+from jaxprune.pruning.structures import merge, split, weights
+from jaxprune.pruning.tallies import part_of_line
 
-Sparsity = float | jax.Array
-# (leaves, groups, sparsity) -> (the mask of every leaf, the threshold (G,) float32 of every group).
-Method = Callable[[Sequence[Leaf], Groups, Sparsity], tuple[list[jax.Array], jax.Array]]
+Method = Callable[[Sequence[Leaf], Groups, Amounts], tuple[list[jax.Array], jax.Array]]
+"""(leaves, groups, amounts) -> (the mask of every leaf, the threshold (G,) float32 of every group)."""
 
 _BINS = 256
 
 
-def _exact(leaves, groups, sparsity):
-    """Keeps exactly round((1 - sparsity) N) of each group (see `keep_top`)."""
-    threshold = top_threshold(leaves, groups, kept_counts(groups.sizes, sparsity))
-    masks = []
-    for leaf, takes in zip(leaves, threshold.takes):
+def exact(leaves: Sequence[Leaf], groups: Groups, amounts: Amounts) -> tuple[list[jax.Array], jax.Array]:
+    """Keeps exactly as many tiles of each group as `amounts` says, and of every m tiles where these are chosen among m.
+
+    The latter have no threshold: nan.
+    """
+    each = jnp.array([one.each for one in groups.groups])
+    searched = [leaf for leaf in leaves if not leaf.slot.tile.among]
+    masks = {id(leaf): _top_of_each(leaf, amounts.kept[leaf.slot.first, 1]) for leaf in leaves if leaf.slot.tile.among}
+    if not searched:
+        return [masks[id(leaf)] for leaf in leaves], jnp.full(each.shape, jnp.nan, jnp.float32)
+    threshold = top_threshold(searched, groups, jnp.where(each[:, None], 0, amounts.kept))
+    for leaf, takes in zip(searched, threshold.takes):
         key, rank = leaf_key(leaf), leaf_rank(leaf)
         key_t, rank_t = spread(threshold.key, leaf), spread(threshold.rank, leaf)
         tie = (rank > rank_t) | ((rank == rank_t) & spread(takes, leaf, first=0))
-        masks.append((key > key_t) | ((key == key_t) & tie))
-    return masks, from_order_key(threshold.key)
+        masks[id(leaf)] = (key > key_t) | ((key == key_t) & tie)
+    return [masks[id(leaf)] for leaf in leaves], jnp.where(each, jnp.nan, from_order_key(threshold.key))
 
 
-def _above(leaves, thresholds):
+def _top_of_each(leaf: Leaf, kept: jax.Array) -> jax.Array:
+    """The mask of the `kept` highest of every m consecutive scores along an axis: each is compared with all m."""
+    assert leaf.slot.tile.among
+    axis, m = leaf.slot.tile.among
+    together = [m if a == axis else 1 for a in range(leaf.values.ndim)]
+
+    def count_higher(i, higher):
+        ranks = jnp.broadcast_to(leaf_rank(leaf, i), leaf.values.shape)
+        key, rank = split(leaf_key(leaf, i), together), split(ranks, together)
+        other_key, other_rank = (lax.dynamic_slice_in_dim(x, i, 1, axis=2 * axis + 1) for x in (key, rank))
+        return higher + ((other_key > key) | ((other_key == key) & (other_rank > rank)))
+
+    none = split(jnp.zeros_like(leaf.values, dtype=jnp.uint16), together)
+    return merge(lax.fori_loop(0, m, count_higher, none, unroll=8) < kept, leaf.values)
+
+
+def _above(leaves: Sequence[Leaf], thresholds: jax.Array) -> list[jax.Array]:
     """Scores strictly above their group's threshold; never a NaN, never one that is not live."""
     masks = []
     for leaf in leaves:
@@ -54,40 +79,41 @@ def _above(leaves, thresholds):
     return masks
 
 
-def _quantile(leaves, groups, sparsity):
+def quantile(leaves: Sequence[Leaf], groups: Groups, amounts: Amounts) -> tuple[list[jax.Array], jax.Array]:
     """Keeps scores above `jnp.quantile(scores, sparsity)` of their group, by a sort: inexact where scores tie."""
-    members: list[list[jax.Array]] = [[] for _ in groups.sizes]
+    members: list[list[jax.Array]] = [[] for _ in groups.groups]
     for leaf in leaves:
         slot = leaf.slot
-        score = from_order_key(jnp.maximum(leaf_key(leaf), order_key(jnp.float32(jnp.finfo(jnp.float32).min))))
+        lowest = order_key(jnp.float32(jnp.finfo(jnp.float32).min))
+        score = gathered(from_order_key(jnp.maximum(leaf_key(leaf), lowest)))
         pieces = [score] if slot.axis is None else jnp.split(score, slot.parts, slot.axis)
         for part, piece in enumerate(pieces):
             members[slot.first + part].append(piece.reshape(-1))
-    q = jnp.asarray(sparsity, jnp.float32)
-    thresholds = jnp.stack([jnp.quantile(jnp.concatenate(m), q) for m in members])
+    thresholds = jnp.stack([jnp.quantile(jnp.concatenate(m), q) for m, q in zip(members, amounts.sparsity)])
     return _above(leaves, thresholds), thresholds
 
 
-def _hist256(leaves, groups, sparsity):
+def hist256(leaves: Sequence[Leaf], groups: Groups, amounts: Amounts) -> tuple[list[jax.Array], jax.Array]:
     """Keeps scores above the sparsity's place in a histogram of 256 equal bins over [0, largest score] of their group.
 
-    The threshold is (number of bins whose cumulative fraction is below the sparsity) / 256 times the largest score, as
-    in TensorFlow <= 1.13's model pruning (contrib/model_pruning/python/pruning_utils.py); it under-prunes. Scores must
-    be >= 0; negative ones fall into the first bin.
+    The threshold is (number of bins whose cumulative fraction, a float32, is below the sparsity) / 256 times the
+    largest score, as in TensorFlow <= 1.13's model pruning (contrib/model_pruning/python/pruning_utils.py); it
+    under-prunes. Scores must be >= 0; negative ones fall into the first bin.
     """
     tops: dict[int, jax.Array] = {}
     for leaf in leaves:
         slot = leaf.slot
-        score = from_order_key(leaf_key(leaf))
+        score = leaf.scores()
         others = [a for a in range(score.ndim) if a != slot.axis]
         top = jnp.max(score, axis=others, initial=0.0)
         if slot.axis is not None:
-            top = jnp.max(jnp.where(part_of_line(slot, top.size), top[None, :], 0.0), axis=1)
+            top = jnp.max(jnp.where(part_of_line(top.size, slot.parts), top[None, :], 0.0), axis=1)
         top = top.reshape(slot.parts)
         tops[slot.first] = jnp.maximum(tops[slot.first], top) if slot.first in tops else top
     top = jnp.concatenate([tops[first] for first in sorted(tops)])
     sizes = wide(groups.sizes)
-    total = wide_float(sizes)
+    # As a constant, XLA would multiply by its reciprocal, which rounds otherwise than the division.
+    total = lax.optimization_barrier(wide_float(sizes))
 
     def step(_, state):
         low, width = state  # bins below `low` lie below the sparsity; the count of such bins is < low + width
@@ -102,113 +128,42 @@ def _hist256(leaves, groups, sparsity):
         counts = group_counts(beyond, leaves, groups)
         for i, c in enumerate(candidates):
             cdf = wide_float(wide_sub(sizes, counts[:, i])) / total  # of bins 0 .. c - 1
-            low = jnp.where(cdf < jnp.asarray(sparsity, jnp.float32), jnp.maximum(low, c), low)
+            low = jnp.where(cdf < amounts.sparsity, jnp.maximum(low, c), low)
         return low, width // 4
 
-    low, _ = lax.fori_loop(0, 4, step, (jnp.zeros(len(groups.sizes), jnp.int32), jnp.int32(_BINS)))
+    low, _ = lax.fori_loop(0, 4, step, (jnp.zeros(len(groups.groups), jnp.int32), jnp.int32(_BINS)))
     thresholds = low.astype(jnp.float32) / _BINS * top
     return _above(leaves, thresholds), thresholds
 
 
-def _flatten(scores: Scores):
-    leaves, tree = jax.tree_util.tree_flatten_with_path(scores)
-    paths, arrays = [path_of(path) for path, _ in leaves], [jnp.asarray(leaf) for _, leaf in leaves]
-    for path, x in zip(paths, arrays):
-        if not jnp.issubdtype(x.dtype, jnp.floating) or x.dtype.itemsize > 4:
-            raise ValueError(f"scores of {path} have dtype {x.dtype}; use float32, bfloat16 or float16")
-        if x.size >= 2**32:
-            raise ValueError(f"scores of {path} hold {x.size} elements; split leaves of 2^32 elements or more")
-    return paths, arrays, tree
+METHODS: dict[str, Method] = {"exact": exact, "quantile": quantile, "hist256": hist256}
 
 
-@partial(jax.jit, static_argnums=(3, 4, 5))
-def _run(arrays, lives, sparsity, groups, method, transform):
-    """Masks and thresholds of leaves by a method, compiled also where the caller is not."""
-    leaves = [Leaf(x, m, slot, transform) for x, m, slot in zip(arrays, lives, groups.slots, strict=True)]
-    masks, thresholds = method(leaves, groups, sparsity)
-    return masks, [
-        thresholds[s.first] if s.axis is None else lax.slice_in_dim(thresholds, s.first, s.first + s.parts)
-        for s in groups.slots
-    ]
+def check_scores(path: str, scores: jax.Array) -> None:
+    """A UserError that names the path unless scores have a dtype and a size that methods can take."""
+    if not jnp.issubdtype(scores.dtype, jnp.floating) or scores.dtype.itemsize > 4:
+        raise UserError(f"scores of {path} have dtype {scores.dtype}; use float32, bfloat16 or float16")
+    if scores.size >= 2**32:
+        raise UserError(f"scores of {path} hold {scores.size} elements; split leaves of 2^32 elements or more")
 
 
-def _select(scores, sparsity, scope, method, num_heads, live=None, transform=None):
-    if method not in METHODS:
-        raise ValueError(f"method = {method!r} is unknown; use one of {', '.join(METHODS)}")
-    if isinstance(sparsity, int | float) and not 0 <= sparsity <= 1:
-        raise ValueError(f"sparsity = {sparsity} is no sparsity; use a fraction in [0, 1]")
-    paths, arrays, tree = _flatten(scores)
-    groups = group(paths, [x.shape for x in arrays], scope, num_heads)
-    if not arrays:
-        return scores, scores
-    lives = [None] * len(arrays) if live is None else jax.tree.leaves(live)
-    masks, thresholds = _run(arrays, lives, jnp.asarray(sparsity, jnp.float32), groups, METHODS[method], transform)
-    return jax.tree.unflatten(tree, masks), jax.tree.unflatten(tree, thresholds)
-
-
-def select(
-    scores: Scores,
-    sparsity: Sparsity,
-    *,
-    scope: str = "global",
-    method: str = "exact",
-    num_heads: int | None = None,
-) -> tuple[Masks, Any]:
-    """`keep_top`'s masks and the tree of thresholds: float32, a scalar per leaf, (num_heads,) where heads split it.
-
-    With method "exact" every kept score is >= its threshold, every pruned one <= it; inf where nothing is kept. With
-    the other methods kept scores are > the threshold.
-    """
-    return _select(scores, sparsity, scope, method, num_heads)
-
-
-def keep_top(
-    scores: Scores,
-    sparsity: Sparsity,
-    *,
-    scope: str = "global",
-    method: str = "exact",
-    num_heads: int | None = None,
-) -> Masks:
-    """Bool masks that are True at the highest scores of each group of `scope`.
-
-    Args:
-      scores: tree of float32, bfloat16 or float16 arrays, None where not prunable; higher = keep. Leaves may be sharded
-        in any way under `jit`; each holds fewer than 2^32 elements, a group at most 2^39.
-      sparsity: fraction in [0, 1] to prune, a float or a (traced) scalar, which is clipped.
-      scope: "global" (one group), "matrix" (each leaf), "layer" (leaves under one `layer_NN`), "head" (columns of
-        query, key and value kernels and rows of the output kernel of one head). Leaves that the last two do not name
-        are groups of their own.
-      method: "exact", "quantile" (`jnp.quantile`, keep above it) or "hist256" (TensorFlow <= 1.13).
-      num_heads: attention heads per layer, for scope "head".
-
-    Method "exact" keeps exactly round((1 - sparsity) N) of a group of N scores: the nearest integer, halves to the even
-    one, computed in integers. The sparsity is read as float32 and stands for the decimal of at most six places that it
-    represents, if any (0.7 is seven tenths, traced or not; see `counts.kept_counts`). Scores rank NaN < -inf < ... <
-    -0.0 = +0.0 < ... < +inf. Ties at the threshold are broken by a hash of the element's number in its group, so masks
-    favour no position and are the same on any mesh.
-
-    Raises:
-      ValueError: an unknown scope or method, a Python sparsity outside [0, 1], a wrong dtype, or a num_heads that is
-        missing or does not divide a kernel.
-    """
-    return _select(scores, sparsity, scope, method, num_heads)[0]
-
-
-def kth_largest(scores: Scores, k: int | jax.Array) -> jax.Array:
+def kth_largest(scores: Any, k: int | jax.Array) -> jax.Array:
     """The k-th largest of all scores of an array or tree, a float32 scalar; exact and the same on any mesh.
 
     k counts from 1 and may be a traced integer (below 2^32). NaN ranks below -inf and is returned as -inf.
 
     Raises:
-      ValueError: a Python k outside [1, number of scores], or a wrong dtype.
+      UserError: a Python k outside [1, number of scores], or a wrong dtype.
     """
-    paths, arrays, _ = _flatten(scores)
-    groups = group(paths, [x.shape for x in arrays], "global")
+    leaves = [(path_of(path), jnp.asarray(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(scores)]
+    for path, leaf in leaves:
+        check_scores(path, leaf)
+    paths, arrays = [path for path, _ in leaves], [leaf for _, leaf in leaves]
+    groups = group(paths, [x.shape for x in arrays], [""] * len(paths), SCOPES["global"], weights)
     if isinstance(k, int):
         size = sum(groups.sizes)
         if not 1 <= k <= size:
-            raise ValueError(f"k = {k} is outside [1, {size}], the number of scores")
+            raise UserError(f"k = {k} is outside [1, {size}], the number of scores")
         limbs = wide([k])
     else:
         limbs = jnp.stack([jnp.zeros((), jnp.uint32), k.astype(jnp.uint32)])[None]
@@ -219,35 +174,3 @@ def kth_largest(scores: Scores, k: int | jax.Array) -> jax.Array:
 def _kth(arrays, k, groups):
     leaves = [Leaf(x, None, slot) for x, slot in zip(arrays, groups.slots)]
     return from_order_key(key_threshold(leaves, groups, k, until_found=False)[0][0])
-
-
-def prune(
-    params: Any,
-    masks: Masks,
-    sparsity: Sparsity,
-    *,
-    criterion: Criterion,
-    scope: str = "global",
-    method: str = "exact",
-    num_heads: int | None = None,
-    key: jax.Array | None = None,
-    grads: Any = None,
-    monotone: bool = True,
-) -> Masks:
-    """The masks after one prune: `keep_top` of the criterion's scores, N counting pruned and live weights alike.
-
-    With `monotone` (hard masks) a pruned weight never returns: it ranks below every live one, even one of score 0, and
-    a group already beyond `sparsity` stays as it is. Without (soft masks), masks are made from scores alone. Arguments
-    and errors otherwise as in `keep_top` and the criterion.
-    """
-    live = masks if monotone else None
-    if criterion is magnitude:  # |w| is computed as weights are read, never stored
-        scores = jax.tree.map(lambda m, w: None if m is None else w, masks, params, is_leaf=lambda x: x is None)
-        new, _ = _select(scores, sparsity, scope, method, num_heads, live, jnp.abs)
-    else:
-        scores = criterion(params, masks, grads=grads, key=key)
-        new, _ = _select(scores, sparsity, scope, method, num_heads, live)
-    return jax.tree.map(jnp.logical_and, new, masks) if monotone else new
-
-
-METHODS: dict[str, Method] = {"exact": _exact, "quantile": _quantile, "hist256": _hist256}

@@ -11,11 +11,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxprune.pruning.counting import count, part_of_line
-from jaxprune.pruning.counts import wide, wide_eq, wide_float, wide_ge, wide_sub, wide_sum
-from jaxprune.pruning.scopes import Groups, Slot
+from jaxprune.pruning.axes import explicit_sharding
+from jaxprune.pruning.integers import wide, wide_eq, wide_float, wide_ge, wide_sub, wide_sum
+from jaxprune.pruning.interface import Groups, Slot
+from jaxprune.pruning.tallies import count, part_of_line
 
 _LOWEST, _HIGHEST = -(2**31), 2**31 - 1
 _INFINITY = 0x7F800000  # bits and key of +inf
@@ -30,6 +31,10 @@ class Leaf(NamedTuple):
     live: jax.Array | None
     slot: Slot
     transform: Callable[[jax.Array], jax.Array] | None = None
+
+    def scores(self) -> jax.Array:
+        """Float32 scores, -inf for NaN and where not live."""
+        return from_order_key(leaf_key(self))
 
 
 class Threshold(NamedTuple):
@@ -87,12 +92,10 @@ def leaf_rank(leaf: Leaf, anchor: jax.Array | None = None) -> jax.Array:
 def _iota(x: jax.Array, axis: int) -> jax.Array:
     """uint32 positions along one axis of x, the other axes of length 1; under Explicit mesh axes sharded like x."""
     shape = [size if a == axis else 1 for a, size in enumerate(x.shape)]
-    sharding = jax.typeof(x).sharding
-    if AxisType.Explicit in sharding.mesh.axis_types:
+    sharding = explicit_sharding(x)
+    if sharding is not None:
         spec = [part if a == axis else None for a, part in enumerate(sharding.spec)]
         sharding = NamedSharding(sharding.mesh, PartitionSpec(*spec))
-    else:
-        sharding = None
     return lax.broadcasted_iota(jnp.uint32, shape, axis, out_sharding=sharding)
 
 
@@ -100,26 +103,26 @@ def spread(values: jax.Array, leaf: Leaf, first: int | None = None) -> jax.Array
     """Values per group (G,), from the leaf's first group on, in a shape that broadcasts against the leaf."""
     slot, shape = leaf.slot, leaf.values.shape
     first = slot.first if first is None else first
-    mine = lax.slice_in_dim(values, first, first + slot.parts)
+    of_parts = lax.slice_in_dim(values, first, first + slot.parts)
     if slot.axis is None:
-        return mine.reshape((1,) * len(shape))
+        return of_parts.reshape((1,) * len(shape))
     size, others = shape[slot.axis], [axis for axis in range(len(shape)) if axis != slot.axis]
     # A sum over a one-hot, not a repeat: XLA would shard the thresholds like the leaf, and gather them again. Each leaf
     # sums in its own shape: lines along rows and along columns, which may be sharded differently, must not be shared.
-    part = jnp.expand_dims(part_of_line(slot, size), [axis + 1 for axis in others])
-    mine = jnp.expand_dims(mine, [axis + 1 for axis in range(len(shape))])
-    return jnp.sum(jnp.where(part, mine, 0), axis=0, dtype=mine.dtype)
+    part = jnp.expand_dims(part_of_line(size, slot.parts), [axis + 1 for axis in others])
+    of_parts = jnp.expand_dims(of_parts, [axis + 1 for axis in range(len(shape))])
+    return jnp.sum(jnp.where(part, of_parts, 0), axis=0, dtype=of_parts.dtype)
 
 
 def group_counts(conditions: Callable[[Leaf], Sequence[jax.Array]], leaves: Sequence[Leaf], groups: Groups):
     """Counts (G, C, 2), wide, of True in each group, for C = 3 conditions on a leaf."""
-    counts = [count(conditions(leaf), leaf.slot) for leaf in leaves]
+    counts = [count(conditions(leaf), leaf.slot.axis, leaf.slot.parts) for leaf in leaves]
     ids = [leaf.slot.first + part for leaf in leaves for part in range(leaf.slot.parts)]
     return wide_sum(jnp.concatenate(counts), ids, len(groups.sizes))
 
 
 def _candidates(before, low, high, n_low, n_above, k, first):
-    """Three candidates (G,) in low + [1, high - low]: around an interpolated place, or at the quarters.
+    """Three candidates (G,) in low + [1, high - low]: around an interpolated point, or at the quarters.
 
     `before` is the width of the bracket one pass ago, 0 at first. `first` are the first candidates for a bracket of
     floats' bit patterns, None for one of uniform numbers, where interpolation holds from the start.
@@ -127,7 +130,7 @@ def _candidates(before, low, high, n_low, n_above, k, first):
     width = lax.bitcast_convert_type(high - low, jnp.uint32)
     span = width.astype(jnp.float32)
     inside = jnp.maximum(wide_float(wide_sub(n_low, n_above)), 1.0)
-    place = wide_float(wide_sub(n_low, k)) / inside
+    middle = wide_float(wide_sub(n_low, k)) / inside
     half = 2.0 * lax.rsqrt(inside)  # half a bracket: the noise of the counts
     quarter = (before > 0) & (width > before // 4 + _CANDIDATES)  # interpolation did not pay
     if first is not None:
@@ -135,7 +138,7 @@ def _candidates(before, low, high, n_low, n_above, k, first):
         quarter |= width > jnp.uint32(2**24)
     made = []
     for i in range(_CANDIDATES):
-        fraction = jnp.clip(jnp.where(quarter, (i + 1) / 4, place + (i - 1) * half), 0.0, 1.0)
+        fraction = jnp.clip(jnp.where(quarter, (i + 1) / 4, middle + (i - 1) * half), 0.0, 1.0)
         offset = jnp.minimum(fraction * span, jnp.float32(2**32 - 256)).astype(jnp.uint32)
         offset = jnp.where(width <= _CANDIDATES, jnp.uint32(i + 1), offset)
         offset = jnp.clip(offset, jnp.minimum(width, jnp.uint32(1)), width)
@@ -225,11 +228,11 @@ def top_threshold(leaves: Sequence[Leaf], groups: Groups, k: jax.Array) -> Thres
         for leaf in leaves:
             slot = leaf.slot
             tie, ranks = tied_rank(leaf, None)
-            here = count([tie & (ranks == spread(rank, leaf))] * 3, slot)[:, 0]
-            mine = slice(slot.first, slot.first + slot.parts)
-            have = left.get(slot.first, wanted[mine])
-            take = ~collide[mine] | (here <= have)
-            left[slot.first] = have - jnp.where(collide[mine] & take, here, 0)
+            here = count([tie & (ranks == spread(rank, leaf))] * 3, slot.axis, slot.parts)[:, 0]
+            parts = slice(slot.first, slot.first + slot.parts)
+            before = left.get(slot.first, wanted[parts])
+            take = ~collide[parts] | (here <= before)
+            left[slot.first] = before - jnp.where(collide[parts] & take, here, 0)
             taken.append(take)
         return taken
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxprune.pruning.scopes import Slot
+from jaxprune.pruning.axes import axis_names, even_parts, explicit_sharding
 
 
 def _sums(arrays: Sequence[jax.Array], axes: Sequence[int]) -> list[jax.Array]:
@@ -22,13 +22,13 @@ def _sums(arrays: Sequence[jax.Array], axes: Sequence[int]) -> list[jax.Array]:
     return list(lax.reduce(list(arrays), zeros, lambda a, b: [p + q for p, q in zip(a, b)], tuple(axes)))
 
 
-def _local(line: int | None, mine: jax.Array | None, *arrays: jax.Array) -> list[jax.Array]:
-    """Sums (parts,) of uint32 arrays on one device; along `line`, the bool `mine` (parts, size) says what is whose."""
+def _local(line: int | None, part_lines: jax.Array | None, *arrays: jax.Array) -> list[jax.Array]:
+    """Sums (parts,) of uint32 arrays on one device; `part_lines` (parts, size): which of `line` are whose."""
     shape = arrays[0].shape
     axes = range(len(shape))
-    if mine is not None:
+    if part_lines is not None:
         lines = _sums(arrays, [axis for axis in axes if axis != line])
-        return [jnp.sum(jnp.where(mine, x[None], 0), axis=1, dtype=jnp.uint32) for x in lines]
+        return [jnp.sum(jnp.where(part_lines, x[None], 0), axis=1, dtype=jnp.uint32) for x in lines]
     if len(shape) < 2:
         return [x[None] for x in _sums(arrays, axes)]
     # First one sum per row (or column): all cores have work, and the rows are few beside the elements.
@@ -38,33 +38,22 @@ def _local(line: int | None, mine: jax.Array | None, *arrays: jax.Array) -> list
     return [x[None] for x in _sums(rows, [0])]
 
 
-def _plain(line: int | None, mine: jax.Array | None, *arrays: jax.Array) -> list[jax.Array]:
+def _plain(line: int | None, part_lines: jax.Array | None, *arrays: jax.Array) -> list[jax.Array]:
     """The sums of `_local` from reductions of one operand, which XLA partitions, and on TPU fuses, by itself."""
-    if mine is None:
+    if part_lines is None:
         return [jnp.sum(x, dtype=jnp.uint32)[None] for x in arrays]
     axes = range(1, arrays[0].ndim + 1)
-    mine = jnp.expand_dims(mine, [axis for axis in axes if axis - 1 != line])
-    return [jnp.sum(jnp.where(mine, x[None], 0), axis=tuple(axes), dtype=jnp.uint32) for x in arrays]
-
-
-def _mesh_axes(part) -> tuple[str, ...]:
-    return () if part is None else (part,) if isinstance(part, str) else tuple(part)
-
-
-def _even(sharding: NamedSharding, shape: Sequence[int]) -> list:
-    """The parts of a sharding's spec, one per axis; None where they would not divide the axis."""
-    parts = [*sharding.spec, *[None] * (len(shape) - len(sharding.spec))]
-    pieces = [math.prod(sharding.mesh.shape[name] for name in _mesh_axes(part)) for part in parts]
-    return [part if size % n == 0 else None for part, size, n in zip(parts, shape, pieces)]
+    part_lines = jnp.expand_dims(part_lines, [axis for axis in axes if axis - 1 != line])
+    return [jnp.sum(jnp.where(part_lines, x[None], 0), axis=tuple(axes), dtype=jnp.uint32) for x in arrays]
 
 
 def _lower(sharding: NamedSharding, shape: Sequence[int], line: int | None):
-    """What each device does to count a leaf of this sharding, and the specs of its operands: `mine` and the leaf."""
-    parts = _even(sharding, shape)
-    names = tuple(name for part in parts for name in _mesh_axes(part))
+    """What each device does to count a leaf of this sharding, and the specs of `part_lines` and the leaf."""
+    parts = even_parts(sharding, shape)
+    names = tuple(name for part in parts for name in axis_names(part))
 
-    def lower(mine, *arrays):
-        sums = _local(line, mine, *arrays)
+    def lower(part_lines, *arrays):
+        sums = _local(line, part_lines, *arrays)
         return lax.psum(sums, names) if names else sums
 
     return lower, PartitionSpec() if line is None else PartitionSpec(None, parts[line]), PartitionSpec(*parts)
@@ -99,33 +88,36 @@ def _partitioned(ndim: int, line: int | None):
     batchable = jax.custom_batching.custom_vmap(sums)
 
     @batchable.def_vmap
-    def _(size, batched, mine, *arrays):
+    def _(size, batched, part_lines, *arrays):
         arrays = [x if b else jnp.broadcast_to(x, (size, *x.shape)) for x, b in zip(arrays, batched[1:])]
-        return jax.vmap(functools.partial(_plain, line), in_axes=(None, 0, 0, 0))(mine, *arrays), [True] * 3
+        return jax.vmap(functools.partial(_plain, line), in_axes=(None, 0, 0, 0))(part_lines, *arrays), [True] * 3
 
     return batchable
 
 
-def part_of_line(slot: Slot, size: int) -> jax.Array:
-    """Bool (parts, size), True where a position on the slot's axis belongs to a part."""
-    part = jnp.arange(size, dtype=jnp.int32) // (size // slot.parts)
-    return part[None, :] == jnp.arange(slot.parts, dtype=jnp.int32)[:, None]
+def part_of_line(size: int, parts: int) -> jax.Array:
+    """Bool (parts, size), True where a position on an axis that is split into `parts` belongs to a part."""
+    part = jnp.arange(size, dtype=jnp.int32) // (size // parts)
+    return part[None, :] == jnp.arange(parts, dtype=jnp.int32)[:, None]
 
 
-def count(conditions: Sequence[jax.Array], slot: Slot) -> jax.Array:
-    """uint32 counts (parts, 3) of True in each of three conditions of a leaf's shape, in one pass over the leaf."""
+def count(conditions: Sequence[jax.Array], line: int | None = None, parts: int = 1) -> jax.Array:
+    """uint32 counts (parts, 3) of True in each of three conditions of a leaf's shape, in one pass over the leaf.
+
+    The axis `line`, if any, is split into `parts` that are counted apart.
+    """
     ones = [c.astype(jnp.uint32) for c in conditions]
-    shape, line = ones[0].shape, slot.axis
-    mine = None if line is None else part_of_line(slot, shape[line])
-    sharding = jax.typeof(ones[0]).sharding
-    if AxisType.Explicit in sharding.mesh.axis_types:
+    shape = ones[0].shape
+    part_lines = None if line is None else part_of_line(shape[line], parts)
+    sharding = explicit_sharding(ones[0])
+    if sharding is not None:
         lower, part, operand = _lower(sharding, shape, line)
-        if mine is not None:
-            mine = jax.sharding.reshard(mine, NamedSharding(sharding.mesh, part))
+        if part_lines is not None:
+            part_lines = jax.sharding.reshard(part_lines, NamedSharding(sharding.mesh, part))
         specs = (part, *(operand,) * 3)
-        sums = jax.shard_map(lower, mesh=sharding.mesh, in_specs=specs, out_specs=PartitionSpec())(mine, *ones)
+        sums = jax.shard_map(lower, mesh=sharding.mesh, in_specs=specs, out_specs=PartitionSpec())(part_lines, *ones)
     else:
         # The TPU compiler knows custom partitioning only beside a TPU, not when it compiles ahead for one.
         plain = functools.partial(_plain, line)
-        sums = lax.platform_dependent(mine, *ones, tpu=plain, default=_partitioned(len(shape), line))
+        sums = lax.platform_dependent(part_lines, *ones, tpu=plain, default=_partitioned(len(shape), line))
     return jnp.stack(sums, axis=1)

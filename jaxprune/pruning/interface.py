@@ -1,0 +1,117 @@
+"""The values that pruning gives and takes: tiles, groups, amounts, a pruner and its report."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+
+Masks = Any
+"""Tree like params: bool arrays, True = kept; None where nothing is prunable."""
+
+
+class Tile(NamedTuple):
+    """`together`: the shape of the weights that live or die together. `among`: (axis, m) if tiles are chosen among m
+    consecutive ones along an axis rather than by a threshold, and then at least `least` of them stay."""
+
+    together: tuple[int, ...]
+    among: tuple[int, int] | None = None
+    least: int = 0
+
+
+Structure = Callable[[str, tuple[int, ...]], tuple[int, ...] | Tile]
+"""(path, shape) -> the tile of a leaf; a plain tuple t stands for Tile(t)."""
+
+
+Scope = Callable[[str, tuple[int, ...]], tuple[str, int | None, int] | None]
+"""(path, shape) -> (name of the leaf's group, axis along which the leaf is split into `parts` groups of that name or
+None, parts); None where a leaf is a group of its own."""
+
+
+class Slot(NamedTuple):
+    """Where the tiles of a leaf are counted: in group `first`, or split along `axis` into `parts` groups from `first`.
+
+    `offset` numbers the leaf's tiles on from those of the group's earlier leaves; `salt` is a hash of its name.
+    """
+
+    tile: Tile
+    first: int
+    axis: int | None
+    parts: int
+    offset: int
+    salt: int
+
+
+class Group(NamedTuple):
+    """`regex`: whose amount holds. `size`: tiles among which is chosen. `least`: how many stay whatever the amount.
+
+    With `each`, the group is a leaf whose tiles are chosen among every `size` consecutive ones.
+    """
+
+    name: str
+    regex: str
+    size: int
+    least: int
+    each: bool
+
+
+class Groups(NamedTuple):
+    """One slot per leaf (None: left alone), the groups, and the largest tile number of any of them plus one."""
+
+    slots: tuple[Slot | None, ...]
+    groups: tuple[Group, ...]
+    span: int
+
+    @property
+    def sizes(self) -> list[int]:
+        return [group.size for group in self.groups]
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["kept", "sparsity"], meta_fields=["regexes", "sizes"])
+@dataclass(frozen=True)
+class Amounts:
+    """What is kept of each of G groups: data to a compiled prune.
+
+    `kept` (G, 2) uint32: number of kept tiles as limbs (high, low). `sparsity` (G,) float32. `regexes`: (regex, whether
+    its paths are pruned); "" stands for the paths that no other matches. `sizes`: tiles of each group.
+    """
+
+    kept: jax.Array
+    sparsity: jax.Array
+    regexes: tuple[tuple[str, bool], ...]
+    sizes: tuple[int, ...]
+
+
+Sparsity = float | jax.Array | Mapping[str, float | jax.Array | None] | Amounts
+"""A fraction in [0, 1] for all paths; or one, or None = leave alone, per regex; or amounts made of these."""
+
+
+class PruneReport(NamedTuple):
+    """What one prune did, as trees of masks: uint32 counts per leaf, and thresholds of scores.
+
+    `kept`: weights that are left; `regrown`: those that came back (none with hard masks); `removed`: newly pruned;
+    `size`: all. `threshold`: float32, a scalar or (parts,) where a scope splits the leaf; nan where there is none.
+    """
+
+    kept: Any
+    regrown: Any
+    removed: Any
+    size: Any
+    threshold: Any
+
+
+class Pruner(NamedTuple):
+    """`init(params, masks)` gives the criterion's state; `observe(state, params, masks, grads)` the next one.
+
+    `update(state, params, masks, sparsity, key=None)` gives (params, masks, state, PruneReport). `sparsity` is a
+    fraction in [0, 1]; a {regex: fraction or None = leave alone} over paths, "" for the rest, of which each is counted
+    apart; or what `amounts(masks, sparsity)` makes of these on the host: counts, as data to a compiled update.
+    `mode`: "hard" or "soft".
+    """
+
+    init: Callable[[Any, Masks], Any]
+    observe: Callable[[Any, Any, Masks, Any], Any]
+    update: Callable[..., tuple[Any, Masks, Any, PruneReport]]
+    amounts: Callable[[Masks, Sparsity], Amounts]
+    mode: str

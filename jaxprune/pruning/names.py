@@ -1,0 +1,49 @@
+"""Names: the paths of leaves, the regexes that match them, and the choices a user makes by name."""
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from jax.tree_util import DictKey, GetAttrKey, keystr
+
+from jaxprune.errors import UserError
+
+
+def path_of(key_path: Sequence) -> str:
+    """The path of a leaf as `encoder/layer_00/attention/query/kernel`, from a key path of `jax.tree_util`.
+
+    A leaf that a dict holds in an object with the attribute `value` (a Flax NNX variable) is named as the object.
+    """
+    keys = tuple(key_path)
+    if len(keys) > 1 and isinstance(keys[-2], DictKey) and keys[-1] == GetAttrKey("value"):
+        keys = keys[:-1]
+    return keystr(keys, simple=True, separator="/")
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """`; the nearest is ...`, for the end of an error's line; empty when there are no names."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.0)
+    return f"; the nearest is {close[0]!r}" if close else ""
+
+
+def matching(regex: str, paths: Sequence[str], argument: str) -> set[str]:
+    """The paths that a regex matches as a whole; a UserError that names the argument when there are none."""
+    try:
+        pattern = re.compile(regex)
+    except re.error as error:
+        raise UserError(f"{argument}: {regex!r} is no regular expression: {error}") from None
+    matches = {path for path in paths if pattern.fullmatch(path)}
+    if not matches:
+        raise UserError(f"{argument}: {regex!r} matches no parameter path as a whole{nearest(regex, paths)}")
+    return matches
+
+
+def chosen(argument: str, choice: str | Callable | Any, choices: Mapping[str, Any]) -> Any:
+    """What `choice` names in `choices`; what is no name comes back as it is. An unknown name is a UserError."""
+    if not isinstance(choice, str):
+        return choice
+    if choice not in choices:
+        listed = f"use one of {', '.join(choices)}{nearest(choice, choices)}"
+        raise UserError(f"{argument} = {choice!r} is unknown; {listed}")
+    return choices[choice]

@@ -1,0 +1,174 @@
+"""The pruner: score -> pool (structure) -> share out (scope, amounts) -> threshold (method) -> expand."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxprune.errors import UserError
+from jaxprune.pruning.amounts import share_out
+from jaxprune.pruning.criteria import CRITERIA, Criterion, Scores, stateless
+from jaxprune.pruning.groups import SCOPES
+from jaxprune.pruning.interface import Amounts, Groups, Masks, Pruner, PruneReport, Scope, Slot, Sparsity, Structure
+from jaxprune.pruning.masks import apply_masks
+from jaxprune.pruning.names import chosen, path_of
+from jaxprune.pruning.order_statistics import Leaf
+from jaxprune.pruning.structures import expand, pool, pool_any, structure_named
+from jaxprune.pruning.tallies import count
+from jaxprune.pruning.thresholds import METHODS, Method, check_scores, exact
+
+
+def pruner(
+    criterion: str | Criterion | Callable[[Any, Masks, jax.Array | None], Scores] = "magnitude",
+    *,
+    structure: str | Structure = "weights",
+    scope: str | Scope = "matrix",
+    method: str | Method = "exact",
+    mode: str = "hard",
+    scopes: Mapping[str, Scope] = SCOPES,
+) -> Pruner:
+    """A pruner of the given parts, each a name or the caller's own callable; `scopes` are the scopes that have names.
+
+    With "hard" masks a pruned weight becomes exactly +0.0 and never returns: it ranks below every live one, even one of
+    score 0, and a group already beyond the sparsity stays as it is. With "soft" masks, masks are made from scores alone
+    and params come back as they are. N counts pruned and live weights alike. For counts and order see `keep_top`.
+
+    Raises:
+      UserError: an unknown name; from the functions also what does not fit the tree they are called with.
+    """
+    scoring = chosen("criterion", criterion, CRITERIA)
+    scoring = scoring if isinstance(scoring, Criterion) else stateless(scoring)
+    shared = {"scope": chosen("scope", scope, scopes), "structure": structure_named(structure)}
+    threshold = chosen("method", method, METHODS)
+    if mode not in ("hard", "soft"):
+        raise UserError(f"mode = {mode!r} is unknown; use hard or soft")
+
+    def amounts(masks: Masks, sparsity: Sparsity) -> Amounts:
+        return jax.device_get(share_out(masks, sparsity, **shared)[1])
+
+    def update(state: Any, params: Any, masks: Masks, sparsity: Sparsity, key: jax.Array | None = None):
+        groups, shares = share_out(masks, sparsity, **shared)
+        options = {"criterion": scoring, "groups": groups, "method": threshold, "hard": mode == "hard"}
+        params, masks, report = _update(state, params, masks, shares, key, **options)
+        return params, masks, state, report
+
+    return Pruner(scoring.init, scoring.observe, update, amounts, mode)
+
+
+@partial(jax.jit, static_argnames=("criterion", "groups", "method", "hard"))
+def _update(state, params, masks, amounts, key, *, criterion, groups, method, hard):
+    """(params, masks, report) after one prune."""
+    old, tree = jax.tree.flatten(masks)
+    if criterion.elementwise:  # the scores are taken as weights are read, never stored
+        scores = _scores(params, masks)
+    else:  # the scores are stored once, so that all passes over them see the same bits
+        scores = lax.optimization_barrier(_scores(criterion.score(state, params, masks, key), masks))
+    new, thresholds = _keep(scores, old if hard else None, amounts, groups, method, criterion.elementwise)
+    new = [before if after is None else before & after if hard else after for before, after in zip(old, new)]
+    counts = [count([after, after & ~before, before & ~after])[0] for before, after in zip(old, new)]
+    kept, regrown, removed = (tree.unflatten([n[i] for n in counts]) for i in range(3))
+    sizes = [jnp.uint32(mask.size) for mask in old]
+    report = PruneReport(kept, regrown, removed, tree.unflatten(sizes), tree.unflatten(thresholds))
+    masks = tree.unflatten(new)
+    return apply_masks(params, masks) if hard else params, masks, report
+
+
+def _scores(tree: Any, masks: Masks) -> list[jax.Array]:
+    """The leaves of a tree of scores (or more) where masks are; a UserError if one does not fit its mask."""
+    paths, definition = jax.tree_util.tree_flatten_with_path(masks, is_leaf=lambda x: x is None)
+    pairs = zip(paths, definition.flatten_up_to(tree), strict=True)
+    leaves = [(path_of(path), mask, x) for (path, mask), x in pairs if mask is not None]
+    for path, mask, x in leaves:
+        if getattr(x, "shape", None) != mask.shape:
+            raise UserError(f"scores of {path} are no array of shape {mask.shape}; a score per weight is needed")
+        check_scores(path, x)
+    return [x for _, _, x in leaves]
+
+
+def _keep(scores, live, amounts: Amounts, groups: Groups, method, transform=None):
+    """The masks and thresholds of leaves by scores, taken through `transform` if any; None and nan where left alone."""
+    slots = groups.slots
+    pooled = {i: _pooled(scores[i], live and live[i], slot, transform) for i, slot in enumerate(slots) if slot}
+    if method is not exact and any(leaf.slot.tile.among for leaf in pooled.values()):
+        raise UserError("structure: tiles are chosen among m with method = 'exact' alone; use it")
+    tiles, cuts = method(list(pooled.values()), groups, amounts) if pooled else ([], jnp.zeros(0))
+    masks: list[Any] = [None] * len(slots)
+    thresholds: list[Any] = [jnp.float32(jnp.nan)] * len(slots)
+    for (i, leaf), kept in zip(pooled.items(), tiles, strict=True):
+        slot = leaf.slot
+        masks[i] = expand(kept, slot.tile.together, scores[i])
+        thresholds[i] = cuts[slot.first] if slot.axis is None else cuts[slot.first : slot.first + slot.parts]
+    return masks, thresholds
+
+
+def _pooled(x: jax.Array, live: jax.Array | None, slot: Slot, transform) -> Leaf:
+    """The scores of a leaf's tiles."""
+    together = slot.tile.together
+    if set(together) <= {1}:
+        return Leaf(x, live, slot, transform)
+    scores = lax.optimization_barrier(pool(x, together, transform))
+    return Leaf(scores, None if live is None else pool_any(live, together), slot)
+
+
+def select(
+    scores: Scores,
+    sparsity: Sparsity,
+    *,
+    scope: str | Scope = "global",
+    structure: str | Structure = "weights",
+    method: str | Method = "exact",
+    scopes: Mapping[str, Scope] = SCOPES,
+) -> tuple[Masks, Any]:
+    """`keep_top`'s masks and the tree of thresholds: float32, a scalar per leaf, (parts,) where a scope splits it.
+
+    With method "exact" every kept score is >= its threshold, every pruned one <= it; inf where nothing is kept, nan
+    where there is none. With the other methods kept scores are > the threshold. Of blocks, scores are means.
+    """
+    scores = jax.tree.map(jnp.asarray, scores)
+    leaves = _scores(scores, scores)
+    groups, amounts = share_out(scores, sparsity, chosen("scope", scope, scopes), structure_named(structure))
+    masks, thresholds = _select(leaves, amounts, groups, chosen("method", method, METHODS))
+    tree = jax.tree.structure(scores)
+    return tree.unflatten(masks), tree.unflatten(thresholds)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _select(scores, amounts, groups, method):
+    masks, thresholds = _keep(scores, None, amounts, groups, method)
+    return [jnp.ones_like(x, bool) if m is None else m for x, m in zip(scores, masks)], thresholds
+
+
+def keep_top(
+    scores: Scores,
+    sparsity: Sparsity,
+    *,
+    scope: str | Scope = "global",
+    structure: str | Structure = "weights",
+    method: str | Method = "exact",
+    scopes: Mapping[str, Scope] = SCOPES,
+) -> Masks:
+    """Bool masks that are True at the highest scores of each group of `scope`.
+
+    Args:
+      scores: tree of float32, bfloat16 or float16 arrays, None where not prunable; higher = keep. Leaves may be sharded
+        in any way under `jit`; each holds fewer than 2^32 elements, a group at most 2^39.
+      sparsity: fraction in [0, 1] to prune, a float or a (traced) scalar, which is clipped; or amounts per path.
+      scope: "global" (one group), "matrix" (each leaf), a name in `scopes`, or a `groups.Scope`.
+      structure: "weights", "n:m" (like 2:4), "block(rows, columns)" (like block(32, 32)), or a `structures.Structure`.
+      method: "exact", "quantile" (`jnp.quantile`, keep above it), "hist256" (TensorFlow <= 1.13), or a
+        `thresholds.Method`.
+
+    Method "exact" keeps exactly round((1 - sparsity) N) of a group of N tiles: the nearest integer, halves to the even
+    one, computed in integers from the decimal that a Python number prints as. An array, also a traced one, is read as
+    float32 and stands for the decimal of at most six places that it represents, if any (`integers.kept_counts`). Scores
+    rank NaN < -inf < ... < -0.0 = +0.0 < ... < +inf. Ties at the threshold are broken by a hash of the tile's number in
+    its group, so masks favour no position and are the same on any mesh.
+
+    Raises:
+      UserError: an unknown name, a Python sparsity outside [0, 1], a wrong dtype, tiles or parts that do not divide a
+        leaf, regexes that do not give each path one amount.
+    """
+    return select(scores, sparsity, scope=scope, structure=structure, method=method, scopes=scopes)[0]
