@@ -93,7 +93,8 @@ def randomize(model, seed: int) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(1 + 0.2 * noise if name.endswith("LayerNorm.weight") else 0.15 * noise)
+            is_scale = name.lower().replace("_", "").endswith("layernorm.weight")
+            parameter.copy_(1 + 0.2 * noise if is_scale else 0.15 * noise)
 
 
 def as_torch(batch: dict[str, np.ndarray]) -> dict:

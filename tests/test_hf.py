@@ -1,8 +1,11 @@
 """Hugging Face directories: bit-equal round trips, old and partial checkpoints, and every refusal."""
 
 import json
+import os
 import pickle
+import resource
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -10,14 +13,16 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from make_bert_golden import CASES, FIXTURES
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from jaxprune.config.sections import ModelConfig
-from jaxprune.models.hf import TOKENIZER_FILES, load_hf, read_hf_config, save_hf
-from jaxprune.models.hf_tensors import params_from_hf, params_to_hf
+from jaxprune.errors import UserError
+from jaxprune.models.bert import BERT
+from jaxprune.models.folder import TOKENIZER_FILES, read_config, read_folder, write_folder, write_masked
+from jaxprune.models.tensors import params_from_tensors, params_to_tensors
 
 CONFIG = CASES["gelu"]["config"]
 CFG = ModelConfig(**CONFIG)
@@ -34,7 +39,7 @@ def tensors():
 
 @pytest.fixture
 def params(tensors):
-    return params_from_hf(tensors, CFG, head="pretraining")[0]
+    return params_from_tensors(BERT, tensors, CFG, head="pretraining")[0]
 
 
 @pytest.fixture
@@ -69,17 +74,17 @@ def flat(params):
 def test_mapping_is_bit_for_bit(tensors):
     odd = np.array([-0.0, 1e-45, 3e38], np.float32)  # a negative zero, a subnormal, nearly the largest
     tensors[QUERY][1, :3] = odd
-    params, fresh = params_from_hf(tensors, CFG, head="pretraining")
-    assert fresh == []
+    params, fresh = params_from_tensors(BERT, tensors, CFG, head="pretraining")
+    assert fresh == ()
     assert params["encoder"]["layer_01"]["attention"]["query"]["kernel"][:3, 1].tobytes() == odd.tobytes()
-    assert_bit_equal(params_to_hf(params), tensors)
+    assert_bit_equal(params_to_tensors(BERT, params), tensors)
 
 
 def test_directory_round_trip_keeps_values_zeros_config_and_tokenizer(tmp_path, tensors, params):
     (tmp_path / "tokenizer").mkdir()
     for name in TOKENIZER_FILES[:2]:
         (tmp_path / "tokenizer" / name).write_text(name)
-    save_hf(
+    write_folder(
         tmp_path / "out",
         CFG,
         jax.tree.map(jax.numpy.asarray, params),
@@ -94,9 +99,9 @@ def test_directory_round_trip_keeps_values_zeros_config_and_tokenizer(tmp_path, 
     with safe_open(tmp_path / "out" / "model.safetensors", framework="np") as file:
         assert file.metadata() == {"format": "pt"}
     assert_bit_equal(load_file(tmp_path / "out" / "model.safetensors"), tensors)
-    cfg, again = load_hf(tmp_path / "out", head="pretraining")
-    assert cfg == CFG
-    assert_bit_equal(flat(again), flat(params))
+    again = read_folder(tmp_path / "out", head="pretraining")
+    assert (again.model, again.masks, again.fresh) == (CFG, None, ())
+    assert_bit_equal(flat(again.params), flat(params))
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (written["note"], written["hidden_size"], written["model_type"]) == ("kept", CFG.hidden_size, "bert")
 
@@ -111,13 +116,13 @@ def test_transformers_loads_what_we_write(tmp_path, tensors, auto, head):
     import transformers
 
     num_labels = 3 if head == "classification" else 0
-    params, _ = params_from_hf(tensors, CFG, head=head, num_labels=num_labels)
-    save_hf(tmp_path, CFG, params, head=head)
+    params, _ = params_from_tensors(BERT, tensors, CFG, head=head, num_labels=num_labels)
+    write_folder(tmp_path, CFG, params, head=head)
     cls = getattr(transformers, f"AutoModelFor{auto}")
     model, info = cls.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["mismatched_keys"]
     state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    kept = {name: array for name, array in params_to_hf(params).items() if name in state}
+    kept = {name: array for name, array in params_to_tensors(BERT, params).items() if name in state}
     assert len(kept) >= len(tensors) - 6
     assert_bit_equal({name: state[name] for name in kept}, kept)
     assert np.count_nonzero(state[QUERY] == 0) == CFG.hidden_size**2 // 2
@@ -141,31 +146,33 @@ def test_old_names_no_prefix_tied_copies_and_position_ids(make, tensors, params)
     old["cls.predictions.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"]
     old["cls.predictions.decoder.bias"] = tensors["cls.predictions.bias"]
     old.pop("cls.predictions.bias")
-    _, loaded = load_hf(make(old | {"cls.predictions.bias": None}), head="pretraining")
+    loaded = read_folder(make(old | {"cls.predictions.bias": None}), head="pretraining").params
     assert_bit_equal(flat(loaded), flat(params))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_half_precision_sources_become_float32_exactly(make, tensors, dtype):
     halves = {name: array.astype(dtype) for name, array in tensors.items()}
-    _, loaded = load_hf(make(halves), head="pretraining")
-    assert_bit_equal(params_to_hf(loaded), {name: array.astype(np.float32) for name, array in halves.items()})
+    loaded = read_folder(make(halves), head="pretraining").params
+    expected = {name: array.astype(np.float32) for name, array in halves.items()}
+    assert_bit_equal(params_to_tensors(BERT, loaded), expected)
 
 
 def test_missing_heads_are_drawn_from_the_key_and_reported(tensors, params):
     encoder = {name: array for name, array in tensors.items() if name.startswith("bert.")}
-    first, fresh = params_from_hf(encoder, CFG, head="pretraining", key=jax.random.key(1))
-    assert fresh == [path for path in flat(params) if path.startswith(("mlm/", "nsp/"))]
+    first, fresh = params_from_tensors(BERT, encoder, CFG, head="pretraining", key=jax.random.key(1))
+    assert fresh == tuple(path for path in flat(params) if path.startswith(("mlm/", "nsp/")))
     kept = [path for path in flat(params) if path not in fresh]
     assert_bit_equal({path: flat(first)[path] for path in kept}, {path: flat(params)[path] for path in kept})
-    second, _ = params_from_hf(encoder, CFG, head="pretraining", key=jax.random.key(2))
+    second, _ = params_from_tensors(BERT, encoder, CFG, head="pretraining", key=jax.random.key(2))
     assert np.ptp(first["nsp"]["kernel"]) > 0
     assert not np.array_equal(first["nsp"]["kernel"], second["nsp"]["kernel"])
 
 
 def test_a_pretraining_checkpoint_gives_a_new_classifier(make, caplog):
     with caplog.at_level("INFO"):
-        _, params = load_hf(make(), head="classification", num_labels=3)
+        _, params, masks, fresh = read_folder(make(), head="classification", num_labels=3)
+    assert (masks, sorted(fresh)) == (None, ["classifier/bias", "classifier/kernel"])
     assert params["classifier"]["kernel"].shape == (CFG.hidden_size, 3)
     assert "model.safetensors has no classifier/bias, classifier/kernel: drawn at random" in caplog.text
     assert not {"mlm", "nsp"} & params.keys()
@@ -176,14 +183,14 @@ def test_a_pretraining_checkpoint_gives_a_new_classifier(make, caplog):
 )
 def test_config_is_read_without_weights(tmp_path, act, expected):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", **CONFIG, "hidden_act": act, "x": [1]}))
-    assert read_hf_config(tmp_path) == CFG.model_copy(update={"hidden_act": expected})
+    assert read_config(tmp_path) == CFG.model_copy(update={"hidden_act": expected})
 
 
 def test_overrides(make):
-    cfg, _ = load_hf(make(), head="pretraining", dtype="bfloat16", hidden_dropout_prob=0.0)
+    cfg = read_folder(make(), head="pretraining", dtype="bfloat16", hidden_dropout_prob=0.0).model
     assert (cfg.dtype, cfg.hidden_dropout_prob) == ("bfloat16", 0.0)
-    with pytest.raises(ValueError, match=r"hidden_size: the checkpoint decides it"):
-        load_hf(make(), head="pretraining", hidden_size=8)
+    with pytest.raises(UserError, match=r"hidden_size: the checkpoint decides it"):
+        read_folder(make(), head="pretraining", hidden_size=8)
 
 
 def test_hub_names_are_fetched_file_by_file(make, monkeypatch):
@@ -198,8 +205,215 @@ def test_hub_names_are_fetched_file_by_file(make, monkeypatch):
         return str(source / filename)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
-    load_hf("some/bert", head="pretraining", revision="v1")
-    assert asked == [("some/bert", "config.json", "v1"), ("some/bert", "model.safetensors", "v1")]
+    read_folder("some/bert", head="pretraining", revision="v1")
+    assert asked == [("some/bert", name, "v1") for name in ("config.json", "model.safetensors", "masks.safetensors")]
+
+
+def test_a_config_without_model_type_names_its_class(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["BertForMaskedLM"], **CONFIG}))
+    assert read_config(tmp_path) == CFG
+    for classes in (["DistilBertForMaskedLM"], ["RobertaForMaskedLM"], ["BertModel"], [], None, "x"):
+        (tmp_path / "config.json").write_text(json.dumps({"architectures": classes, **CONFIG}))
+        with pytest.raises(UserError, match=r"model_type = None; supported|has no dim, n_layers"):
+            read_config(tmp_path)
+
+
+@pytest.mark.parametrize("absent,gone", [((), ()), (("bert.pooler", "cls.seq_relationship"), ("pooler", "nsp"))])
+def test_no_head_gives_what_is_in_the_file_and_draws_nothing(make, tensors, params, absent, gone):
+    """Also a classifier beside the pre-training heads."""
+    changes = {name: None for name in tensors if name.startswith(absent)} if absent else {}
+    changes |= {"classifier.weight": np.ones((3, CFG.hidden_size), np.float32)}
+    changes |= {"classifier.bias": np.ones(3, np.float32)}
+    folder = read_folder(make(changes), head=None)
+    expected = {name: value for name, value in params.items() if name not in gone}
+    kernel = np.ones((CFG.hidden_size, 3), np.float32)
+    assert_bit_equal(
+        flat(folder.params), flat(expected | {"classifier": {"kernel": kernel, "bias": np.ones(3, np.float32)}})
+    )
+    assert (folder.fresh, folder.masks) == ((), None)
+
+
+# --- masks and tied matrices ----------------------------------------------------------------------------------------
+
+
+def masks_of(params, *paths, seed=0):
+    """Random masks at these paths, None elsewhere."""
+    rng = np.random.default_rng(seed)
+    leaves = {path: rng.random(leaf.shape) < 0.6 if path in paths else None for path, leaf in flat(params).items()}
+    return unflatten_dict(leaves, sep="/")
+
+
+def masked(array, mask):
+    return np.where(mask, array, np.float32(0))
+
+
+WORDS, OUTPUT, POOLER = "embeddings/word_embeddings/embedding", "encoder/layer_01/output/kernel", "pooler/kernel"
+
+
+def test_masks_travel_with_the_directory(tmp_path, params):
+    """Odd sizes included: 97 x 32 words, 72 x 32 kernels. Weights under a mask are written as +0.0."""
+    masks = masks_of(params, WORDS, OUTPUT)
+    write_folder(tmp_path / "out", CFG, params, head="pretraining", masks=jax.tree.map(jax.numpy.asarray, masks))
+    again = read_folder(tmp_path / "out", head="pretraining")
+    assert jax.tree.structure(again.masks) == jax.tree.structure(masks)
+    for path, mask in flat(masks).items():
+        if mask is None:
+            assert flat(again.masks)[path] is None
+            expected = flat(params)[path]
+        else:
+            np.testing.assert_array_equal(flat(again.masks)[path], mask)
+            assert flat(again.masks)[path].dtype == bool
+            expected = masked(flat(params)[path], mask)
+        assert flat(again.params)[path].tobytes() == expected.tobytes(), path
+    with safe_open(tmp_path / "out" / "masks.safetensors", framework="np") as file:
+        name = "bert.encoder.layer.1.output.dense.weight"
+        assert set(file.keys()) == {name, "bert.embeddings.word_embeddings.weight"}
+        assert json.loads(file.metadata()["shapes"])[name] == [32, 72]
+        np.testing.assert_array_equal(file.get_tensor(name), np.packbits(flat(masks)[OUTPUT].T))
+    classifier = read_folder(tmp_path / "out", head="classification", num_labels=2)
+    assert set(classifier.masks) == set(classifier.params) and classifier.masks["classifier"]["kernel"] is None
+    np.testing.assert_array_equal(flat(classifier.masks)[OUTPUT], flat(masks)[OUTPUT])
+
+
+def test_a_directory_is_rewritten_without_its_old_masks(tmp_path, params):
+    write_folder(tmp_path / "out", CFG, params, head="pretraining", masks=masks_of(params, WORDS))
+    (tmp_path / "out" / "notes").mkdir()
+    (tmp_path / "out" / "notes" / "own.txt").write_text("own")
+    write_folder(tmp_path / "out", CFG, params, head="pretraining")
+    again = read_folder(tmp_path / "out", head="pretraining")
+    assert again.masks is None
+    assert_bit_equal(flat(again.params), flat(params))
+    assert (tmp_path / "out" / "notes" / "own.txt").read_text() == "own"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("damage", ["shape", "metadata", "name", "file"])
+def test_masks_that_fit_nothing_are_refused(tmp_path, params, damage):
+    write_folder(tmp_path, CFG, params, head="pretraining", masks=masks_of(params, WORDS))
+    path = tmp_path / "masks.safetensors"
+    bits, shapes = np.zeros(97 * 4, np.uint8), {"bert.embeddings.word_embeddings.weight": [97, 32]}
+    if damage == "shape":
+        shapes = {name: [32, 97] for name in shapes}
+    if damage == "name":
+        shapes = {"bert.embeddings.words.weight": [97, 32]}
+    save_file(dict.fromkeys(shapes, bits), path, {} if damage == "metadata" else {"shapes": json.dumps(shapes)})
+    if damage == "file":
+        path.write_bytes(b"x")
+    with pytest.raises(UserError) as error:
+        read_folder(tmp_path, head="pretraining")
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+TIED = "cls.predictions.decoder.weight"
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_masked_copies_alter_every_copy_of_a_tied_matrix_and_nothing_else(make, tmp_path, tensors, params, old):
+    """Both layouts: today's names, and old ones without the prefix. Masks that the source has go along."""
+    words = "bert.embeddings.word_embeddings.weight"
+    renamed = {name: name.removeprefix("bert.") if old else name for name in tensors}
+    stored = {new: tensors[name].astype(ml_dtypes.bfloat16) for name, new in renamed.items()}
+    stored |= {TIED: stored[renamed[words]].copy()}
+    source = make(dict.fromkeys(tensors) | stored)
+    extra = {"vocab.txt": "[PAD]", "README.md": "card", "1_Pooling/config.json": "{}", "2_Dense/model.safetensors": "d"}
+    left = {"pytorch_model.bin": "dense", "onnx/model.onnx": "dense", ".cache/lock": "", "earlier/config.json": "{}"}
+    for name, text in (extra | left).items():
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text(text)
+    first = masks_of(params, WORDS)
+    write_masked(source, source / "out", first)
+    after = load_file(source / "out" / "model.safetensors")
+    kept = flat(first)[WORDS]
+    assert not kept.all()
+    for name in (renamed[words], TIED):
+        bits = after.pop(name).view(np.uint16)
+        np.testing.assert_array_equal(bits, np.where(kept, stored[name].view(np.uint16), 0))
+    assert_bit_equal(after, {name: array for name, array in stored.items() if name not in (renamed[words], TIED)})
+    for name, text in extra.items():
+        assert (source / "out" / name).read_text() == text
+    assert not any((source / "out" / name).exists() for name in left)
+    assert (source / "out" / "config.json").read_bytes() == (source / "config.json").read_bytes()
+
+    write_masked(source / "out", tmp_path / "second", masks_of(params, POOLER))
+    again = read_folder(tmp_path / "second", head="pretraining")
+    assert {path for path, mask in flat(again.masks).items() if mask is not None} == {WORDS, POOLER}
+    np.testing.assert_array_equal(flat(again.masks)[WORDS], kept)
+    np.testing.assert_array_equal(flat(again.params)[WORDS] == 0, ~kept)
+
+
+def test_the_tied_copy_may_be_the_only_one(make, tmp_path, tensors, params):
+    words = "bert.embeddings.word_embeddings.weight"
+    source = make({words: None, TIED: tensors[words]})
+    assert_bit_equal(flat(read_folder(source, head="pretraining").params), flat(params))
+    masks = masks_of(params, WORDS)
+    write_masked(source, tmp_path / "out", masks)
+    folder = read_folder(tmp_path / "out", head="pretraining")
+    np.testing.assert_array_equal(flat(folder.masks)[WORDS], flat(masks)[WORDS])
+    assert flat(folder.params)[WORDS].tobytes() == masked(tensors[words], flat(masks)[WORDS]).tobytes()
+
+
+@pytest.mark.parity
+def test_transformers_finds_a_masked_copy_tied(make, tmp_path, tensors, params):
+    pytest.importorskip("torch")
+    import transformers
+
+    words = tensors["bert.embeddings.word_embeddings.weight"]
+    write_masked(make({TIED: words.copy()}), tmp_path / "out", masks_of(params, WORDS))
+    model, info = transformers.AutoModelForPreTraining.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["missing_keys"] and not info["mismatched_keys"] and not info["unexpected_keys"]
+    table, decoder = model.bert.embeddings.word_embeddings.weight, model.cls.predictions.decoder.weight
+    assert table.data_ptr() == decoder.data_ptr()
+    np.testing.assert_array_equal(table.detach().numpy(), masked(words, flat(masks_of(params, WORDS))[WORDS]))
+
+
+def test_a_mask_without_a_tensor_is_refused(make, tmp_path, tensors, params):
+    source = make({name: None for name in tensors if name.startswith("bert.pooler")})
+    with pytest.raises(UserError, match="has no tensor for pooler/kernel of its mask's shape; leave it out"):
+        write_masked(source, tmp_path / "out", masks_of(params, POOLER))
+    assert not (tmp_path / "out").exists()
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def test_files_follow_the_umask(make, tmp_path, params):
+    previous = os.umask(0o027)
+    try:
+        write_folder(tmp_path / "a", CFG, params, head="pretraining", masks=masks_of(params, WORDS))
+        write_masked(make(), tmp_path / "b", masks_of(params, WORDS))
+    finally:
+        os.umask(previous)
+    for name in ("a", "b"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o750
+        assert {path.stat().st_mode & 0o777 for path in (tmp_path / name).iterdir()} == {0o640}
+
+
+def test_a_full_disk_is_an_os_error_and_leaves_nothing(make, tmp_path, params):
+    source, target = make(), tmp_path / "new"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        for write in (
+            lambda: write_folder(target, CFG, params, head="pretraining"),
+            lambda: write_masked(source, target, masks_of(params, WORDS)),
+        ):
+            with pytest.raises(OSError, match="File too large"):
+                write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.glob("*new*"))
+
+
+def test_a_directory_that_holds_no_model_is_left_alone(make, tmp_path, params):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "thesis.tex").write_text("x")
+    for target in (tmp_path / "own", tmp_path / "own" / "thesis.tex"):
+        with pytest.raises(UserError, match="name a new directory"):
+            write_folder(target, CFG, params, head="pretraining")
+        with pytest.raises(UserError, match="name a new directory"):
+            write_masked(make(), target, masks_of(params, WORDS))
+    assert (tmp_path / "own" / "thesis.tex").read_text() == "x"
 
 
 # --- legacy pickles -------------------------------------------------------------------------------------------------
@@ -220,7 +434,7 @@ def test_legacy_bin_is_read_by_the_weights_only_loader(make, tensors, params):
     folder = make()
     (folder / "model.safetensors").unlink()
     torch.save({name: torch.from_numpy(array) for name, array in tensors.items()}, folder / "pytorch_model.bin")
-    assert_bit_equal(flat(load_hf(folder, head="pretraining")[1]), flat(params))
+    assert_bit_equal(flat(read_folder(folder, head="pretraining").params), flat(params))
 
 
 def test_legacy_bin_with_code_is_refused_and_not_run(make):
@@ -232,8 +446,8 @@ def test_legacy_bin_with_code_is_refused_and_not_run(make):
         lambda payload, path: path.write_bytes(pickle.dumps(payload)),
     ):
         write({QUERY: Opens(folder / "ran")}, folder / "pytorch_model.bin")
-        with pytest.raises(ValueError, match=r"pytorch_model.bin: not a plain dict of tensors .*; save it"):
-            load_hf(folder, head="pretraining")
+        with pytest.raises(UserError, match=r"pytorch_model.bin: not a plain dict of tensors .*; save it"):
+            read_folder(folder, head="pretraining")
         assert not (folder / "ran").exists()
 
 
@@ -241,16 +455,16 @@ def test_legacy_bin_without_torch(make, monkeypatch):
     folder = make()
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ValueError, match=r"pytorch_model.bin: reading it needs torch"):
-        load_hf(folder, head="pretraining")
+    with pytest.raises(UserError, match=r"pytorch_model.bin: reading it needs torch"):
+        read_folder(folder, head="pretraining")
 
 
 @pytest.mark.parametrize("name", ["model.pkl", "flax_model.msgpack", "tf_model.h5", "model.pt"])
 def test_other_formats_are_refused_by_name(make, name):
     folder = make()
     (folder / "model.safetensors").rename(folder / name)
-    with pytest.raises(ValueError, match=f"{name} is not read; save the model as one model.safetensors"):
-        load_hf(folder, head="pretraining")
+    with pytest.raises(UserError, match=f"{name} is not read; save the model as one model.safetensors"):
+        read_folder(folder, head="pretraining")
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------
@@ -274,7 +488,7 @@ def with_nan(array):
             r"bert.encoder.layer.0.intermediate.dense.weight: shape \(32, 72\), but the config asks for \(72, 32\)",
         ),
         (lambda t: {QUERY: None}, rf"{QUERY}: tensor missing"),
-        (lambda t: {"bert.extra.weight": t[QUERY]}, r"bert.extra.weight: not a tensor of BERT"),
+        (lambda t: {"bert.extra.weight": t[QUERY]}, r"bert.extra.weight: not a tensor of bert"),
         (
             lambda t: {"bert.encoder.layer.2.output.dense.bias": np.zeros(32, np.float32)},
             r"bert.encoder.layer.2.output.dense.bias: layer 2, but num_hidden_layers = 2",
@@ -292,16 +506,17 @@ def with_nan(array):
     ],
 )
 def test_tensors_that_are_not_this_bert(make, tensors, changes, message):
-    with pytest.raises(ValueError, match=message) as error:
-        load_hf(make(changes(tensors)), head="pretraining")
+    with pytest.raises(UserError, match=message) as error:
+        read_folder(make(changes(tensors)), head="pretraining")
     assert "\n" not in str(error.value) and "model.safetensors: " in str(error.value)
 
 
 @pytest.mark.parametrize(
     "config,message",
     [
-        ({"model_type": "roberta"}, "model_type = 'roberta'; only BERT with model_type = 'bert'"),
+        ({"model_type": "roberta"}, "model_type = 'roberta'; supported are bert, distilbert"),
         ({"model_type": None}, "model_type = None"),
+        ({"model_type": ["bert"]}, r"model_type = \['bert'\]"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type = 'relative_key'"),
         ({"hidden_act": "relu"}, "hidden_act = 'relu'; supported are gelu"),
         ({"is_decoder": True}, "is_decoder = True"),
@@ -309,21 +524,21 @@ def test_tensors_that_are_not_this_bert(make, tensors, changes, message):
         ({"num_attention_heads": 5}, "num_attention_heads = 5 does not divide hidden_size = 32"),
         ({"hidden_size": "wide"}, "hidden_size = 'wide'"),
         ({"num_hidden_layers": 0}, "num_hidden_layers = 0"),
-        ({"num_hidden_layers": 3}, r"bert.encoder.layer.2.\S+: tensor missing; the checkpoint is not a whole BERT"),
+        ({"num_hidden_layers": 3}, r"bert.encoder.layer.2.\S+: tensor missing; .* not a whole bert of \S+ = 3, hidden"),
         ({"vocab_size": None}, r"word_embeddings.weight: shape \(97, 32\), but the config asks for \(30522, 32\)"),
     ],
 )
 def test_configs_of_other_models(make, config, message):
-    with pytest.raises(ValueError, match=message) as error:
-        load_hf(make(**config), head="pretraining")
+    with pytest.raises(UserError, match=message) as error:
+        read_folder(make(**config), head="pretraining")
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"model_type": ', "\udcff", "[" * 100_000])
 def test_a_config_that_is_not_json(tmp_path, text):
     (tmp_path / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(ValueError, match=r"config.json: not a config.json"):
-        read_hf_config(tmp_path)
+    with pytest.raises(UserError, match=r"config.json: not a config.json"):
+        read_config(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -332,20 +547,20 @@ def test_a_config_that_is_not_json(tmp_path, text):
 def test_a_damaged_safetensors_file(make, damage):
     path = make() / "model.safetensors"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=r"model.safetensors: not a readable safetensors file"):
-        load_hf(path.parent, head="pretraining")
+    with pytest.raises(UserError, match=r"model.safetensors: not a readable safetensors file"):
+        read_folder(path.parent, head="pretraining")
 
 
 def test_places_without_a_model(tmp_path):
-    with pytest.raises(ValueError, match="has no config.json; give a Hugging Face model directory"):
-        read_hf_config(tmp_path)
-    with pytest.raises(ValueError, match="no such directory"):
-        read_hf_config(tmp_path / "absent")
-    with pytest.raises(ValueError, match="some/absent-model: neither a directory nor"):
-        read_hf_config("some/absent-model")
+    with pytest.raises(UserError, match="has no config.json; give a Hugging Face model directory"):
+        read_config(tmp_path)
+    with pytest.raises(UserError, match="no such directory"):
+        read_config(tmp_path / "absent")
+    with pytest.raises(UserError, match="some/absent-model: neither a directory nor"):
+        read_config("some/absent-model")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", **CONFIG}))
-    with pytest.raises(ValueError, match="there are no weights"):
-        load_hf(tmp_path, head="pretraining")
+    with pytest.raises(UserError, match="there are no weights"):
+        read_folder(tmp_path, head="pretraining")
 
 
 def test_save_refuses_what_would_not_load(tmp_path, params):
@@ -355,18 +570,18 @@ def test_save_refuses_what_would_not_load(tmp_path, params):
     for wrong, message in (
         (broken, r"cls.seq_relationship.weight: has NaN or infinite values; not written"),
         (small, r"cls.seq_relationship.weight: float32 \(2, 31\), but the config asks for float32 \(2, 32\)"),
-        (headless, r"cls.seq_relationship.bias: missing tensor of BERT with head = 'pretraining'"),
+        (headless, r"cls.seq_relationship.bias: missing tensor of bert with head = 'pretraining'"),
     ):
-        with pytest.raises(ValueError, match=message):
-            save_hf(tmp_path / "out", CFG, wrong, head="pretraining")
-    with pytest.raises(ValueError, match="has none of vocab.txt"):
-        save_hf(tmp_path / "out", CFG, params, head="pretraining", tokenizer=tmp_path)
+        with pytest.raises(UserError, match=message):
+            write_folder(tmp_path / "out", CFG, wrong, head="pretraining")
+    with pytest.raises(UserError, match="has none of vocab.txt"):
+        write_folder(tmp_path / "out", CFG, params, head="pretraining", tokenizer=tmp_path)
     assert not Path(tmp_path / "out").exists()
 
 
 def test_saving_over_its_own_source_keeps_the_tokenizer(make, params):
     folder = make()
     (folder / "vocab.txt").write_text("[PAD]")
-    save_hf(folder, CFG, params, head="pretraining", tokenizer=folder)
+    write_folder(folder, CFG, params, head="pretraining", tokenizer=folder)
     assert (folder / "vocab.txt").read_text() == "[PAD]"
     shutil.rmtree(folder)

@@ -1,5 +1,21 @@
-"""BERT: pure functions over a plain dict of params, its losses, and Hugging Face directories."""
+"""Everything that knows an architecture: one record in one file each, their losses, and Hugging Face directories."""
 
-from jaxprune.models.bert import HEADS, Head, Model, bert
+import difflib
 
-__all__ = ["HEADS", "Head", "Model", "bert"]
+from jaxprune.errors import UserError
+from jaxprune.models.architecture import Architecture
+from jaxprune.models.bert import BERT
+from jaxprune.models.distilbert import DISTILBERT
+
+ARCHITECTURES: dict[str, Architecture] = {record.name: record for record in (BERT, DISTILBERT)}
+"""Every architecture under its name, Hugging Face's `model_type`."""
+
+
+def architecture(name: str) -> Architecture:
+    """The architecture of that name; UserError with the list and the nearest where there is none."""
+    if name not in ARCHITECTURES:
+        nearest = difflib.get_close_matches(name, ARCHITECTURES, n=1, cutoff=0.0)[0]
+        raise UserError(
+            f"architecture = {name!r} is unknown; use one of {', '.join(ARCHITECTURES)} (the nearest is {nearest!r})"
+        )
+    return ARCHITECTURES[name]

@@ -1,33 +1,20 @@
-"""BERT as a pair of pure functions over a plain dict of arrays. Shape suffixes: see `layers.py`."""
+"""BERT (Devlin et al. 2019). Shape suffixes: see `layers.py`."""
 
-import zlib
-from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
 from jaxprune.config.sections import ModelConfig
+from jaxprune.config.special_tokens import SpecialTokens
+from jaxprune.models.architecture import Architecture, Batch, Head, Model
 from jaxprune.models.dropout import dropout, dropout_seeds
-from jaxprune.models.layers import DROPOUTS_PER_LAYER, Embeddings, Layer, MaskedLM, dense, take_positions
-
-Head = Literal["pretraining", "classification", "regression"]
-HEADS: tuple[Head, ...] = ("pretraining", "classification", "regression")
-Params = dict[str, Any]
-Batch = Mapping[str, Array]
-
-
-class Model(NamedTuple):
-    """A model as two pure functions."""
-
-    init: Callable[[Array], Params]
-    """`init(key) -> params`: a nested dict of float32 arrays; works under `jit` and `eval_shape`."""
-    apply: Callable[..., dict[str, Any]]
-    """`apply(params, batch, *, key=None, hidden_states=False) -> outputs`; without a key there is no dropout."""
+from jaxprune.models.functions import functions
+from jaxprune.models.layers import Embeddings, Encoder, MaskedLM, dense, forward_flops, take_positions
+from jaxprune.models.paths import ENCODER_MATRICES, PARTS, WORD_EMBEDDINGS, scopes
+from jaxprune.models.shape import shape_from_hf, shape_to_hf
 
 
 def bert(cfg: ModelConfig, *, head: Head, num_labels: int = 0) -> Model:
@@ -44,26 +31,9 @@ def bert(cfg: ModelConfig, *, head: Head, num_labels: int = 0) -> Model:
     With `hidden_states=True` also `hidden_states`: the embeddings' output and each layer's, a tuple of
     `num_hidden_layers + 1` arrays (B, L, D) in `cfg.dtype`.
 
-    Raises ValueError for an unknown head, or a `num_labels` that does not suit it.
+    Raises UserError for an unknown head, or a `num_labels` that does not suit it.
     """
-    if head not in HEADS:
-        raise ValueError(f"head = {head!r} is none of {', '.join(HEADS)}")
-    if (head == "classification") != (num_labels > 1) or num_labels < 0:
-        remedy = "give the number of classes, >= 2" if head == "classification" else "leave it 0"
-        raise ValueError(f"num_labels = {num_labels} does not suit head = {head!r}; {remedy}")
-    classes = {"pretraining": 0, "classification": num_labels, "regression": 1}[head]
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: _Bert(cfg, classes, nnx.Rngs(0))))
-    abstract: dict[Any, Any] = flatten_dict(nnx.to_pure_dict(state))
-    shapes = {path: leaf.shape for path, leaf in abstract.items()}
-
-    def init(key: Array) -> Params:
-        return _initial(shapes, cfg.initializer_range, key)
-
-    def apply(params: Params, batch: Batch, *, key: Array | None = None, hidden_states: bool = False) -> dict[str, Any]:
-        params, batch = jax.tree.map(jnp.asarray, (params, dict(batch)))  # numpy arrays are welcome
-        return nnx.merge(graphdef, params)(batch, key, hidden_states)
-
-    return Model(init, apply)
+    return functions(_Bert, cfg, head=head, num_labels=num_labels)
 
 
 class _Bert(nnx.Module):
@@ -71,8 +41,8 @@ class _Bert(nnx.Module):
 
     def __init__(self, cfg: ModelConfig, classes: int, rngs: nnx.Rngs):
         self.cfg, self.classes = cfg, classes
-        self.embeddings = Embeddings(cfg)
-        self.encoder = nnx.Dict({layer_name(i): Layer(cfg, rngs) for i in range(cfg.num_hidden_layers)})
+        self.embeddings = Embeddings(cfg, segments=True)
+        self.encoder = Encoder(cfg, rngs)
         self.pooler = dense(cfg, cfg.hidden_size, cfg.hidden_size, rngs)
         if classes:
             self.classifier = dense(cfg, cfg.hidden_size, classes, rngs)
@@ -81,19 +51,16 @@ class _Bert(nnx.Module):
             self.nsp = dense(cfg, cfg.hidden_size, 2, rngs)
 
     def __call__(self, batch: Batch, key: Array | None, hidden_states: bool) -> dict[str, Any]:
-        cfg, n = self.cfg, self.cfg.num_hidden_layers
-        sites = 2 + DROPOUTS_PER_LAYER * n
+        n = self.cfg.num_hidden_layers
+        sites = 2 + 3 * n
         seeds: list[Array | None] = [None] * sites if key is None else list(dropout_seeds(key, sites))
         x_BLD = self.embeddings(batch["input_ids"], batch["token_type_ids"], seeds[0])
-        states = [x_BLD]
-        for i in range(n):
-            first = 2 + DROPOUTS_PER_LAYER * i
-            x_BLD = self.encoder[layer_name(i)](x_BLD, batch["attention_mask"], seeds[first : first + 3])
-            states.append(x_BLD)
+        states = self.encoder(x_BLD, batch["attention_mask"], [seeds[2 + 3 * i : 5 + 3 * i] for i in range(n)])
+        x_BLD = states[-1]
         pooled_BD = jnp.tanh(self.pooler(x_BLD[:, 0]))
-        out: dict[str, Any] = {"hidden_states": tuple(states)} if hidden_states else {}
+        out: dict[str, Any] = {"hidden_states": states} if hidden_states else {}
         if self.classes:
-            pooled_BD = dropout(pooled_BD, cfg.hidden_dropout_prob, seeds[1])
+            pooled_BD = dropout(pooled_BD, self.cfg.hidden_dropout_prob, seeds[1])
             logits_BC = self.classifier(pooled_BD).astype(jnp.float32)
             return out | {"logits": logits_BC if self.classes > 1 else logits_BC[:, 0]}
         if "masked_positions" in batch:
@@ -103,27 +70,54 @@ class _Bert(nnx.Module):
         return out
 
 
-def _initial(shapes: Mapping[tuple[str, ...], tuple[int, ...]], scale: float, key: Array) -> Params:
-    """Draw params as the original BERT does: matrices from a normal of deviation `scale` cut at two of them.
-
-    A matrix's values depend on its path and `key` alone, not on the head or the rest of the model. Matrices of one
-    shape are drawn together, so that compilation grows with the number of shapes and not of layers.
-    """
-    leaves: dict[tuple[str, ...], Array] = {}
-    groups: dict[tuple[int, ...], list[tuple[str, ...]]] = {}
-    for path, shape in shapes.items():
-        if path[-1] in ("kernel", "embedding"):
-            groups.setdefault(shape, []).append(path)
-        else:
-            leaves[path] = jnp.full(shape, path[-1] == "scale", jnp.float32)
-    for shape, paths in groups.items():
-        seeds = jnp.array([zlib.crc32("/".join(path).encode()) for path in paths], jnp.uint32)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, seeds)
-        draw = jax.vmap(partial(jax.random.truncated_normal, lower=-2.0, upper=2.0, shape=shape, dtype=jnp.float32))
-        leaves |= dict(zip(paths, scale * draw(keys), strict=True))
-    return unflatten_dict({path: leaves[path] for path in shapes})
+def _config_to_hf(cfg: ModelConfig) -> dict[str, Any]:
+    config = shape_to_hf(cfg, keys=_KEYS)
+    return config if cfg.sublayer_relu else {key: value for key, value in config.items() if key != "sublayer_relu"}
 
 
-def layer_name(index: int) -> str:
-    """Return the key of encoder layer `index` in params: `layer_00`, `layer_01`, ..."""
-    return f"layer_{index:02d}"
+def _train_flops(cfg: ModelConfig, *, seq_len: int, predictions: int) -> float:
+    pooler_and_next_sentence = 2 * (cfg.hidden_size**2 + 2 * cfg.hidden_size)
+    return 3.0 * (forward_flops(cfg, seq_len=seq_len, predictions=predictions) + pooler_and_next_sentence)
+
+
+_KEYS = {field: field for field in ModelConfig.model_fields if field not in ("architecture", "dtype")}
+
+BERT = Architecture(
+    name="bert",
+    build=bert,
+    config_from_hf=partial(shape_from_hf, architecture="bert", keys=_KEYS),
+    config_to_hf=_config_to_hf,
+    classes={
+        "pretraining": "BertForPreTraining",
+        "classification": "BertForSequenceClassification",
+        "regression": "BertForSequenceClassification",
+    },
+    tensors=(
+        (r"embeddings/(word|position|token_type)_embeddings", r"bert.embeddings.\1_embeddings"),
+        (r"embeddings/layer_norm", r"bert.embeddings.LayerNorm"),
+        (r"encoder/layer_0*(\d+)/attention/(query|key|value)", r"bert.encoder.layer.\1.attention.self.\2"),
+        (r"encoder/layer_0*(\d+)/attention/output", r"bert.encoder.layer.\1.attention.output.dense"),
+        (r"encoder/layer_0*(\d+)/attention/layer_norm", r"bert.encoder.layer.\1.attention.output.LayerNorm"),
+        (r"encoder/layer_0*(\d+)/(intermediate|output)", r"bert.encoder.layer.\1.\2.dense"),
+        (r"encoder/layer_0*(\d+)/layer_norm", r"bert.encoder.layer.\1.output.LayerNorm"),
+        (r"pooler", r"bert.pooler.dense"),
+        (r"mlm", r"cls.predictions"),
+        (r"mlm/transform", r"cls.predictions.transform.dense"),
+        (r"mlm/layer_norm", r"cls.predictions.transform.LayerNorm"),
+        (r"nsp", r"cls.seq_relationship"),
+        (r"classifier", r"classifier"),
+    ),
+    prefix="bert.",
+    tied=(
+        ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
+        ("cls.predictions.decoder.bias", "cls.predictions.bias"),
+    ),
+    optional=(r"pooler/.+", r"mlm/.+", r"nsp/.+", r"classifier/.+"),
+    prunable=(*ENCODER_MATRICES, r"pooler/kernel"),
+    scopes=scopes,
+    special_tokens=SpecialTokens(pad="[PAD]", unk="[UNK]", cls="[CLS]", sep="[SEP]", mask="[MASK]"),
+    word_embeddings=WORD_EMBEDDINGS,
+    parts=PARTS,
+    next_sentence=True,
+    train_flops=_train_flops,
+)

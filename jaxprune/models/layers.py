@@ -1,8 +1,10 @@
-"""The layers of BERT (Devlin et al. 2019) as NNX modules. They declare their params; `bert.py` draws the values.
+"""The layers of BERT (Devlin et al. 2019) and its kin as NNX modules. They declare params; `functions.py` draws values.
 
 Shape suffixes: B batch, L sequence length, D hidden size, H heads, K = D / H, F intermediate size, P predictions per
 example, T segment types, V vocabulary, C classes; M is L again, on the key side of attention.
 """
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +15,7 @@ from jax.sharding import PartitionSpec
 from jaxprune.config.sections import ModelConfig
 from jaxprune.models.decoder import tied_logits
 from jaxprune.models.dropout import dropout
-
-DROPOUTS_PER_LAYER = 3
+from jaxprune.models.paths import layer_name
 
 
 def dense(cfg: ModelConfig, n_in: int, n_out: int, rngs: nnx.Rngs) -> nnx.Linear:
@@ -56,20 +57,22 @@ class Table(nnx.Module):
 
 
 class Embeddings(nnx.Module):
-    """Sum of word, position and segment-type embeddings, normalised: ids (B, L) -> (B, L, D)."""
+    """Sum of word, position and (with `segments`) segment-type embeddings, normalised: ids (B, L) -> (B, L, D)."""
 
-    def __init__(self, cfg: ModelConfig):
+    def __init__(self, cfg: ModelConfig, *, segments: bool):
         self.cfg = cfg
         self.word_embeddings = Table(cfg, cfg.vocab_size)
         self.position_embeddings = Table(cfg, cfg.max_position_embeddings)
-        self.token_type_embeddings = Table(cfg, cfg.type_vocab_size)
+        if segments:
+            self.token_type_embeddings = Table(cfg, cfg.type_vocab_size)
         self.layer_norm = LayerNorm(cfg)
 
-    def __call__(self, ids_BL: Array, types_BL: Array, seed_2: Array | None) -> Array:
+    def __call__(self, ids_BL: Array, types_BL: Array | None, seed_2: Array | None) -> Array:
         x_BLD = take_rows(self.word_embeddings.embedding[...], ids_BL)
-        # A product with one-hot types: its gradient is a small product too, where a gather's is a long scatter.
-        types_BLT = jax.nn.one_hot(types_BL, self.cfg.type_vocab_size, dtype=jnp.float32)
-        x_BLD += jnp.matmul(types_BLT, self.token_type_embeddings.embedding[...], precision="highest")
+        if types_BL is not None:
+            # A product with one-hot types: its gradient is a small product too, where a gather's is a long scatter.
+            types_BLT = jax.nn.one_hot(types_BL, self.cfg.type_vocab_size, dtype=jnp.float32)
+            x_BLD += jnp.matmul(types_BLT, self.token_type_embeddings.embedding[...], precision="highest")
         x_BLD += self.position_embeddings.embedding[: ids_BL.shape[1]][None]
         return dropout(self.layer_norm(x_BLD), self.cfg.hidden_dropout_prob, seed_2)
 
@@ -83,7 +86,7 @@ class Attention(nnx.Module):
         self.query, self.key, self.value, self.output = (dense(cfg, D, D, rngs) for _ in range(4))
         self.layer_norm = LayerNorm(cfg)
 
-    def __call__(self, x_BLD: Array, mask_BL: Array, seeds: list[Array | None]) -> Array:
+    def __call__(self, x_BLD: Array, mask_BL: Array, seeds: Sequence[Array | None]) -> Array:
         H = self.cfg.num_attention_heads
         K = self.cfg.hidden_size // H
         q_BLHK, k_BLHK, v_BLHK = (split_heads(layer(x_BLD), H) for layer in (self.query, self.key, self.value))
@@ -99,7 +102,10 @@ class Attention(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """One encoder layer, normalised after each residual as in the original BERT: (B, L, D) -> (B, L, D)."""
+    """One encoder layer, normalised after each residual as in the original BERT: (B, L, D) -> (B, L, D).
+
+    `seeds`: of the dropout on attention probabilities and on the outputs of attention and feed-forward; None for none.
+    """
 
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
         self.cfg = cfg
@@ -108,10 +114,23 @@ class Layer(nnx.Module):
         self.output = dense(cfg, cfg.intermediate_size, cfg.hidden_size, rngs)
         self.layer_norm = LayerNorm(cfg)
 
-    def __call__(self, x_BLD: Array, mask_BL: Array, seeds: list[Array | None]) -> Array:
+    def __call__(self, x_BLD: Array, mask_BL: Array, seeds: Sequence[Array | None]) -> Array:
         x_BLD = self.attention(x_BLD, mask_BL, seeds[:2])
         out_BLD = sublayer(self.cfg, self.output(activation(self.cfg, self.intermediate(x_BLD))))
         return self.layer_norm(x_BLD + dropout(out_BLD, self.cfg.hidden_dropout_prob, seeds[2]))
+
+
+class Encoder(nnx.Dict):
+    """The layers under their keys `layer_00`, ...: (B, L, D) -> what goes in and what each layer gives."""
+
+    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
+        super().__init__({layer_name(i): Layer(cfg, rngs) for i in range(cfg.num_hidden_layers)})
+
+    def __call__(self, x_BLD: Array, mask_BL: Array, seeds: Sequence[Sequence[Array | None]]) -> tuple[Array, ...]:
+        states = [x_BLD]
+        for i, layer_seeds in enumerate(seeds):
+            states.append(self[layer_name(i)](states[-1], mask_BL, layer_seeds))
+        return tuple(states)
 
 
 class MaskedLM(nnx.Module):
@@ -126,6 +145,13 @@ class MaskedLM(nnx.Module):
     def __call__(self, x_BPD: Array, words_VD: Array) -> Array:
         x_BPD = self.layer_norm(activation(self.cfg, self.transform(x_BPD)))
         return tied_logits(x_BPD, words_VD) + self.bias[...][None, None]
+
+
+def forward_flops(cfg: ModelConfig, *, seq_len: int, predictions: int) -> int:
+    """FLOPs of the forward matrix products of encoder and masked-LM head for one sequence (a multiply-add is 2)."""
+    d, inner, n = cfg.hidden_size, cfg.intermediate_size, cfg.num_hidden_layers
+    per_token = n * (2 * (4 * d * d + 2 * d * inner) + 4 * seq_len * d)
+    return seq_len * per_token + predictions * 2 * (d * d + d * cfg.vocab_size)
 
 
 def split_heads(x_BLD: Array, heads: int) -> Array:

@@ -1,8 +1,10 @@
 """Losses as sums and counts, so that micro-batches, devices and evaluation batches add up exactly.
 
-A loss function maps `(params, batch, key)` to `(terms, metrics)`, each a dict of `(sum, count)` pairs of float32
-scalars. The loss to minimise is the sum over terms of `sum / count`; counts never depend on params and may be 0 (an
-empty batch): whoever divides guards. `key=None` turns dropout off. Shape suffixes: see `layers.py`.
+A loss function maps `(params, frozen, batch, key)` to `(terms, metrics)`, each a dict of `(sum, count)` pairs of
+float32 scalars. The loss to minimise is the sum over terms of `sum / count`; counts never depend on params and may be 0
+(an empty batch): whoever divides guards. `frozen` is any tree that the loss reads and nobody trains, such as a
+teacher's params; the losses here read none, so that it is `()`. `key=None` turns dropout off. Shape suffixes: see
+`layers.py`.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,26 +14,29 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxprune.models.architecture import Head
+
 Sums = dict[str, tuple[Array, Array]]
-LossFn = Callable[[Any, Mapping[str, Array], Array | None], tuple[Sums, Sums]]
+LossFn = Callable[[Any, Any, Mapping[str, Array], Array | None], tuple[Sums, Sums]]
+Apply = Callable[..., dict[str, Any]]
 
 
-def pretraining_loss(apply: Callable[..., dict[str, Any]]) -> LossFn:
+def pretraining_loss(apply: Apply) -> LossFn:
     """Return the masked-LM (+ next-sentence) loss of a model with the pretraining head.
 
     The batch holds `masked_positions` and `masked_ids`, int32 (B, P), `masked_weights`, float (B, P) with 1 at a real
     prediction and 0 at padding, and optionally `next_sentence_label`, int32 (B,) with 0 = follows, 1 = random; without
-    it there is no `nsp` term. `example_weights`, float (B,), optionally removes rows (0) from both terms. Terms: `mlm`,
-    `nsp`, in nats; metrics: `mlm_accuracy`, `nsp_accuracy`.
+    it, or with a model that has no `nsp_logits`, there is no `nsp` term. `example_weights`, float (B,), optionally
+    removes rows (0) from both terms. Terms: `mlm`, `nsp`, in nats; metrics: `mlm_accuracy`, `nsp_accuracy`.
     """
 
-    def loss_fn(params: Any, batch: Mapping[str, Array], key: Array | None = None) -> tuple[Sums, Sums]:
+    def loss_fn(params: Any, frozen: Any, batch: Mapping[str, Array], key: Array | None = None) -> tuple[Sums, Sums]:
         out = apply(params, batch, key=key)
         weights_B = _example_weights(batch)
         weights_BP = batch["masked_weights"].astype(jnp.float32) * weights_B[:, None]
         terms, metrics = {}, {}
         terms["mlm"], metrics["mlm_accuracy"] = _classify(out["mlm_logits"], batch["masked_ids"], weights_BP)
-        if "next_sentence_label" in batch:
+        if "next_sentence_label" in batch and "nsp_logits" in out:
             nsp = _classify(out["nsp_logits"], batch["next_sentence_label"], weights_B)
             terms["nsp"], metrics["nsp_accuracy"] = nsp
         return terms, metrics
@@ -39,13 +44,13 @@ def pretraining_loss(apply: Callable[..., dict[str, Any]]) -> LossFn:
     return loss_fn
 
 
-def classification_loss(apply: Callable[..., dict[str, Any]]) -> LossFn:
+def classification_loss(apply: Apply) -> LossFn:
     """Return the cross-entropy of a classification head: `labels` int32 (B,) in [0, C), `example_weights` as above.
 
     Term: `classification`, in nats; metric: `accuracy`.
     """
 
-    def loss_fn(params: Any, batch: Mapping[str, Array], key: Array | None = None) -> tuple[Sums, Sums]:
+    def loss_fn(params: Any, frozen: Any, batch: Mapping[str, Array], key: Array | None = None) -> tuple[Sums, Sums]:
         logits_BC = apply(params, batch, key=key)["logits"]
         term, accuracy = _classify(logits_BC, batch["labels"], _example_weights(batch))
         return {"classification": term}, {"accuracy": accuracy}
@@ -53,13 +58,13 @@ def classification_loss(apply: Callable[..., dict[str, Any]]) -> LossFn:
     return loss_fn
 
 
-def regression_loss(apply: Callable[..., dict[str, Any]]) -> LossFn:
+def regression_loss(apply: Apply) -> LossFn:
     """Return the squared error of a regression head: `labels` float (B,), `example_weights` as above.
 
     Term: `regression`, in squared label units; metric: `absolute_error`, in label units.
     """
 
-    def loss_fn(params: Any, batch: Mapping[str, Array], key: Array | None = None) -> tuple[Sums, Sums]:
+    def loss_fn(params: Any, frozen: Any, batch: Mapping[str, Array], key: Array | None = None) -> tuple[Sums, Sums]:
         error_B = apply(params, batch, key=key)["logits"] - batch["labels"].astype(jnp.float32)
         weights_B = _example_weights(batch)
         count = jnp.sum(weights_B)
@@ -67,6 +72,14 @@ def regression_loss(apply: Callable[..., dict[str, Any]]) -> LossFn:
         return {"regression": (squared, count)}, {"absolute_error": (absolute, count)}
 
     return loss_fn
+
+
+LOSSES: dict[Head, Callable[[Apply], LossFn]] = {
+    "pretraining": pretraining_loss,
+    "classification": classification_loss,
+    "regression": regression_loss,
+}
+"""The loss that trains each head."""
 
 
 def _example_weights(batch: Mapping[str, Array]) -> Array:
