@@ -19,20 +19,22 @@ from pathlib import Path
 
 from jaxprune.config import PrepareConfig
 from jaxprune.config.load import parse
+from jaxprune.models import architecture
 
 MEASURE = """
 import json, resource, sys, tempfile, time
 from pathlib import Path
 from jaxprune.config import PrepareConfig
-from jaxprune.data import attempt, corpus, prepare
-cfg = PrepareConfig.model_validate_json(sys.argv[1])
+from jaxprune.config.special_tokens import SpecialTokens
+from jaxprune.data import corpus, prepare
+cfg, special = PrepareConfig.model_validate_json(sys.argv[1]), SpecialTokens(*json.loads(sys.argv[2]))
 chars = sum(len(text) for source in cfg.sources for text in corpus.documents(source))
 def used(who):
     usage = resource.getrusage(who)
     return usage.ru_utime + usage.ru_stime
 with tempfile.TemporaryDirectory(dir=".") as folder:
     begin, before = time.monotonic(), used(resource.RUSAGE_SELF)
-    manifest = prepare.prepare(cfg, Path(folder) / "out")
+    manifest = prepare.prepare(cfg, Path(folder) / "out", special)
     seconds = time.monotonic() - begin
     size = sum(path.stat().st_size for path in Path(folder).rglob("*.npy"))
 peaks = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -50,13 +52,14 @@ def main() -> None:
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     args = parser.parse_args()
     cfg = parse(PrepareConfig, args.config, [], prog="prepare")
+    special = json.dumps(architecture(cfg.architecture).special_tokens)
     sources = tuple(s.model_copy(update={"max_chars": args.megabytes * 10**6}) for s in cfg.sources)
     print("processes     MB      s   MB/s   CPU s / 100 MB: main, others", end="")
     print("   peak MiB: main, another   tokens/MB   bytes/token", flush=True)
     for processes in args.processes:
-        said = cfg.model_copy(update={"sources": sources, "processes": processes}).model_dump_json()
-        done = subprocess.run([sys.executable, "-c", MEASURE, said], capture_output=True, text=True, check=True)
-        m = json.loads(done.stdout)
+        settings = cfg.model_copy(update={"sources": sources, "processes": processes}).model_dump_json()
+        command = [sys.executable, "-c", MEASURE, settings, special]
+        m = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         size = m["chars"] / 1e6
         print(
             f"{processes:9d} {size:6.1f} {m['seconds']:6.1f} {size / m['seconds']:6.2f}"

@@ -2,17 +2,20 @@
 
 import gzip
 import json
-from collections import Counter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from jaxprune.config import SourceConfig
+from jaxprune.config.special_tokens import SpecialTokens
 from jaxprune.data import tokenizer
-from jaxprune.data.corpus import documents, size_hint
+from jaxprune.data.corpus import Reader, documents
+from jaxprune.data.corpus_files import size_hint
 from jaxprune.data.sentences import sentences
+from jaxprune.errors import UserError
 
+BERT = SpecialTokens(pad="[PAD]", unk="[UNK]", cls="[CLS]", sep="[SEP]", mask="[MASK]")
 TEXTS = ["The first document. It has two sentences.", "The second one.\nWith a second line."]
 
 
@@ -73,9 +76,9 @@ def test_hub_reads_what_datasets_loads(table, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     folder = table("train.parquet", text=TEXTS).parent
     assert read(folder, kind="hub", streaming=True) == TEXTS
-    with pytest.raises(ValueError, match="no column text_field = 'txt'; there are text; did you mean text_field: text"):
+    with pytest.raises(UserError, match="no column text_field = 'txt'; there are text; did you mean text_field: text"):
         read(folder, kind="hub", text_field="txt")
-    with pytest.raises(ValueError, match="split") as error:
+    with pytest.raises(UserError, match="split") as error:
         read(folder, kind="hub", split="nonsense")
     assert "\n" not in str(error.value)
 
@@ -87,16 +90,16 @@ def test_hub_offline_is_one_clear_line(monkeypatch):
         raise datasets.exceptions.DatasetGenerationError("An error occurred") from ConnectionError("Couldn't reach it")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    with pytest.raises(ValueError, match=r"source hub some/name: cannot reach .*Couldn't reach it.*kind: local"):
+    with pytest.raises(UserError, match=r"source hub some/name: cannot reach .*Couldn't reach it.*kind: local"):
         read("some/name", kind="hub")
 
 
 def test_blank_documents_are_counted_and_dirt_is_removed(tmp_path):
     rows = ["\ufeffOne\0.", "", " \n", None, "Two \ud800."]
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": row}) for row in rows))
-    counts = Counter()
-    assert list(documents(SourceConfig(path=str(tmp_path / "a.jsonl")), counts)) == ["One.", "Two ."]
-    assert counts["blank"] == 3
+    reader = Reader((SourceConfig(path=str(tmp_path / "a.jsonl")),))
+    assert [text for row in reader.rows() for text in row] == ["One.", "Two ."]
+    assert reader.blank == 3
 
 
 def test_limits(table):
@@ -126,18 +129,18 @@ def test_limits(table):
 )  # fmt: skip
 def test_bad_files(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         read(tmp_path / name)
     assert "\n" not in str(error.value)
 
 
 def test_bad_paths_and_columns(table, tmp_path):
-    with pytest.raises(ValueError, match=r"missing.*no such file, folder or glob"):
+    with pytest.raises(UserError, match=r"missing.*no such file, folder or glob"):
         read(tmp_path / "missing")
     path = table("a.parquet", texts=TEXTS, size=[1, 2])
-    with pytest.raises(ValueError, match=r"there are size, texts; did you mean text_field: texts\?"):
+    with pytest.raises(UserError, match=r"there are size, texts; did you mean text_field: texts\?"):
         read(path)
-    with pytest.raises(ValueError, match="holds int64, not text"):
+    with pytest.raises(UserError, match="holds int64, not text"):
         read(path, text_field="size")
 
 
@@ -168,47 +171,54 @@ def write_vocab(folder, words, **settings):
 
 
 def test_vocab_txt_takes_its_casing_from_the_config(tmp_path):
-    lower = tokenizer.load(write_vocab(tmp_path / "a", WORDS, do_lower_case=True))
-    cased = tokenizer.load(write_vocab(tmp_path / "b", WORDS, do_lower_case=False))
+    lower = tokenizer.load(write_vocab(tmp_path / "a", WORDS, do_lower_case=True), special=BERT)
+    cased = tokenizer.load(write_vocab(tmp_path / "b", WORDS, do_lower_case=False), special=BERT)
     assert lower.encode(["Hello worlds"]) == [[6, 7, 8]]
     assert cased.encode(["Hello worlds"]) == [[12, 7, 8]]
-    assert lower.special == {"[PAD]": 0, "[UNK]": 2, "[CLS]": 3, "[SEP]": 4, "[MASK]": 5}
-    assert (lower.size, lower.prefix, lower.lowercase, cased.lowercase) == (13, "##", True, False)
+    assert lower.special == {"pad": 0, "unk": 2, "cls": 3, "sep": 4, "mask": 5}
+    assert (lower.size, lower.prefix) == (13, "##")
+    written = [json.loads(tokenizer.files(vocab)["tokenizer_config.json"]) for vocab in (lower, cased)]
+    assert [settings["do_lower_case"] for settings in written] == [True, False]
 
 
 def test_special_tokens_in_text_stay_text(tmp_path):
-    vocab = tokenizer.load(write_vocab(tmp_path / "a", WORDS))
+    vocab = tokenizer.load(write_vocab(tmp_path / "a", WORDS), special=BERT)
     assert vocab.encode(["hello [MASK]"]) == [[6, 9, 11, 10]]
 
 
 def test_bad_tokenizers(tmp_path):
-    with pytest.raises(ValueError, match=r"lacks \[CLS\], \[MASK\]; use a BERT vocabulary or set train_size"):
-        tokenizer.load(write_vocab(tmp_path / "a", [w for w in WORDS if w not in ("[CLS]", "[MASK]")]))
-    with pytest.raises(ValueError, match="no such directory"):
-        tokenizer.load(str(tmp_path / "missing"))
+    with pytest.raises(UserError, match=r"11 tokens lack \[CLS\], \[MASK\]; use a .* or set train_size"):
+        tokenizer.load(write_vocab(tmp_path / "a", [w for w in WORDS if w not in ("[CLS]", "[MASK]")]), special=BERT)
+    with pytest.raises(UserError, match="no such directory"):
+        tokenizer.load(str(tmp_path / "missing"), special=BERT)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"neither tokenizer\.json nor vocab\.txt"):
-        tokenizer.load(str(tmp_path / "empty"))
+    with pytest.raises(UserError, match=r"neither tokenizer\.json nor vocab\.txt"):
+        tokenizer.load(str(tmp_path / "empty"), special=BERT)
     (tmp_path / "empty" / "tokenizer.json").write_text("{")
-    with pytest.raises(ValueError, match="not a readable tokenizer"):
-        tokenizer.load(str(tmp_path / "empty"))
+    with pytest.raises(UserError, match="not a readable tokenizer"):
+        tokenizer.load(str(tmp_path / "empty"), special=BERT)
 
 
 def test_a_trained_vocabulary_is_reproducible_and_loads_in_transformers(tmp_path):
     from transformers import AutoTokenizer
 
     texts = [f"The lobster number {i} walks quietly under the Élan walls, walking and walked." for i in range(50)]
-    vocab = tokenizer.train(lambda: texts, 120, lowercase=True)
-    assert vocab.pieces[:5] == tokenizer.SPECIAL and vocab.size <= 120
-    assert all(tokenizer.train(lambda: texts, 120, lowercase=True).pieces == vocab.pieces for _ in range(3))
-    tokenizer.save(vocab, tmp_path)
-    again = tokenizer.load(str(tmp_path))
+
+    def train():
+        return tokenizer.train(lambda: texts, 120, lowercase=True, special=BERT)
+
+    vocab = train()
+    assert vocab.pieces[:5] == BERT and vocab.size <= 120
+    assert all(train().pieces == vocab.pieces for _ in range(3))
+    for name, content in tokenizer.files(vocab).items():
+        (tmp_path / name).write_bytes(content)
+    again = tokenizer.load(str(tmp_path), special=BERT)
     assert again.sha256 == vocab.sha256
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     a, b = "Walking quietly, élan!", "The unknown ☃"
     ours = again.encode([a, b])
-    cls, sep = vocab.special["[CLS]"], vocab.special["[SEP]"]
+    cls, sep = vocab.special["cls"], vocab.special["sep"]
     assert theirs(a, b).input_ids == [cls, *ours[0], sep, *ours[1], sep]
-    assert theirs.mask_token_id == vocab.special["[MASK]"] and theirs.pad_token_id == 0
-    with pytest.raises(ValueError, match="train_size = 20"):
-        tokenizer.train(lambda: texts, 20, lowercase=True)
+    assert theirs.mask_token_id == vocab.special["mask"] and theirs.pad_token_id == 0
+    with pytest.raises(UserError, match="train_size = 20"):
+        tokenizer.train(lambda: texts, 20, lowercase=True, special=BERT)

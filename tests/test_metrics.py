@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from jaxprune.data import metrics
+from jaxprune.data.glue_tasks import TASKS
 from jaxprune.data.metrics import METRICS, score
-from jaxprune.data.tasks import TASKS
+from jaxprune.errors import UserError
 
 # 10 examples: true positives 3, false positives 1, false negatives 2, true negatives 4.
 LABELS = np.array([1, 1, 1, 1, 1, 0, 0, 0, 0, 0])
@@ -88,6 +89,6 @@ def test_constant_predictions_are_flagged() -> None:
     ],
 )
 def test_bad_input(name: str, predictions: np.ndarray, labels: np.ndarray, message: str) -> None:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         score(name, predictions, labels)
     assert message in str(error.value) and "\n" not in str(error.value)

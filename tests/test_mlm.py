@@ -8,14 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxprune.config import DataConfig, PrepareConfig, SourceConfig, TokenizerConfig
-from jaxprune.data.bits import below, random_bits, uniform
-from jaxprune.data.masking import mask, masking
+from jaxprune.config.special_tokens import SpecialTokens
+from jaxprune.data.masking import Masking, mask
 from jaxprune.data.mlm import PretrainData
-from jaxprune.data.order import permute
+from jaxprune.data.permutation import permute
 from jaxprune.data.prepare import prepare
-from jaxprune.data.tokenizer import SPECIAL, load
+from jaxprune.data.random_bits import below, random_bits, uniform
+from jaxprune.data.tokenizer import load
+from jaxprune.errors import UserError
 
-VOCAB = [*SPECIAL, ".", *(f"w{i}" for i in range(700)), *(f"##s{i}" for i in range(300))]
+BERT = SpecialTokens(pad="[PAD]", unk="[UNK]", cls="[CLS]", sep="[SEP]", mask="[MASK]")
+VOCAB = [*BERT, ".", *(f"w{i}" for i in range(700)), *(f"##s{i}" for i in range(300))]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,7 @@ def folder(tmp_path_factory):
         cfg = PrepareConfig(
             sources=(source,), tokenizer=tokenizer, seq_len=64, dev_fraction=0.2, next_sentence=pairs, shard_examples=70
         )
-        prepare(cfg, root / name)
+        prepare(cfg, root / name, BERT)
     return root
 
 
@@ -52,8 +55,8 @@ def data(folder, name="pairs", *, split="train", batch_size=16, seed=3, **change
 @pytest.fixture(scope="module")
 def how(folder):
     """Masking settings by DataConfig fields, over VOCAB."""
-    vocab = load(str(folder / "vocab"))
-    return lambda **changes: masking(DataConfig(**changes), vocab)
+    vocab = load(str(folder / "vocab"), special=BERT)
+    return lambda **changes: Masking(DataConfig(**changes), vocab, 128)
 
 
 def examples(rows, length=128, seed=0):
@@ -130,6 +133,97 @@ def test_whole_words_go_together(how):
         assert all(len(chosen & set(word)) in (0, len(word)) for word in words)
 
 
+def reference(ids, form, whole_word, score, kind, draw):
+    """create_masked_lm_predictions of google-research/bert, line by line, and what ours changes; random numbers given.
+
+    Returns the tokens shown, and {position: token hidden}.
+    """
+    tokens = [VOCAB[i] for i in ids]
+    cand_indexes: list[list[int]] = []
+    for i, token in enumerate(tokens):
+        if token in ("[CLS]", "[SEP]") or (form == "known" and token in BERT):
+            continue
+        goes_on = len(cand_indexes) >= 1 and (form == "published" or cand_indexes[-1][-1] == i - 1)
+        if whole_word and goes_on and token.startswith("##"):
+            cand_indexes[-1].append(i)
+        else:
+            cand_indexes.append([i])
+    cand_indexes.sort(key=lambda index_set: score[index_set[0]])
+    vocab_words = VOCAB if form == "published" else VOCAB[5:]
+    output, masked = list(tokens), {}
+    num_to_predict = min(20, max(1, int(round(len(tokens) * 0.15))))
+    for index_set in cand_indexes:
+        if len(masked) >= num_to_predict:
+            break
+        if len(masked) + len(index_set) > num_to_predict:
+            continue
+        for index in index_set:
+            masked[index] = tokens[index]
+            if kind[index] < 0.8:
+                output[index] = "[MASK]"
+            elif kind[index] < 0.9:
+                output[index] = vocab_words[int(draw[index] * len(vocab_words))]
+    return output, masked
+
+
+@pytest.mark.parametrize("whole_word", [False, True])
+@pytest.mark.parametrize("form", ["known", "published"])
+def test_both_forms_follow_the_published_code(how, form, whole_word):
+    ids, size = examples(300)
+    ids[:, 5] = 1  # an unknown word in most
+    ids[np.arange(300), size // 2 + 1] = VOCAB.index("##s3")  # a piece right after the first [SEP]
+    ids[np.arange(300), size - 1] = 3
+    row, epoch, seed = np.arange(300), 2, 7
+    out = mask(ids, size, how(masking=form, whole_word=whole_word), seed, 0 * row + epoch, row)
+    split = 0
+    for i in range(300):
+        length = np.arange(size[i])
+        score = random_bits(seed, 1, epoch, i, length)
+        kind = uniform(random_bits(seed, 2, epoch, i, 2 * length))
+        draw = (random_bits(seed, 2, epoch, i, 2 * length + 1) >> np.uint64(32)) / 2.0**32
+        shown, masked = reference(ids[i, : size[i]], form, whole_word, score, kind, draw)
+        assert [VOCAB[t] for t in out.ids_BL[i, : size[i]]] == shown
+        used = out.weights_BP[i] == 1
+        assert out.positions_BP[i, used].tolist() == sorted(masked)
+        assert [VOCAB[t] for t in out.targets_BP[i, used]] == [masked[p] for p in sorted(masked)]
+        split += int(size[i]) // 2 - 1 in masked and int(size[i]) // 2 + 1 in masked
+    assert (out.targets_BP == 1).any() == (form == "published")
+    assert split > 0 or not whole_word
+
+
+def test_published_masking_statistics(how):
+    ids, size = examples(6000)
+    row = np.arange(len(ids))
+    out = mask(ids, size, how(masking="published"), 1, 0 * row, row)
+    used = out.weights_BP == 1
+    assert (used.sum(1) == np.minimum([min(20, max(1, round(0.15 * int(n)))) for n in size], size - 3)).all()
+    r, p = np.nonzero(used)
+    at = out.positions_BP[r, p]
+    original = ids[r, at]
+    assert not np.isin(original, [0, 2, 3, 4]).any()
+    free = (np.arange(128) < size[:, None]) & ~np.isin(ids, [2, 3])
+    share = (ids[free] == 1).mean()
+    assert 0.008 < share < 0.012 and near((original == 1).sum(), len(r), share)  # an unknown word as any other
+    shown = out.ids_BL[r, at]
+    other = shown[(shown != 4) & (shown != original)]
+    assert {0, 1, 2, 3} <= set(other.tolist()) and len(np.unique(other)) > 0.9 * len(VOCAB)
+    assert near(np.isin(other, [0, 1, 2, 3]).sum(), len(other), 4 / len(VOCAB))  # any piece, special ones too
+    assert near((shown == 4).sum(), len(r), 0.8 + 0.1 / len(VOCAB))
+
+
+@pytest.mark.parametrize(("length", "predictions"), [(64, 10), (128, 20), (512, 77)])
+def test_predictions_follow_the_length(folder, length, predictions):
+    vocab = load(str(folder / "vocab"), special=BERT)
+    assert Masking(DataConfig(), vocab, length).predictions == predictions
+    assert Masking(DataConfig(masked_prob=0.3), vocab, length).predictions == math.ceil(0.3 * length)
+    assert Masking(DataConfig(masked_prob=0), vocab, length).predictions == 1
+    assert Masking(DataConfig(max_predictions=20), vocab, length).predictions == 20
+    ids, size = examples(100, length)
+    row = np.arange(100)
+    all_of_them = mask(ids, size, Masking(DataConfig(), vocab, length), 1, row, row)
+    assert all_of_them.weights_BP.sum(1)[size == length].tolist() == [round(0.15 * length)] * (size == length).sum()
+
+
 def test_masks_differ_between_epochs_examples_and_seeds_and_repeat(how):
     ids, size = examples(64)
     row, zero = np.arange(64), np.zeros(64, np.int64)
@@ -200,9 +294,9 @@ def test_batch_fields(folder):
         "input_ids": ((16, 64), "int32"),
         "token_type_ids": ((16, 64), "int32"),
         "attention_mask": ((16, 64), "int32"),
-        "masked_positions": ((16, 20), "int32"),
-        "masked_ids": ((16, 20), "int32"),
-        "masked_weights": ((16, 20), "float32"),
+        "masked_positions": ((16, 10), "int32"),
+        "masked_ids": ((16, 10), "int32"),
+        "masked_weights": ((16, 10), "float32"),
         "next_sentence_label": ((16,), "int32"),
     }
     assert (source.seq_len, source.vocab_size, source.next_sentence) == (64, len(VOCAB), True)
@@ -243,25 +337,25 @@ def test_an_epoch_holds_each_example_once(folder, batch_size, epoch, seed):
     source = data(folder, batch_size=batch_size, seed=seed, verify=False)
     size = source.examples
     seen = []
-    source._rows.__class__.take, take = spy(seen), source._rows.__class__.take
+    source._shards.__class__.take, take = spy(seen), source._shards.__class__.take
     try:
         for step in range(epoch * size // batch_size, -(-(epoch + 1) * size // batch_size)):
             source.batch(step)
     finally:
-        source._rows.__class__.take = take
+        source._shards.__class__.take = take
     start = epoch * size - epoch * size // batch_size * batch_size
     rows = np.concatenate(seen)[start : start + size]
     assert sorted(rows.tolist()) == list(range(size))
 
 
 def spy(seen):
-    from jaxprune.data.shards import Examples
+    from jaxprune.data.example_shards import ExampleShards
 
-    original = Examples.take
+    original = ExampleShards.take
 
-    def take(self, index):
-        seen.append(index)
-        return original(self, index)
+    def take(self, index_B):
+        seen.append(index_B)
+        return original(self, index_B)
 
     return take
 
@@ -304,7 +398,7 @@ def test_evaluation_sees_every_example_once_and_repeats(folder):
         r, p = np.nonzero(b["masked_weights"])
         ids[r, b["masked_positions"][r, p]] = b["masked_ids"][r, p]
         unmasked.append(ids[b["example_weights"] == 1])
-    stored, _ = source._rows.take(np.arange(source.examples))
+    stored, _ = source._shards.take(np.arange(source.examples))
     assert sorted(map(bytes, np.concatenate(unmasked).astype(np.uint16))) == sorted(map(bytes, stored))
 
 
@@ -318,8 +412,23 @@ def test_fingerprint_tells_what_matters(folder):
         data(folder, whole_word=True),
         data(folder, "singles"),
         data(folder, split="dev"),
+        data(folder, masking="published"),
+        data(folder, max_predictions=9),
     ]
-    assert len({base, *(other.fingerprint for other in others)}) == 7
+    assert len({base, *(other.fingerprint for other in others)}) == 9
+    assert data(folder, max_predictions=10).fingerprint == base  # what the length gives
+
+
+def test_predicted_share_is_that_of_the_examples(folder):
+    for limit, split in ((None, "train"), (3, "train"), (None, "dev")):
+        source = data(folder, split=split, max_predictions=limit)
+        assert source.predictions == (limit or 10) and source.examples < 1024
+        batches = list(source.eval_batches())
+        length = np.concatenate([b["attention_mask"].sum(1)[b["example_weights"] == 1] for b in batches])
+        expected = sum(min(limit or 10, max(1, round(0.15 * int(n)))) for n in length) / length.sum()
+        assert source.predicted_share == pytest.approx(expected)
+    assert data(folder).predicted_share == pytest.approx(0.15, abs=0.01)
+    assert data(folder, max_predictions=3).predicted_share < 0.06
 
 
 def test_damage_is_noticed(folder, tmp_path):
@@ -332,29 +441,29 @@ def test_damage_is_noticed(folder, tmp_path):
     raw = bytearray(name.read_bytes())
     raw[-5] ^= 1
     name.write_bytes(raw)
-    with pytest.raises(ValueError, match=r"train-00001\.ids\.npy: damaged, its SHA-256 .* `jaxprune prepare` again"):
+    with pytest.raises(UserError, match=r"train-00001\.ids\.npy: damaged, its SHA-256 .* `jaxprune prepare` again"):
         data(tmp_path)
     data(tmp_path, verify=False)
     name.write_bytes(raw[:-2])
-    with pytest.raises(ValueError, match=r"train-00001\.ids\.npy: damaged, \d+ bytes instead of \d+"):
+    with pytest.raises(UserError, match=r"train-00001\.ids\.npy: damaged, \d+ bytes instead of \d+"):
         data(tmp_path, verify=False)
     name.unlink()
-    with pytest.raises(ValueError, match=r"train-00001\.ids\.npy: missing"):
+    with pytest.raises(UserError, match=r"train-00001\.ids\.npy: missing"):
         data(tmp_path)
     (copy / "manifest.json").write_text("{")
-    with pytest.raises(ValueError, match=r"manifest\.json: damaged"):
+    with pytest.raises(UserError, match=r"manifest\.json: damaged"):
         data(tmp_path)
     (copy / "manifest.json").unlink()
-    with pytest.raises(ValueError, match="not finished"):
+    with pytest.raises(UserError, match="not finished"):
         data(tmp_path)
-    with pytest.raises(ValueError, match=r"no such directory; run `jaxprune prepare` first"):
+    with pytest.raises(UserError, match=r"no such directory; run `jaxprune prepare` first"):
         data(tmp_path / "nowhere")
 
 
 def test_bad_arguments(folder):
-    with pytest.raises(ValueError, match="batch_size = 0 is below 1"):
+    with pytest.raises(UserError, match="batch_size = 0 is below 1"):
         data(folder, batch_size=0)
-    with pytest.raises(ValueError, match=r"rows \[5 6\] are not of a batch of batch_size = 6"):
+    with pytest.raises(UserError, match=r"rows \[5 6\] are not of a batch of batch_size = 6"):
         data(folder, batch_size=6, rows=np.array([5, 6]))
-    with pytest.raises(ValueError, match="no split 'test'; there are train, dev"):
+    with pytest.raises(UserError, match="no split 'test'; there are train, dev"):
         data(folder, split="test")

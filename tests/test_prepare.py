@@ -13,12 +13,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxprune.config import PrepareConfig, SourceConfig, TokenizerConfig
-from jaxprune.data import builder, packing, shards
+from jaxprune.config import DataConfig, PrepareConfig, SourceConfig, TokenizerConfig
+from jaxprune.config.special_tokens import SpecialTokens
+from jaxprune.data import data_manifest, packing, split_writer
+from jaxprune.data import prepare as preparing
+from jaxprune.data.example_shards import ExampleShards
+from jaxprune.data.mlm import PretrainData
 from jaxprune.data.packing import Documents, Packing, gather, pack, plan_pairs, plan_singles, split_long, truncate
-from jaxprune.data.prepare import prepare
+from jaxprune.errors import UserError
 
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+BERT = SpecialTokens(pad="[PAD]", unk="[UNK]", cls="[CLS]", sep="[SEP]", mask="[MASK]")
+
+
+def prepare(cfg, out):
+    return preparing.prepare(cfg, out, BERT)
 
 
 def toy_documents(count=400, seed=0):
@@ -166,7 +174,7 @@ def test_packing_is_a_function_of_the_seed():
 
 def test_equal_texts_cannot_be_paired():
     docs = toy_documents(5)
-    with pytest.raises(ValueError, match="2 different documents"):
+    with pytest.raises(UserError, match="2 different documents"):
         plan_pairs(docs._replace(text_hash_D=np.zeros(5, np.uint64)), PAIRS, "s")
 
 
@@ -188,7 +196,7 @@ def corpus(tmp_path_factory):
     (folder / "text").mkdir()
     (folder / "text" / "a.txt").write_text("\n\n".join(docs))
     (folder / "vocab").mkdir()
-    (folder / "vocab" / "vocab.txt").write_text("\n".join([*SPECIAL, ".", *words]) + "\n")
+    (folder / "vocab" / "vocab.txt").write_text("\n".join([*BERT, ".", *words]) + "\n")
     return folder
 
 
@@ -207,7 +215,7 @@ def load(out, manifest):
     """ids and info of each split."""
     found = {}
     for split in manifest["splits"]:
-        rows = shards.Examples(out, manifest, split)
+        rows = ExampleShards(out, manifest, split)
         found[split] = rows.take(np.arange(len(rows)))
     return found
 
@@ -218,7 +226,7 @@ def tree(folder):
 
 def test_prepare_end_to_end(corpus, tmp_path):
     manifest = prepare(config(corpus, duplicates=3), tmp_path / "out")
-    shards.verify(tmp_path / "out", manifest, hashes=True)
+    data_manifest.verify(tmp_path / "out", manifest["files"], hashes=True)
     data = load(tmp_path / "out", manifest)
     text = (corpus / "text" / "a.txt").read_text().lower()
     owner = {word.strip("."): d for d, doc in enumerate(text.split("\n\n")) for word in doc.split()}
@@ -258,7 +266,7 @@ def test_pairs_lose_little(corpus, tmp_path):
 
 def test_small_buffers_keep_the_rules(corpus, tmp_path, monkeypatch):
     """A corpus of many buffers: every document is packed once, partners may come over from the last buffer."""
-    monkeypatch.setattr(builder, "_BUFFER_TOKENS", 100)
+    monkeypatch.setattr(split_writer, "_BUFFER_TOKENS", 100)
     manifest = prepare(config(corpus), tmp_path / "out")
     for _, info in load(tmp_path / "out", manifest).values():
         assert (info["is_random"] == (info["doc_a"] != info["doc_b"])).all()
@@ -279,14 +287,14 @@ def test_same_config_same_bytes_and_second_prepare_does_nothing(corpus, tmp_path
 def test_another_config_or_corpus_is_refused(corpus, tmp_path):
     prepare(config(corpus), tmp_path / "out")
     before = tree(tmp_path / "out")
-    with pytest.raises(ValueError, match=r"another config: duplicates \(1 there, 2 here\), sources\.0\.max_chars"):
+    with pytest.raises(UserError, match=r"another config: duplicates \(1 there, 2 here\), sources\.0\.max_chars"):
         prepare(
             config(corpus, duplicates=2, sources=(SourceConfig(path=str(corpus / "text"), max_chars=9),)),
             tmp_path / "out",
         )
     (corpus / "text" / "b.txt").write_text("New text.")
     try:
-        with pytest.raises(ValueError, match="corpus files have changed"):
+        with pytest.raises(UserError, match="corpus files have changed"):
             prepare(config(corpus), tmp_path / "out")
     finally:
         (corpus / "text" / "b.txt").unlink()
@@ -297,7 +305,8 @@ def test_leftovers_are_replaced(corpus, tmp_path):
     prepare(config(corpus), tmp_path / "whole")
     out = tmp_path / "out"
     (out / "tokenizer").mkdir(parents=True)
-    for name in ("train-00009.ids.npy", "train-00000.ids.npy.tmp", "manifest.json.tmp", "tokenizer/old", "notes.md"):
+    ours = ["train-00009.ids.npy", "manifest.json.tmp", ".manifest.json.tmp", ".train-00000.ids.npy.tmp"]
+    for name in (*ours, "train-00000.ids.npy.tmp", "tokenizer/old", "notes.md"):
         (out / name).write_text("old")
     prepare(config(corpus), out)
     assert tree(out).pop("notes.md") == b"old"
@@ -308,15 +317,16 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 from jaxprune.config import PrepareConfig
-from jaxprune.data import mlm, builtin, corpus, tokenizer, packing, masking, prepare, shards
-write = shards.write_manifest
+from jaxprune.config.special_tokens import SpecialTokens
+from jaxprune.data import mlm, builtin, corpus, tokenizer, packing, masking, prepare, data_manifest
+write = data_manifest.write_manifest
 def slow(*args):
     print("writing", flush=True)
     time.sleep(float(sys.argv[3]))
     write(*args)
-shards.write_manifest = slow
+data_manifest.write_manifest = slow
 cfg = PrepareConfig.model_validate_json(sys.argv[1])
-prepare.prepare(cfg, Path(sys.argv[2]))
+prepare.prepare(cfg, Path(sys.argv[2]), SpecialTokens("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"))
 data = mlm.PretrainData(sys.argv[2], __import__("jaxprune.config").config.DataConfig(), "train", 4, 0)
 data.batch(0), next(data.eval_batches())
 loaded = [name for name in ("jax", "jaxlib", "grain", "tensorflow", "torch") if name in sys.modules]
@@ -334,7 +344,7 @@ def test_killed_prepare_starts_over_and_jax_is_never_imported(corpus, tmp_path):
     out = tmp_path / "out"
     with start(corpus, out, 60) as process:
         assert process.stdout and process.stdout.readline() == "writing\n"
-        with pytest.raises(ValueError, match="another prepare is writing here"):
+        with pytest.raises(UserError, match="another prepare is writing here"):
             prepare(config(corpus), out)
         os.kill(process.pid, signal.SIGKILL)
     assert not (out / "manifest.json").exists() and list(out.glob("*.npy"))
@@ -356,7 +366,7 @@ def test_bad_input_leaves_nothing(corpus, tmp_path, monkeypatch):
     }
     (text / "a.txt").write_bytes((corpus / "text" / "a.txt").read_bytes() + b"\n\xff")
     for message, change in bad.items():
-        with pytest.raises(ValueError, match=message) as error:
+        with pytest.raises(UserError, match=message) as error:
             prepare(config(corpus, **change), out)
         assert "\n" not in str(error.value)
         assert not out.parent.exists(), message
@@ -364,7 +374,7 @@ def test_bad_input_leaves_nothing(corpus, tmp_path, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shards, "write_manifest", interrupt)
+    monkeypatch.setattr(data_manifest, "write_manifest", interrupt)
     with pytest.raises(KeyboardInterrupt):
         prepare(config(corpus), out)
     assert not out.parent.exists()
@@ -397,6 +407,44 @@ def test_manifest_says_what_it_is(corpus, tmp_path):
     assert manifest["config"] == config(corpus).model_dump(mode="json", exclude={"processes"})
     assert manifest["splits"]["train"].keys() == {"documents", "sentences", "tokens", "examples", "random_next"}
     assert PrepareConfig.model_validate(manifest["config"]) == config(corpus)
+
+
+def test_special_tokens_are_an_argument_and_are_recorded(corpus, tmp_path):
+    """Names, ids and order other than BERT's; who reads the data needs no argument."""
+    special = SpecialTokens(pad="<pad>", unk="<unk>", cls="<s>", sep="</s>", mask="<mask>")
+    words = (corpus / "vocab" / "vocab.txt").read_text().split("\n")[5:-1]
+    (tmp_path / "vocab").mkdir()
+    (tmp_path / "vocab" / "vocab.txt").write_text("\n".join([*words, "<s>", "<pad>", "</s>", "<unk>", "<mask>"]) + "\n")
+    cfg = config(corpus, tokenizer=TokenizerConfig(path=str(tmp_path / "vocab")))
+    manifest = preparing.prepare(cfg, tmp_path / "out", special)
+    assert manifest["special_tokens"] == special._asdict()
+    cls, pad, sep, _, mask = range(len(words), len(words) + 5)
+    batch = PretrainData(tmp_path / "out", DataConfig(), "train", 8, 0).batch(0)
+    ids, tokens = batch["input_ids"], batch["attention_mask"].sum(1)
+    assert (ids[:, 0] == cls).all() and (ids[np.arange(8), tokens - 1] == sep).all()
+    assert (ids[batch["attention_mask"] == 0] == pad).all() and (ids == mask).any()
+    with pytest.raises(UserError, match=r"lack \[PAD\], \[UNK\], \[CLS\], \[SEP\], \[MASK\]"):
+        prepare(cfg, tmp_path / "other")
+    trained = preparing.prepare(
+        config(corpus, tokenizer=TokenizerConfig(train_size=200)), tmp_path / "trained", special
+    )
+    settings = json.loads((tmp_path / "trained" / "tokenizer" / "tokenizer_config.json").read_text())
+    assert settings["mask_token"] == "<mask>" and trained["special_tokens"]["cls"] == "<s>"
+
+
+def test_data_of_the_first_version_is_read(corpus, tmp_path):
+    """Its manifest holds no special tokens, and its config not the keys that came later."""
+    out = tmp_path / "out"
+    prepare(config(corpus), out)
+    batch = PretrainData(out, DataConfig(), "train", 8, 0).batch(0)
+    manifest = json.loads((out / "manifest.json").read_text())
+    del manifest["special_tokens"], manifest["config"]["architecture"]
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    again = PretrainData(out, DataConfig(), "train", 8, 0).batch(0)
+    assert all((again[name] == batch[name]).all() for name in batch)
+    assert prepare(config(corpus), out) == manifest
+    with pytest.raises(UserError, match=r"another config: architecture \('bert' there, 'other' here\)"):
+        prepare(config(corpus, architecture="other"), out)
 
 
 @pytest.mark.data

@@ -16,13 +16,21 @@ import pyarrow.parquet as pq
 import pytest
 
 from jaxprune.config import DataConfig, PrepareConfig, SourceConfig, TokenizerConfig
-from jaxprune.data import attempt, builder, encode, mlm, shards, storage
+from jaxprune.config.special_tokens import SpecialTokens
+from jaxprune.data import bucket, data_manifest, mlm, resume_point, split_writer, tokenizer_pool
 from jaxprune.data import prepare as preparing
 from jaxprune.data.corpus import Reader, documents
-from jaxprune.data.prepare import prepare
+from jaxprune.data.example_shards import ExampleShards
+from jaxprune.data.resume_point import RESUME_POINT
+from jaxprune.errors import UserError
 
+BERT = SpecialTokens(pad="[PAD]", unk="[UNK]", cls="[CLS]", sep="[SEP]", mask="[MASK]")
 WORDS = [f"word{i}" for i in range(500)]
-VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *WORDS]
+VOCAB = [*BERT, ".", *WORDS]
+
+
+def prepare(cfg, out):
+    return preparing.prepare(cfg, out, BERT)
 
 
 def texts(count, seed=0, sentences=(1, 12)):
@@ -72,7 +80,7 @@ def config(corpus, **changes):
 @pytest.fixture
 def small(monkeypatch):
     """Tiny buffers and chunks, so that a small corpus has many."""
-    monkeypatch.setattr(builder, "_BUFFER_TOKENS", 3000)
+    monkeypatch.setattr(split_writer, "_BUFFER_TOKENS", 3000)
     monkeypatch.setattr(preparing, "_CHUNK_CHARS", 4000)
 
 
@@ -82,17 +90,17 @@ def tree(folder):
 
 def fail_at(monkeypatch, count):
     """Make the `count`-th file written from now on fail half-way."""
-    write, left = storage.write, [count]
+    write, left = bucket.write, [count]
 
     def failing(path, content):
         left[0] -= 1
         if left[0] == 0:
             if isinstance(path, Path):
-                path.with_name(f"{path.name}.tmp").write_bytes(content[: len(content) // 2])
+                path.with_name(f".{path.name}.tmp").write_bytes(content[: len(content) // 2])
             raise KeyboardInterrupt
         write(path, content)
 
-    monkeypatch.setattr(storage, "write", failing)
+    monkeypatch.setattr(bucket, "write", failing)
 
 
 # Sources
@@ -120,9 +128,9 @@ def test_sources_in_a_bucket(corpus):
     fs.put(str(corpus / "lines.txt"), f"/{name}/lines.txt")
     for there, here in ((f"memory://{name}/table", "table"), (f"memory://{name}/*.txt", "lines.txt")):
         assert list(documents(SourceConfig(path=there))) == list(documents(SourceConfig(path=str(corpus / here))))
-    with pytest.raises(ValueError, match=f"source local memory://{name}/none.txt: no such file"):
+    with pytest.raises(UserError, match=f"source local memory://{name}/none.txt: no such file"):
         next(documents(SourceConfig(path=f"memory://{name}/none.txt")))
-    with pytest.raises(ValueError, match=r"nosuch://a: Protocol not known: nosuch; use gs:// or a local path"):
+    with pytest.raises(UserError, match=r"nosuch://a: Protocol not known: nosuch; use gs:// or a local path"):
         next(documents(SourceConfig(path="nosuch://a")))
 
 
@@ -144,7 +152,7 @@ def test_interrupted_anywhere_ends_in_the_same_bytes(corpus, tmp_path, monkeypat
                 prepare(cfg, out)
             except KeyboardInterrupt:
                 stops += 1
-                went_on += (out / attempt.PROGRESS).exists()
+                went_on += (out / RESUME_POINT).exists()
                 continue
         break
     assert stops > 3 and went_on > 3
@@ -156,15 +164,16 @@ def test_going_on_does_not_start_over(corpus, tmp_path, monkeypatch, small, capl
     fail_at(monkeypatch, 60)
     with pytest.raises(KeyboardInterrupt):
         prepare(cfg, tmp_path / "out")
-    begun = attempt.load(tmp_path / "out")
-    assert begun is not None and begun.said["counts"]["documents"] > 100
-    encoded, seen = encode.encode, []
-    monkeypatch.setattr(encode, "encode", lambda texts, vocab: (seen.extend(texts), encoded(texts, vocab))[1])
+    begun = resume_point.load(tmp_path / "out")
+    assert begun is not None and begun["counts"]["documents"] > 100
+    tokenize, seen = tokenizer_pool.tokenize, []
+    spy = lambda texts, vocab: (seen.extend(texts), tokenize(texts, vocab))[1]  # noqa: E731
+    monkeypatch.setattr(tokenizer_pool, "tokenize", spy)
     with caplog.at_level("INFO", "jaxprune"):
         manifest = prepare(cfg, tmp_path / "out")
     total = sum(manifest["splits"][split]["documents"] for split in ("train", "dev"))
-    assert len(seen) == total - begun.said["counts"]["documents"]
-    assert f"going on after {begun.said['counts']['documents']} documents" in caplog.text
+    assert len(seen) == total - begun["counts"]["documents"]
+    assert f"going on after {begun['counts']['documents']} documents" in caplog.text
 
 
 def test_another_config_or_version_does_not_go_on(corpus, tmp_path, monkeypatch, small, caplog):
@@ -174,38 +183,39 @@ def test_another_config_or_version_does_not_go_on(corpus, tmp_path, monkeypatch,
         with pytest.raises(KeyboardInterrupt):
             prepare(config(corpus), out)
     before = tree(out)
-    with pytest.raises(ValueError, match=r"begun with another config: seed \(0 there, 1 here\)"):
+    with pytest.raises(UserError, match=r"begun with another config: seed \(0 there, 1 here\)"):
         prepare(config(corpus, seed=1), out)
     assert tree(out) == before
     shard = next(out.glob("train-*.ids.npy"))
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=rf"{shard.name}: damaged, \d+ bytes instead of"):
+    with pytest.raises(UserError, match=rf"{shard.name}: damaged, \d+ bytes instead of"):
         prepare(config(corpus), out)
-    monkeypatch.setattr(attempt, "versions", lambda: {"jaxprune": "9"})
+    monkeypatch.setattr(resume_point, "versions", lambda: {"jaxprune": "9"})
     prepare(config(corpus), out)
     assert "starting over with the versions of now" in caplog.text
     monkeypatch.undo()
     (out / "manifest.json").unlink()
-    (out / attempt.PROGRESS).write_bytes(b"PK")
+    (out / RESUME_POINT).write_bytes(b"PK")
     caplog.clear()
     prepare(config(corpus), out)
-    assert "progress.npz is damaged" in caplog.text and not (out / attempt.PROGRESS).exists()
+    assert "progress.npz is damaged" in caplog.text and not (out / RESUME_POINT).exists()
 
 
 KILLED = """
 import os, random, signal, subprocess, sys, threading
 from pathlib import Path
 from jaxprune.config import PrepareConfig
-from jaxprune.data import builder, prepare, storage
+from jaxprune.config.special_tokens import SpecialTokens
+from jaxprune.data import bucket, prepare, split_writer
 children = []
 class Popen(subprocess.Popen):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         children.append(self)
 subprocess.Popen = Popen
-builder._BUFFER_TOKENS, prepare._CHUNK_CHARS = 3000, 4000
+split_writer._BUFFER_TOKENS, prepare._CHUNK_CHARS = 3000, 4000
 cfg, out, count = PrepareConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-write = storage.write
+write = bucket.write
 def dying(path, content):
     global count
     count -= 1
@@ -213,8 +223,8 @@ def dying(path, content):
         print(*(child.pid for child in children if child.poll() is None), flush=True)
         threading.Timer(random.random() * 0.02, os.kill, (os.getpid(), signal.SIGKILL)).start()
     write(path, content)
-storage.write = dying
-prepare.prepare(cfg, out)
+bucket.write = dying
+prepare.prepare(cfg, out, SpecialTokens("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"))
 """
 
 
@@ -260,8 +270,8 @@ def test_killed_many_times_ends_in_the_same_bytes(corpus, tmp_path, small, proce
 def test_processes_do_not_change_the_bytes(corpus, tmp_path, monkeypatch, small):
     prepare(config(corpus), tmp_path / "one")
     prepare(config(corpus, processes=2), tmp_path / "two")
-    monkeypatch.setattr(encode.os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
-    monkeypatch.setattr(encode, "encode", None)  # with 0, a corpus of so many chunks is left to others
+    monkeypatch.setattr(tokenizer_pool.os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    monkeypatch.setattr(tokenizer_pool, "tokenize", None)  # with 0, a corpus of so many chunks is left to others
     prepare(config(corpus, processes=0), tmp_path / "auto")
     assert tree(tmp_path / "one") == tree(tmp_path / "two") == tree(tmp_path / "auto")
     prepare(config(corpus, processes=7), tmp_path / "two")  # finished: how many there were does not matter
@@ -274,7 +284,7 @@ def test_a_process_that_dies_is_a_clear_error(corpus, tmp_path, monkeypatch, sma
             super().__init__(["sh", "-c", "head -c 9000 > /dev/null"] if at == "later" else ["false"], **options)
 
     monkeypatch.setattr(subprocess, "Popen", Killed)
-    with pytest.raises(ValueError, match="a tokenising process died.*set processes lower"):
+    with pytest.raises(UserError, match="a tokenising process died.*set processes lower"):
         prepare(config(corpus, processes=2), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -283,9 +293,11 @@ MEMORY = """
 import resource, sys
 from pathlib import Path
 from jaxprune.config import PrepareConfig
-from jaxprune.data import builder, prepare
-builder._BUFFER_TOKENS = 1 << 17
-prepare.prepare(PrepareConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]))
+from jaxprune.config.special_tokens import SpecialTokens
+from jaxprune.data import prepare, split_writer
+split_writer._BUFFER_TOKENS = 1 << 17
+special = SpecialTokens("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+prepare.prepare(PrepareConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]), special)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 
@@ -330,19 +342,19 @@ def test_a_bucket_holds_what_a_disk_holds(corpus, tmp_path, monkeypatch, small):
     fs.get(url, str(tmp_path / "copy"), recursive=True)
     assert tree(tmp_path / "copy") == tree(tmp_path / "disk")
     assert prepare(cfg, url) == manifest
-    with pytest.raises(ValueError, match="prepared with another config: seed"):
+    with pytest.raises(UserError, match="prepared with another config: seed"):
         prepare(config(corpus, seed=1), url)
 
 
 def test_training_from_a_bucket_is_refused_in_one_line():
     said = r"data.path gs://b/data: .*local disk; copy them there \(gcloud storage cp -r gs://b/data DIRECTORY\)"
-    with pytest.raises(ValueError, match=said) as error:
+    with pytest.raises(UserError, match=said) as error:
         mlm.PretrainData("gs://b/data", DataConfig(path="gs://b/data"), "train", 4, 0)
     assert "\n" not in str(error.value)
 
 
 def test_a_file_url_is_a_path(corpus, tmp_path):
     manifest = prepare(config(corpus), (tmp_path / "out").as_uri())
-    shards.verify(tmp_path / "out", manifest, hashes=True)
-    rows = shards.Examples(tmp_path / "out", manifest, "dev")
+    data_manifest.verify(tmp_path / "out", manifest["files"], hashes=True)
+    rows = ExampleShards(tmp_path / "out", manifest, "dev")
     assert rows.take(np.arange(3))[0].shape == (3, 32)

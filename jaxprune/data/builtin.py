@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxprune.data.sentences import sentences as split_sentences
+from jaxprune.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -33,41 +34,34 @@ _SKIP |= {"test", "tests", "testing", "vendor", "_vendor", "vendored", "node_mod
 _SUFFIXES = {".py", ".rst", ".md", ".txt"}
 
 
-def harvest(max_chars: int) -> list[Document]:
+@functools.lru_cache(1)
+def harvest(max_chars: int) -> tuple[Document, ...]:
     """Documents in a fixed order for a given environment, no paragraph twice; about `max_chars` characters (0: all).
 
-    Packages take turns, the largest first, so that a small share is mixed too. Errors: ValueError if nothing is found.
+    Packages take turns, the largest first, so that a small share is mixed too. Errors: UserError if there is none.
     """
-    return list(_harvest(max_chars))
-
-
-@functools.lru_cache(1)
-def _harvest(max_chars: int) -> tuple[Document, ...]:
-    queues = [
-        (name, iter(files)) for name, files in sorted(_packages().items(), key=lambda item: (-len(item[1]), item[0]))
-    ]
+    largest_first = sorted(_packages().items(), key=lambda item: (-len(item[1]), item[0]))
+    queues = {name: iter(files) for name, files in largest_first}
     seen: set[bytes] = set()
-    found: list[Document] = []
+    documents: list[Document] = []
     total = 0
     while queues:
-        alive = []
-        for name, files in queues:
+        for name, files in list(queues.items()):
             text = ""
             for path in files:
                 text = _fresh(prose(_texts(path)), seen)
                 if len(text) >= _MIN_CHARS:
                     break
             else:
+                del queues[name]
                 continue
-            found.append(Document(text, name))
+            documents.append(Document(text, name))
             total += len(text)
             if 0 < max_chars <= total:
-                return tuple(found)
-            alive.append((name, files))
-        queues = alive
-    if not found:
-        raise ValueError("source builtin: no documentation is installed here; use kind: local or hub")
-    return tuple(found)
+                return tuple(documents)
+    if not documents:
+        raise UserError("source builtin: no documentation is installed here; use kind: local or hub")
+    return tuple(documents)
 
 
 def sentences(documents: Iterable[Document]) -> list[tuple[str, str]]:
@@ -82,19 +76,18 @@ def sentences(documents: Iterable[Document]) -> list[tuple[str, str]]:
 
 def _packages() -> dict[str, list[Path]]:
     """Files that may hold documentation, by package: the standard library's modules and what is installed beside it."""
-    found: dict[str, list[Path]] = {}
+    packages: dict[str, list[Path]] = {}
     for root in dict.fromkeys(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")):
-        for where, inner, names in os.walk(root):
-            folder = Path(where)
-            top = next(iter(folder.relative_to(root).parts), "")
-            inner[:] = sorted(name for name in inner if not _skipped(name))
-            told = top.endswith(".dist-info")  # only its METADATA is prose; the rest is licences and lists
+        for folder, subfolders, names in os.walk(root):
+            top = next(iter(Path(folder).relative_to(root).parts), "")
+            subfolders[:] = sorted(name for name in subfolders if not _skipped(name))
+            metadata = top.endswith(".dist-info")  # only its METADATA is prose; the rest is licences and lists
             for name in sorted(names):
-                path = folder / name
-                if name == "METADATA" if told else path.suffix in _SUFFIXES and not _skipped(name):
+                path = Path(folder, name)
+                if name == "METADATA" if metadata else path.suffix in _SUFFIXES and not _skipped(name):
                     package = top.split("-")[0] or path.stem
-                    found.setdefault(package.lower(), []).append(path)
-    return found
+                    packages.setdefault(package.lower(), []).append(path)
+    return packages
 
 
 def _skipped(name: str) -> bool:

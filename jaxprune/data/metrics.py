@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune.data.tasks import Task, task
+from jaxprune.data.glue_tasks import Task, task
+from jaxprune.errors import UserError
 
 
 def score(name: Task | str, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -14,32 +15,32 @@ def score(name: Task | str, predictions: np.ndarray, labels: np.ndarray) -> dict
     `predictions` are logits (N, C) or classes (N,); for regression scores (N, 1) or (N,). `labels` are (N,).
     `constant_predictions` is True if one class (or one score) is all the model says: correlations are then 0, where
     the formulas divide 0 by 0, and never NaN. `majority_accuracy` (classes only) is the score of that habit: the share
-    of the commonest label. Raises ValueError for empty input, shapes that differ, labels or classes outside the task's
+    of the commonest label. Errors: UserError for empty input, shapes that differ, labels or classes outside the task's
     set (-1 included), and predictions that are not finite.
     """
     row = task(name) if isinstance(name, str) else name
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     if not labels.size or labels.ndim != 1:
-        raise ValueError(f"{row.name}: labels have shape {labels.shape}, expected (N,) with N above 0")
+        raise UserError(f"{row.name}: labels have shape {labels.shape}, expected (N,) with N above 0")
     if predictions.ndim not in (1, 2) or len(predictions) != len(labels):
-        raise ValueError(f"{row.name}: predictions have shape {predictions.shape} for {len(labels)} labels")
+        raise UserError(f"{row.name}: predictions have shape {predictions.shape} for {len(labels)} labels")
     if not np.isfinite(predictions).all():
-        raise ValueError(f"{row.name}: {int((~np.isfinite(predictions)).sum())} predictions are not finite")
+        raise UserError(f"{row.name}: {int((~np.isfinite(predictions)).sum())} predictions are not finite")
     if predictions.ndim == 2 and predictions.shape[1] != row.num_labels:
-        raise ValueError(f"{row.name}: predictions have width {predictions.shape[1]}, the task has {row.num_labels}")
+        raise UserError(f"{row.name}: predictions have width {predictions.shape[1]}, the task has {row.num_labels}")
     if row.regression:
         predictions, labels = predictions.reshape(-1).astype(np.float64), labels.astype(np.float64)
         if not np.isfinite(labels).all():
-            raise ValueError(f"{row.name}: {int((~np.isfinite(labels)).sum())} labels are not finite")
+            raise UserError(f"{row.name}: {int((~np.isfinite(labels)).sum())} labels are not finite")
     else:
         if predictions.ndim == 2:
             predictions = predictions.argmax(axis=1)
-        for what, values in (("label", labels), ("prediction", predictions)):
+        for noun, values in (("label", labels), ("prediction", predictions)):
             wrong = (values < 0) | (values >= row.num_labels) | (values != np.floor(values))
             if wrong.any():
                 at = int(wrong.argmax())
-                raise ValueError(
-                    f"{row.name}: {what} {values[at]} of example {at} is outside 0 ... {row.num_labels - 1}; "
+                raise UserError(
+                    f"{row.name}: {noun} {values[at]} of example {at} is outside 0 ... {row.num_labels - 1}; "
                     "a test set without labels (-1) cannot be scored"
                 )
         predictions, labels = predictions.astype(np.int64), labels.astype(np.int64)
@@ -80,20 +81,18 @@ def pearson(predictions: np.ndarray, labels: np.ndarray) -> float:
     """Pearson's r, 0 if predictions or labels are constant; (N,) each."""
     from scipy.stats import pearsonr
 
-    if _constant(predictions) or _constant(labels):
-        return 0.0
-    result: Any = pearsonr(predictions, labels)
-    return float(result.statistic)
+    return _correlation(pearsonr, predictions, labels)
 
 
 def spearman(predictions: np.ndarray, labels: np.ndarray) -> float:
     """Spearman's rho (mean ranks for ties), 0 if predictions or labels are constant; (N,) each."""
     from scipy.stats import spearmanr
 
-    if _constant(predictions) or _constant(labels):
-        return 0.0
-    result: Any = spearmanr(predictions, labels)
-    return float(result.statistic)
+    return _correlation(spearmanr, predictions, labels)
+
+
+def _correlation(correlate: Callable[..., Any], predictions: np.ndarray, labels: np.ndarray) -> float:
+    return 0.0 if _constant(predictions) or _constant(labels) else float(correlate(predictions, labels).statistic)
 
 
 def _constant(values: np.ndarray) -> bool:
@@ -108,3 +107,4 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "pearson": pearson,
     "spearman": spearman,
 }
+"""Name -> f(predictions, labels)."""

@@ -6,16 +6,18 @@ Shapes: B examples of this host, L tokens, P predictions.
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxprune.config import DataConfig
-from jaxprune.data import shards, tokenizer
-from jaxprune.data.masking import Masking, mask, masking
-from jaxprune.data.order import permute
+from jaxprune.config.sections import DataConfig
+from jaxprune.data import data_manifest, tokenizer
+from jaxprune.data.bucket import BucketPath, any_path
+from jaxprune.data.example_shards import ExampleShards
+from jaxprune.data.masking import Masking, mask
+from jaxprune.data.permutation import permute
+from jaxprune.errors import UserError
 
 Batch = dict[str, np.ndarray]
 
@@ -23,77 +25,77 @@ _EVAL_SEED = 0x5EED  # masks and order of evaluation: the same for every run, so
 _STEPS = 1 << 40  # length of the endless sequence of batches
 
 
-@dataclass(frozen=True)
 class PretrainData:
     """One split of prepared data as batches. The global batch of a step does not depend on the number of hosts.
 
-    Errors: ValueError if `path` is not finished prepared data, a file is damaged (it is named), `rows` are not of the
-    batch, or the masking does not suit the tokenizer. `verify` compares hashes too where all files are
-    below 4 GiB together; sizes are always compared.
+    `seed`: of order and masks. `rows`: those of the global batch, of `batch_size`, that this host makes, ascending;
+    None makes all. `verify` compares hashes too where all files are below 4 GiB together; sizes are always compared.
+    Errors: UserError if `path` is not finished prepared data on a local disk, a file is damaged (it is named), `rows`
+    are not of the batch, or the masking does not suit the tokenizer.
     """
 
-    path: str | Path
-    cfg: DataConfig
-    split: str
-    batch_size: int
-    """Rows of the global batch."""
-    seed: int
-    """Of order and masks."""
-    rows: np.ndarray | None = field(default=None, compare=False)
-    """Rows of the global batch that this host makes, ascending; None makes all."""
-    verify: bool = True
-    manifest: dict[str, Any] = field(init=False, repr=False, compare=False)
-    _rows: shards.Examples = field(init=False, repr=False, compare=False)
-    _masking: Masking = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        folder = Path(self.path).expanduser().absolute()
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size = {self.batch_size} is below 1")
-        if self.rows is not None and not (np.size(self.rows) and 0 <= self.rows[0] <= self.rows[-1] < self.batch_size):
-            raise ValueError(f"rows {self.rows} are not of a batch of batch_size = {self.batch_size}")
-        manifest = shards.read_manifest(folder)
-        shards.verify(folder, manifest, hashes=None if self.verify else False)
-        vocab = tokenizer.load(str(folder / "tokenizer"))
+    def __init__(
+        self,
+        path: str | Path,
+        cfg: DataConfig,
+        split: str,
+        batch_size: int,
+        seed: int,
+        *,
+        rows: np.ndarray | None = None,
+        verify: bool = True,
+    ) -> None:
+        if batch_size < 1:
+            raise UserError(f"batch_size = {batch_size} is below 1")
+        if rows is not None and not (np.size(rows) and 0 <= rows[0] <= rows[-1] < batch_size):
+            raise UserError(f"rows {rows} are not of a batch of batch_size = {batch_size}")
+        folder = any_path(path)
+        if isinstance(folder, BucketPath):
+            raise UserError(
+                f"data.path {folder}: training maps its files into memory, so they must lie on a local disk;"
+                f" copy them there (gcloud storage cp -r {folder} DIRECTORY) and name that"
+            )
+        manifest = data_manifest.read_manifest(folder)
+        data_manifest.verify(folder, manifest["files"], hashes=None if verify else False)
+        special = data_manifest.special_tokens(folder, manifest)
+        vocab = tokenizer.load(str(folder.absolute() / "tokenizer"), special=special)
         if vocab.sha256 != manifest["vocab_sha256"]:
-            raise ValueError(f"{folder / 'tokenizer'}: not the vocabulary the data was made with; prepare it again")
-        set_ = object.__setattr__
-        set_(self, "manifest", manifest)
-        set_(self, "_rows", shards.Examples(folder, manifest, self.split))
-        set_(self, "_masking", masking(self.cfg, vocab))
-
-    @property
-    def examples(self) -> int:
+            raise UserError(f"{folder / 'tokenizer'}: not the vocabulary the data was made with; prepare it again")
+        self.cfg, self.split, self.batch_size, self.seed, self.manifest = cfg, split, batch_size, seed, manifest
+        self._shards = ExampleShards(folder, manifest, split)
+        self._masking = Masking(cfg, vocab, manifest["seq_len"])
+        self._rows = (np.arange(batch_size) if rows is None else rows).astype(np.int64)
+        self.examples = len(self._shards)
         """Examples in the split."""
-        return len(self._rows)
-
-    @property
-    def seq_len(self) -> int:
+        self.seq_len: int = manifest["seq_len"]
         """L, tokens per example."""
-        return self.manifest["seq_len"]
-
-    @property
-    def next_sentence(self) -> bool:
+        self.next_sentence: bool = manifest["next_sentence"]
         """Whether examples are pairs with a next-sentence label."""
-        return self.manifest["next_sentence"]
+        self.vocab_size: int = manifest["vocab_size"]
+        """Rows that the word embeddings need at least."""
+        self.predictions = self._masking.predictions
+        """P, predictions per example at most."""
 
     @property
-    def vocab_size(self) -> int:
-        """Rows that the word embeddings need at least."""
-        return self.manifest["vocab_size"]
+    def predicted_share(self) -> float:
+        """Share of the tokens, special ones included, that is predicted, in [0, 1]: of 1,024 examples at random."""
+        row_B = permute(np.arange(min(1024, self.examples)), self.examples, _EVAL_SEED)
+        batch = self._masked(row_B, _EVAL_SEED, np.zeros_like(row_B))
+        return float(batch["masked_weights"].sum() / batch["attention_mask"].sum())
 
     @property
     def fingerprint(self) -> str:
         """Hash of all that decides the batches: the data, the vocabulary, the masking, the seed, the batch size."""
-        said = {
-            "data": {name: entry["sha256"] for name, entry in self.manifest["files"].items()},
+        masking = self.cfg.model_dump(mode="json", exclude={"path"}) | {"max_predictions": self.predictions}
+        decides = {
+            "data": {name: file["sha256"] for name, file in self.manifest["files"].items()},
             "vocab": self.manifest["vocab_sha256"],
-            "masking": self.cfg.model_dump(mode="json", exclude={"path"}),
+            "masking": masking,
             "split": self.split,
             "seed": self.seed,
             "batch_size": self.batch_size,
         }
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
     def batch(self, step: int) -> Batch:
         """This host's rows of the batch of a step, in an endless sequence of epochs without a seam or a dropped row.
@@ -101,9 +103,8 @@ class PretrainData:
         int32 unless said: `input_ids` `token_type_ids` `attention_mask` (B, L); `masked_positions` `masked_ids`
         `masked_weights` (float32) (B, P); with pairs `next_sentence_label` (B,), 0 = B follows A, 1 = random.
         """
-        place_B = step * self.batch_size + self._host_rows()
-        epoch_B, within_B = np.divmod(place_B, self.examples)
-        row_B = np.empty_like(place_B)
+        epoch_B, within_B = np.divmod(step * self.batch_size + self._rows, self.examples)
+        row_B = np.empty_like(within_B)
         for epoch in np.unique(epoch_B):
             at = epoch_B == epoch
             row_B[at] = permute(within_B[at], self.examples, self.seed, int(epoch))
@@ -116,9 +117,9 @@ class PretrainData:
         """
         count = -(-self.examples // self.batch_size)
         for step in range(min(count, max_batches) if max_batches else count):
-            place_B = step * self.batch_size + self._host_rows()
-            real_B = place_B < self.examples
-            row_B = permute(np.where(real_B, place_B, 0), self.examples, _EVAL_SEED)
+            index_B = step * self.batch_size + self._rows
+            real_B = index_B < self.examples
+            row_B = permute(np.where(real_B, index_B, 0), self.examples, _EVAL_SEED)
             batch = self._masked(row_B, _EVAL_SEED, np.zeros_like(row_B))
             batch["example_weights"] = real_B.astype(np.float32)
             batch["masked_weights"] *= batch["example_weights"][:, None]
@@ -132,16 +133,12 @@ class PretrainData:
         import grain  # here, since it imports jax where that is installed
 
         read = grain.ReadOptions(num_threads=min(2, prefetch), prefetch_buffer_size=prefetch)
-        iterator = iter(grain.MapDataset.source(_Steps(self)).to_iter_dataset(read))
+        iterator = iter(grain.MapDataset.range(_STEPS).map(self.batch).to_iter_dataset(read))
         iterator.set_state({"next_index": start_step})
         return iterator
 
-    def _host_rows(self) -> np.ndarray:
-        """Places of this host's rows in the global batch, int64."""
-        return np.arange(self.batch_size, dtype=np.int64) if self.rows is None else self.rows.astype(np.int64)
-
     def _masked(self, row_B: np.ndarray, seed: int, epoch_B: np.ndarray) -> Batch:
-        ids_BL, info_B = self._rows.take(row_B)
+        ids_BL, info_B = self._shards.take(row_B)
         a_B, b_B = (info_B[name].astype(np.int32)[:, None] for name in ("a_len", "b_len"))
         length_B = a_B + 2 + (b_B + 1) * (b_B > 0)
         position_L = np.arange(ids_BL.shape[1])
@@ -158,19 +155,3 @@ class PretrainData:
         if self.next_sentence:
             batch["next_sentence_label"] = info_B["is_random"].astype(np.int32)
         return batch
-
-
-class _Steps:
-    """The batches of all steps as a sequence, for grain."""
-
-    def __init__(self, data: PretrainData) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return _STEPS
-
-    def __getitem__(self, index: int) -> Batch:
-        return self.data.batch(int(index))
-
-    def __repr__(self) -> str:
-        return f"PretrainData({self.data.fingerprint[:12]})"

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxprune.data.bits import random_bits
+from jaxprune.data.random_bits import random_bits
+from jaxprune.errors import UserError
 
 
 class Documents(NamedTuple):
@@ -51,7 +52,7 @@ class Packing:
 
     @property
     def max_tokens(self) -> int:
-        """Tokens of an example that are not [CLS] or [SEP]."""
+        """Tokens of an example that are not special."""
         return self.seq_len - (3 if self.next_sentence else 2)
 
 
@@ -75,13 +76,13 @@ def plan_pairs(docs: Documents, packing: Packing, seed: str, first: int = 0) -> 
     `random_next_prob` a run of sentences of another document, and then the rest is put back. Differences from the
     original: B never comes from the same document, nor from one of equal text; the short target is drawn per example,
     not per document; a pair that should be consecutive but holds one sentence takes the next one as B, so that only a
-    document's last sentence is paired at random by need. Errors: ValueError if all documents have the same text.
+    document's last sentence is paired at random by need. Errors: UserError if all documents have the same text.
     """
     rng = random.Random(seed).random  # .random() gives the same numbers in every Python
     starts, bounds, same = docs.sentences_S.tolist(), docs.documents_D.tolist(), docs.text_hash_D.tolist()
     count, longest = len(bounds) - 1, packing.max_tokens
     if len(set(same)) < 2:
-        raise ValueError("next_sentence needs at least 2 different documents; add text or set next_sentence: false")
+        raise UserError("next_sentence needs at least 2 different documents; add text or set next_sentence: false")
     rows = array("q")
     for doc in range(first, count):
         i, end = bounds[doc], bounds[doc + 1]
@@ -148,10 +149,10 @@ def _coin_flips(flips_N: np.ndarray, seed: int, stream: int) -> np.ndarray:
 
 
 def gather(tokens_T: np.ndarray, plan: Plan, seq_len: int, cls_id: int, sep_id: int, pad_id: int) -> np.ndarray:
-    """Examples `[CLS] A [SEP] B [SEP] [PAD] ...` (or `[CLS] A [SEP]` where B is empty), (N, L), dtype of tokens."""
+    """Examples `cls A sep B sep pad ...` (or `cls A sep` where B is empty), (N, L), dtype of tokens."""
     position_L = np.arange(seq_len)
-    a_end = plan.a_len[:, None] + 1  # place of the first [SEP]
-    b_end = a_end + (plan.b_len[:, None] + 1) * (plan.b_len[:, None] > 0)  # place of the last [SEP]
+    a_end = plan.a_len[:, None] + 1  # position of the first `sep`
+    b_end = a_end + (plan.b_len[:, None] + 1) * (plan.b_len[:, None] > 0)  # position of the last `sep`
     source = np.where(
         position_L < a_end, plan.a_start[:, None] + position_L - 1, plan.b_start[:, None] + position_L - a_end - 1
     )

@@ -19,5 +19,5 @@ def sentences(text: str) -> list[str]:
         text = "".join(
             line + (" " if len(line) in _WRAPPED and not _STOP.search(line) else "\n\n") for line in lines if line
         )
-    found = (" ".join(sentence.split()) for sentence in sentencex.segment("en", text))  # pyright: ignore[reportAttributeAccessIssue]
-    return [sentence for sentence in found if sentence]
+    segments = sentencex.segment("en", text)  # pyright: ignore[reportAttributeAccessIssue]
+    return [sentence for segment in segments if (sentence := " ".join(segment.split()))]

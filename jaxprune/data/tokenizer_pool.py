@@ -1,6 +1,5 @@
 """Documents to token arrays, a chunk at a time, on all cores; the order and the tokens do not depend on how many."""
 
-import hashlib
 import itertools
 import os
 import pickle
@@ -14,11 +13,13 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import numpy as np
-import tokenizers
 
-from jaxprune.data import shards, tokenizer
+from jaxprune.data import tokenizer
+from jaxprune.data.example_shards import ids_dtype
+from jaxprune.data.holdout import text_hash
 from jaxprune.data.sentences import sentences
 from jaxprune.data.tokenizer import Vocabulary
+from jaxprune.errors import UserError
 
 Chunk = tuple[list[str], Any]
 """Documents, and what the caller wants back beside their tokens."""
@@ -28,11 +29,11 @@ _AHEAD = 3  # chunks in work or waiting, per process
 _DIED = "prepare: a tokenising process died, for want of memory perhaps; set processes lower, or to 1"
 
 
-class Encoded(NamedTuple):
+class TokenizedChunk(NamedTuple):
     """The tokens of a chunk's D documents in one flat array."""
 
     tokens_T: np.ndarray
-    """Ids, no special tokens, of `shards.ids_dtype`."""
+    """Ids, no special tokens, of `ids_dtype`."""
     lengths_S: np.ndarray
     """Tokens per sentence, int32, none 0."""
     sentences_D: np.ndarray
@@ -42,20 +43,15 @@ class Encoded(NamedTuple):
     chars: int
 
 
-def text_hash(text: str) -> int:
-    """64-bit hash of a document."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
-def encode(texts: list[str], vocab: Vocabulary) -> Encoded:
+def tokenize(texts: list[str], vocab: Vocabulary) -> TokenizedChunk:
     """Segment and tokenise documents."""
-    spans = [sentences(text) for text in texts]
-    ids = vocab.encode([sentence for found in spans for sentence in found])
+    split = [sentences(text) for text in texts]
+    ids = vocab.encode(list(itertools.chain.from_iterable(split)))
     lengths_S = np.array([len(sentence) for sentence in ids], np.int32)
-    counts_D = np.array([len(found) for found in spans], np.int32)
+    counts_D = np.array([len(each) for each in split], np.int32)
     kept = np.concatenate([[0], np.cumsum(lengths_S > 0)])
-    return Encoded(
-        np.fromiter(itertools.chain.from_iterable(ids), shards.ids_dtype(vocab.size), int(lengths_S.sum())),
+    return TokenizedChunk(
+        np.fromiter(itertools.chain.from_iterable(ids), ids_dtype(vocab.size), int(lengths_S.sum())),
         lengths_S[lengths_S > 0],
         np.diff(kept[np.concatenate([[0], np.cumsum(counts_D)])]).astype(np.int32),
         [text_hash(text) for text in texts],
@@ -63,23 +59,26 @@ def encode(texts: list[str], vocab: Vocabulary) -> Encoded:
     )
 
 
-def encoded(chunks: Iterator[Chunk], vocab: Vocabulary, processes: int) -> Generator[tuple[Encoded, Any]]:
+def tokenize_chunks(
+    chunks: Iterator[Chunk], vocab: Vocabulary, processes: int
+) -> Generator[tuple[TokenizedChunk, Any]]:
     """Each chunk's tokens and what came with it, in order; a bounded number of chunks is in memory.
 
     `processes` 1 stays in this process, where the tokenizer uses threads; 0 takes one process per core, as far as that
-    pays, or none for a small corpus. Errors: ValueError if a process dies.
+    pays, or none for a small corpus. Errors: UserError if a process dies.
     """
     head = list(itertools.islice(chunks, _ALONE)) if processes == 0 else []
     if processes == 0:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         processes = 1 if len(head) < _ALONE else min(cores, _MOST)
+    chunks = itertools.chain(head, chunks)
     if processes == 1:
-        for texts, beside in itertools.chain(head, chunks):
-            yield encode(texts, vocab), beside
+        for texts, beside in chunks:
+            yield tokenize(texts, vocab), beside
         return
     with _pool(vocab, processes) as submit:
-        waiting: deque[tuple[Future[Encoded], Any]] = deque()
-        for texts, beside in itertools.chain(head, chunks):
+        waiting: deque[tuple[Future[TokenizedChunk], Any]] = deque()
+        for texts, beside in chunks:
             waiting.append((submit(texts), beside))
             if len(waiting) >= _AHEAD * processes:
                 future, beside = waiting.popleft()
@@ -89,14 +88,14 @@ def encoded(chunks: Iterator[Chunk], vocab: Vocabulary, processes: int) -> Gener
 
 
 @contextmanager
-def _pool(vocab: Vocabulary, processes: int) -> Iterator[Callable[[list[str]], "Future[Encoded]"]]:
-    """A function that has other processes encode documents.
+def _pool(vocab: Vocabulary, processes: int) -> Iterator[Callable[[list[str]], "Future[TokenizedChunk]"]]:
+    """A function that has other processes tokenise documents.
 
     They are plain Python processes that read a pipe, not multiprocessing's: those run the caller's script once more.
     A process ends when its pipe does, so none outlives this one, however that ends.
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, "-c", "from jaxprune.data.encode import serve; serve()"]
+    command = [sys.executable, "-c", "from jaxprune.data.tokenizer_pool import serve; serve()"]
     pipe = subprocess.PIPE
     workers = [
         subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, start_new_session=True)
@@ -105,17 +104,17 @@ def _pool(vocab: Vocabulary, processes: int) -> Iterator[Callable[[list[str]], "
     idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
     try:
         for worker in workers:
-            _send(worker, vocab.tokenizer.to_str())
+            _send(worker, (vocab.tokenizer.to_str().encode(), vocab.special_tokens))
             idle.put(worker)
 
-        def ask(texts: list[str]) -> Encoded:
+        def ask(texts: list[str]) -> TokenizedChunk:
             worker = idle.get()
             try:
                 _send(worker, texts)
                 assert worker.stdout is not None
                 return pickle.load(worker.stdout)
             except (EOFError, pickle.UnpicklingError) as error:
-                raise ValueError(_DIED) from error
+                raise UserError(_DIED) from error
             finally:
                 idle.put(worker)
 
@@ -133,21 +132,22 @@ def _pool(vocab: Vocabulary, processes: int) -> Iterator[Callable[[list[str]], "
                 pass
 
 
-def _send(worker: "subprocess.Popen[bytes]", what: Any) -> None:
+def _send(worker: "subprocess.Popen[bytes]", message: Any) -> None:
     try:
         assert worker.stdin is not None
-        worker.stdin.write(pickle.dumps(what))
+        worker.stdin.write(pickle.dumps(message))
         worker.stdin.flush()
     except BrokenPipeError as error:
-        raise ValueError(_DIED) from error
+        raise UserError(_DIED) from error
 
 
 def serve() -> None:
-    """Be a process of the pool: read a tokenizer, then lists of documents, and answer each with its `Encoded`."""
+    """Be a process of the pool: read a tokenizer, then lists of documents, answer each with its tokens."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what anything prints must not get among the answers
-    vocab = tokenizer.vocabulary(tokenizers.Tokenizer.from_str(pickle.load(sys.stdin.buffer)), "of the pool")
+    content, special = pickle.load(sys.stdin.buffer)
+    vocab = tokenizer.parse(content, special, "of the pool")
     with suppress(EOFError, BrokenPipeError):
         while True:
-            pickle.dump(encode(pickle.load(sys.stdin.buffer), vocab), answers)
+            pickle.dump(tokenize(pickle.load(sys.stdin.buffer), vocab), answers)
             answers.flush()

@@ -12,7 +12,7 @@ def mix(z: np.ndarray) -> np.ndarray:
     return z ^ (z >> np.uint64(31))
 
 
-def random_bits(*counters: "int | np.ndarray") -> np.ndarray:
+def random_bits(*counters: int | np.ndarray) -> np.ndarray:
     """64 random bits for each combination of counters (seed, stream, epoch, example, position, ...).
 
     Counters are integers in [0, 2**64) or integer arrays, broadcast against each other. Returns uint64 of the
@@ -24,7 +24,7 @@ def random_bits(*counters: "int | np.ndarray") -> np.ndarray:
     return bits
 
 
-def below(bits: np.ndarray, n: "int | np.ndarray") -> np.ndarray:
+def below(bits: np.ndarray, n: int | np.ndarray) -> np.ndarray:
     """Map random bits to integers in [0, n), n < 2**32 (bias below n / 2**32). int64, shape of `bits`."""
     return (((bits >> np.uint64(32)) * np.asarray(n).astype(np.uint64)) >> np.uint64(32)).astype(np.int64)
 

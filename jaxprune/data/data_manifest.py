@@ -1,0 +1,71 @@
+"""The manifest that vouches for prepared data. It is written last, so a directory without one is unfinished."""
+
+import hashlib
+import json
+from typing import Any
+
+from jaxprune.config.special_tokens import SpecialTokens
+from jaxprune.data import bucket
+from jaxprune.data.bucket import AnyPath
+from jaxprune.errors import UserError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+_HASH_LIMIT = 4 << 30  # bytes up to which opening a directory reads every file
+_REMEDY = "delete the directory and run `jaxprune prepare` again"
+
+
+def write_file(folder: AnyPath, name: str, content: bytes) -> dict[str, Any]:
+    """Write a file; its size and hash, as the manifest holds them."""
+    bucket.write(folder / name, content)
+    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def write_manifest(folder: AnyPath, manifest: dict[str, Any]) -> None:
+    """Write manifest.json at once or not at all."""
+    bucket.write(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+
+
+def read_manifest(folder: AnyPath) -> dict[str, Any]:
+    """The manifest of prepared data. Errors: UserError if there is none, or it is damaged or of another format."""
+    if not folder.is_dir():
+        raise UserError(f"data.path {folder}: no such directory; run `jaxprune prepare` first")
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(f"data.path {folder}: no {MANIFEST}, so it is not finished; run `jaxprune prepare` again")
+    try:
+        manifest = json.loads(path.read_bytes())
+        number = manifest["format"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: damaged ({error}); {_REMEDY}") from error
+    if number != FORMAT:
+        raise UserError(f"{path}: format {number}, but this version reads {FORMAT}; run `jaxprune prepare` again")
+    return manifest
+
+
+def special_tokens(folder: AnyPath, manifest: dict[str, Any]) -> SpecialTokens:
+    """The special tokens that data was prepared with; version 0.1 left them to its tokenizer's settings."""
+    if "special_tokens" in manifest:
+        return SpecialTokens(**manifest["special_tokens"])
+    settings = json.loads((folder / "tokenizer" / "tokenizer_config.json").read_bytes())
+    return SpecialTokens(*(settings[f"{role}_token"] for role in SpecialTokens._fields))
+
+
+def verify(folder: AnyPath, files: dict[str, dict[str, Any]], *, hashes: bool | None = None) -> None:
+    """Check files against what a manifest holds, name -> {size, sha256}.
+
+    Sizes always; hashes if asked, or (None) if all files are below 4 GiB together.
+    Errors: UserError that names the damaged file.
+    """
+    if hashes is None:
+        hashes = sum(expected["size"] for expected in files.values()) <= _HASH_LIMIT
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path}: missing; {_REMEDY}")
+        if (size := path.stat().st_size) != expected["size"]:
+            raise UserError(f"{path}: damaged, {size} bytes instead of {expected['size']}; {_REMEDY}")
+        if hashes:
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
+                    raise UserError(f"{path}: damaged, its SHA-256 is not the manifest's; {_REMEDY}")
