@@ -3,14 +3,16 @@
 import math
 
 import numpy as np
+import pandas
 import pytest
 import scipy.stats
 
-from jaxprune.analysis.contrast import contrast
-from jaxprune.analysis.movement import Movement, pool
-from jaxprune.analysis.published import TABLES, published
-from jaxprune.analysis.statistics import Summary, mean_of, summary, text
-from jaxprune.analysis.transfer import fit
+from jaxprune.analysis.intervals import Estimate, difference, estimate, mean_of, seed_values
+from jaxprune.analysis.rank_movement import Movement, pool
+from jaxprune.analysis.regression import fit_line, lack_of_fit
+from jaxprune.errors import UserError
+from jaxprune.reports.number_text import fixed, percent, span, with_count, with_noise
+from jaxprune.reports.published import TABLES, published
 
 TASKS = ("MNLI", "QQP", "QNLI", "SST-2", "CoLA")
 # Slopes in accuracy points per nat and r of Fig 2 left, fitted to Table 1 outside this project.
@@ -31,39 +33,78 @@ SLOPES = {
 def test_intervals_are_scipy_s(seed):
     rng = np.random.default_rng(seed)
     a, b = rng.normal(0.8, 0.1, 4 + seed), rng.normal(0.7, 0.02, 3)
-    ours, theirs = summary(list(a)), scipy.stats.ttest_1samp(a, 0).confidence_interval()
+    ours, theirs = estimate(list(a)), scipy.stats.ttest_1samp(a, 0).confidence_interval()
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high)) and ours.n == len(a)
-    change, theirs = contrast({(0, "x"): a, (1, "x"): b}, 0, 1, ["x"]), scipy.stats.ttest_ind(a, b)
+    change, theirs = difference({(0, "x"): a, (1, "x"): b}, 0, 1, ["x"]), scipy.stats.ttest_ind(a, b)
     assert change is not None
     assert (change.low, change.high) == pytest.approx(tuple(theirs.confidence_interval()))
 
 
-def test_contrast_over_tasks():
+def test_difference_over_tasks():
     cells = {(c, t): [0.5 + 0.1 * c + 0.01 * s for s in (-1, 1)] for c in (0, 1) for t in ("a", "b")}
-    found = contrast(cells, 1, 0, ["a", "b", "missing"])
+    change = difference(cells, 1, 0, ["a", "b", "missing"])
     # Per task: variance 2e-4 on 2 degrees of freedom, so 2e-4 for the difference; half of that for the mean of two,
     # which has 4 degrees of freedom, t = 2.776.
-    assert found is not None and found.change == pytest.approx(0.1)
-    assert found.noise == pytest.approx(2.776445 * math.sqrt(1e-4))
-    assert contrast(cells, 1, 2, ["a"]) is None
-    alone = contrast(cells | {(c, "c"): [0.5] for c in (0, 1)}, 1, 0, ["a", "c"])
-    assert alone is not None and math.isnan(alone.noise)
+    assert change is not None and change.mean == pytest.approx(0.1) and change.n == 2
+    assert change.half == pytest.approx(2.776445 * math.sqrt(1e-4))
+    assert difference(cells, 1, 2, ["a"]) is None
+    alone = difference(cells | {(c, "c"): [0.5] for c in (0, 1)}, 1, 0, ["a", "c"])
+    assert alone is not None and math.isnan(alone.half)
 
 
 def test_interval_covers_the_truth_as_often_as_it_says():
     rng = np.random.default_rng(0)
-    hits = [s.low <= 0.3 <= s.high for s in (summary(rng.normal(0.3, 0.1, 3)) for _ in range(2000))]
+    hits = [s.low <= 0.3 <= s.high for s in (estimate(rng.normal(0.3, 0.1, 3)) for _ in range(2000))]
     assert 0.935 < np.mean(hits) < 0.965
 
 
 def test_a_single_seed_has_no_interval_and_says_so():
-    one = summary([0.91])
-    assert one.mean == 0.91 and math.isnan(one.half) and text(one, scale=100) == "91.0 (n = 1, no interval)"
-    assert summary([0.5, math.nan]).n == 1 and text(summary([])) == "–"
-    assert text(Summary(-0.912, 0.004, 3), scale=100) == "−91.2 ± 0.4 (n = 3)"
-    both = mean_of([Summary(0.5, 0.3, 3), Summary(0.7, 0.4, 5)])
+    one = estimate([0.91])
+    assert one.mean == 0.91 and math.isnan(one.half) and with_count(one, scale=100) == "91.0 (n = 1, no interval)"
+    assert estimate([0.5, math.nan]).n == 1 and with_count(estimate([])) == "–"
+    text = with_count(Estimate(-0.912, 0.004, 3), scale=100)
+    assert text.replace("\N{NO-BREAK SPACE}", " ") == "−91.2 ± 0.4 (n = 3)"
+    both = mean_of([Estimate(0.5, 0.3, 3), Estimate(0.7, 0.4, 5)])
     assert both == pytest.approx((0.6, 0.25, 3))
-    assert math.isnan(mean_of([Summary(0.5, 0.3, 3), one]).half)
+    assert math.isnan(mean_of([Estimate(0.5, 0.3, 3), one]).half) and mean_of([]).n == 0
+
+
+def test_numbers_have_one_look():
+    assert [fixed(v, 2, sign=True) for v in (1.234, -1.234, -0.001, None, math.nan)] == [
+        "+1.23",
+        "−1.23",
+        "+0.00",
+        "–",
+        "–",
+    ]
+    assert fixed(-0.0004, 1, scale=100) == "0.0" and fixed(12345.678, 1) == "12,345.7"
+    assert [percent(s).replace("\N{NO-BREAK SPACE}", " ") for s in (0, 0.5, 0.123456, 1)] == [
+        "0 %",
+        "50 %",
+        "12.35 %",
+        "100 %",
+    ]
+    assert [span(v, 1) for v in ([2.0, 1.04, 1.0], [1.01, 1.02], [])] == ["1.0 to 2.0", "1.0", "–"]
+    assert with_noise(Estimate(0.1, math.nan, 1), scale=100, sign=True, alone="no interval") == "+10.0 no interval"
+    assert with_noise(None) == with_noise(estimate([])) == "–" and with_noise(Estimate(0.1, math.nan, 1)) == "0.1"
+
+
+def test_seed_values_are_those_of_a_task_s_first_metric():
+    rows = [
+        {"target": t, "arm": "a", "task": task, "metric": metric, "score": score}
+        for t, task, metric, score in (
+            (0.5, "y", "matthews", 0.1),
+            (0.5, "y", "accuracy", 0.9),
+            (0.0, "x", "accuracy", 0.7),
+            (0.5, "y", "matthews", 0.2),
+            (0.0, "y", "matthews", math.nan),
+            (0.0, "x", "accuracy", math.inf),
+        )
+    ]
+    rows = pandas.DataFrame(rows)
+    assert seed_values(rows, "score", ["target"]) == {(0.5, "y"): [0.1, 0.2], (0.0, "x"): [0.7]}
+    assert [*seed_values(rows, "score", ["arm", "target"])] == [(("a", 0.5), "y"), (("a", 0.0), "x")]
+    assert seed_values(rows, "loss", ["target"]) == seed_values(rows[:0], "score", ["target"]) == {}
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -71,31 +112,50 @@ def test_line_is_scipy_s(seed):
     rng = np.random.default_rng(seed)
     x = rng.uniform(1.8, 6, 7)
     y = 0.9 - 0.02 * x + rng.normal(0, 0.01, 7)
-    line, ours = scipy.stats.linregress(x, y), fit(list(x), list(y))
+    line, ours = scipy.stats.linregress(x, y), fit_line(list(x), list(y))
     assert (ours.slope, ours.intercept, ours.r) == pytest.approx((line.slope, line.intercept, line.rvalue))
     assert ours.half == pytest.approx(scipy.stats.t.ppf(0.975, 5) * line.stderr)
 
 
 @pytest.mark.parametrize(("condition", "task"), [(c, t) for c, tasks in SLOPES.items() for t in tasks])
 def test_line_through_table_1(condition, task):
-    rows = [r for r in published("table1") if r["condition"] == condition and r["task"] == task]
-    ours = fit([r["pretrain_loss"] for r in rows], [100 * r["accuracy"] for r in rows])
+    rows = [r for r in records("table1") if r["condition"] == condition and r["task"] == task]
+    ours = fit_line([r["pretrain_loss"] for r in rows], [100 * r["accuracy"] for r in rows])
     assert ours.n == 10
     assert (ours.slope, ours.r, ours.endpoint) == pytest.approx(SLOPES[condition][task], abs=1e-4)
 
 
 def test_lines_that_cannot_be_drawn():
-    assert math.isnan(fit([2.0, 2.0], [0.5, 0.6]).slope) and math.isnan(fit([], []).slope)
-    two = fit([1.0, 2.0], [0.5, 0.4])
+    assert math.isnan(fit_line([2.0, 2.0], [0.5, 0.6]).slope) and math.isnan(fit_line([], []).slope)
+    two = fit_line([1.0, 2.0], [0.5, 0.4])
     assert two.slope == pytest.approx(-0.1) and math.isnan(two.half)
-    assert math.isnan(fit([1.0, 2.0, 3.0], [0.5, 0.5, 0.5]).r)
-    assert math.isnan(fit([1.0, 2.0, 3.0], [0.3, 0.1 + 0.2, 0.3]).r)
-    with pytest.raises(ValueError, match="losses has 2 values, scores 3"):
-        fit([1, 2], [1, 2, 3])
+    assert math.isnan(fit_line([1.0, 2.0, 3.0], [0.5, 0.5, 0.5]).r)
+    assert math.isnan(fit_line([1.0, 2.0, 3.0], [0.3, 0.1 + 0.2, 0.3]).r)
+    with pytest.raises(UserError, match="losses has 2 values, scores 3"):
+        fit_line([1, 2], [1, 2, 3])
+
+
+def test_lack_of_fit_is_the_f_test_of_two_nested_models():
+    """A line against a mean per level: the F statistic written out with residuals of numpy's least squares."""
+    rng = np.random.default_rng(0)
+    levels = np.repeat([0.0, 0.5, 0.7, 0.9], 3)
+    x = np.array([1.0, 2.0, 2.0, 4.0]).repeat(3)
+    y = 0.3 * x**2 + rng.normal(0, 0.4, 12)
+    line, means = (np.stack([np.ones(12), x], 1), np.equal.outer(levels, np.unique(levels)).astype(float))
+    about_line, about_means = (float(np.linalg.lstsq(design, y)[1][0]) for design in (line, means))
+    statistic = (about_line - about_means) / 2 / (about_means / 8)
+    assert lack_of_fit([*x], [*y], [*levels]) == pytest.approx(scipy.stats.f.sf(statistic, 2, 8))
+    assert lack_of_fit([*x], [*(x + rng.normal(0, 0.4, 12))], [*levels]) > 0.05
+    assert math.isnan(lack_of_fit([1, 2, 3], [1, 2, 3], [1, 2, 3]))  # no replicates
+    assert math.isnan(lack_of_fit([1, 1, 2], [1, 2, 3], [1, 1, 2]))  # two levels
+
+
+def records(name):
+    return published(name).to_dict("records")
 
 
 def test_published_table_1_has_the_printed_averages():
-    rows = published("table1")
+    rows = records("table1")
     assert len(rows) == 4 * 10 * 6
 
     def average(condition, sparsity):
@@ -105,15 +165,15 @@ def test_published_table_1_has_the_printed_averages():
     printed = {("pruned", 0.3): 87.1, ("information_deletion", 0.8): 82.5, ("after_finetuning", 0.9): 71.4}
     for (condition, sparsity), value in {**printed, ("random", 0.5): 78.8}.items():
         assert average(condition, sparsity) == pytest.approx(value, abs=0.06)
-    assert {r["pretrain_loss"] for r in rows if r["condition"] == "after_finetuning"} == {None}
+    assert all(math.isnan(r["pretrain_loss"]) for r in rows if r["condition"] == "after_finetuning")
 
 
 def test_pooling_the_published_matrices_gives_table_2():
     """19 of the 20 result files are whole; pooled they are the table's mean and standard deviation."""
     groups = {}
-    for r in published("movement_matrices"):
+    for r in records("movement_matrices"):
         groups.setdefault((r["task"], r["learning_rate"]), []).append(Movement("", int(r["size"]), r["mean"], r["std"]))
-    whole = [r for r in published("table2") if len(groups[r["task"], r["learning_rate"]]) == 73]
+    whole = [r for r in records("table2") if len(groups[r["task"], r["learning_rate"]]) == 73]
     assert len(whole) == 19
     for row in whole:
         pooled = pool(groups[row["task"], row["learning_rate"]])
@@ -123,9 +183,9 @@ def test_pooling_the_published_matrices_gives_table_2():
 
 @pytest.mark.parametrize("name", TABLES)
 def test_published_tables_hold_fractions_and_nats(name):
-    rows = published(name)
+    rows = records(name)
     assert rows
     for row in rows:
         for key, value in row.items():
-            if key in ("sparsity", "accuracy", "mean", "std", "file_mean", "file_std") and value is not None:
+            if key in ("sparsity", "accuracy", "mean", "std", "file_mean", "file_std") and not math.isnan(value):
                 assert -1 < value < 1, (key, value)

@@ -10,12 +10,13 @@ import pytest
 from safetensors.numpy import load_file
 from workflow import write_yaml
 
-from jaxprune.analysis.leaves import flat
-from jaxprune.analysis.study import PRETRAINED, UNTUNED
-from jaxprune.experiments.measure import measure, name_parts
-from jaxprune.experiments.start import workdir_config
-from jaxprune.models.bert import bert
-from jaxprune.models.hf import load_hf, save_hf
+from jaxprune.analysis.study_tables import PRETRAINED, UNTUNED
+from jaxprune.errors import UserError
+from jaxprune.experiments.tables import name_parts, write_tables
+from jaxprune.experiments.weights import stored_config
+from jaxprune.models import architecture
+from jaxprune.models.folder import read_folder, write_folder
+from jaxprune.pruning.masks import init_masks
 from jaxprune.training.workdir import read_records
 
 pytestmark = pytest.mark.slow
@@ -39,9 +40,11 @@ def study(tiny, pretrained):
     place = tiny.root / "study"
     dense = place / "runs" / "dense"
     shutil.copytree(pretrained, dense)
-    model = workdir_config(str(dense)).model
-    fresh = jax.jit(bert(model, head="pretraining").init)(jax.random.key(7))
-    save_hf(dense / "hf", model, jax.device_get(fresh), head="pretraining")
+    model = stored_config(dense).model
+    record = architecture(model.architecture)
+    fresh = jax.jit(record.build(model, head="pretraining").init)(jax.random.key(7))
+    masks = init_masks(jax.device_get(fresh), record.prunable)
+    write_folder(dense / "hf", model, jax.device_get(fresh), head="pretraining", masks=jax.device_get(masks))
     shutil.copytree(pretrained, place / "runs" / "pretrain" / "pruned-s0.7")
     (place / "runs" / "pretrain" / "soft-s0.7").mkdir()  # begun, not finished
     rng = np.random.default_rng(0)
@@ -65,12 +68,12 @@ def study(tiny, pretrained):
                 cfg["init_from"] = str(place / "runs/finetune/dense/after_9/CoLA/lr0.0005-seed0")
             write_yaml(run / "config.yaml", cfg)
             if condition != "dense":
-                np.savez(run / "weights.npz", x=np.zeros(3))  # weights of a pruned model are no part of any table
+                (run / "hf").mkdir()  # weights of a pruned model are no part of any table
             else:
-                params = flat(load_hf(dense / "hf", head="pretraining")[1])
-                tuned = {path: w + 0.01 * rng.normal(size=w.shape).astype(np.float32) for path, w in params.items()}
-                np.savez(run / "weights.npz", **tuned)
-    measure(place)
+                params = read_folder(dense / "hf", head="pretraining").params
+                tuned = jax.tree.map(lambda w: w + 0.01 * rng.normal(size=w.shape).astype(np.float32), params)
+                write_folder(run / "hf", model, tuned, head="pretraining")
+    write_tables(place)
     return place
 
 
@@ -158,7 +161,7 @@ def test_measuring_again_changes_nothing_and_an_empty_study_is_refused(study, tm
     before = {path.name: path.read_bytes() for path in (study / "tables").iterdir()}
     stale = study / "tables" / "churn.csv"
     stale.write_text("step\n1\n")
-    measure(study)
+    write_tables(study)
     assert {path.name: path.read_bytes() for path in (study / "tables").iterdir()} == before
-    with pytest.raises(ValueError, match="has no finished run"):
-        measure(tmp_path)
+    with pytest.raises(UserError, match="has no finished run"):
+        write_tables(tmp_path)

@@ -1,21 +1,29 @@
 """Masks, ranks, heads, sums, heatmaps, memory and churn, against loops that follow the definitions."""
 
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from jaxprune.analysis.churn import churn
-from jaxprune.analysis.distance import distance
 from jaxprune.analysis.features import similarity
 from jaxprune.analysis.heads import head_sparsity
-from jaxprune.analysis.leaves import flat, kind_of, layer_of, pair
-from jaxprune.analysis.magnitude import removed
-from jaxprune.analysis.movement import RANDOM, by_rank, movement, ranks
-from jaxprune.analysis.weights import heatmap, memory, moments, token_group, tokens
+from jaxprune.analysis.magnitude_pruning import magnitude_masks, removed_magnitude
+from jaxprune.analysis.mask_distance import mask_distance
+from jaxprune.analysis.paths import common_paths, flat, kinds, layer_of
+from jaxprune.analysis.rank_movement import RANDOM, by_rank, movement, ranks
+from jaxprune.analysis.weights import heatmap, memory, moments, token_group, token_rows
+from jaxprune.errors import UserError
 
 QUERY, OUT, FFN = (f"encoder/layer_00/{name}/kernel" for name in ("attention/query", "attention/output", "output"))
+# The paper's parts of BERT.
+PARTS = (
+    ("word embeddings", r"embeddings/word_embeddings/embedding"),
+    ("attention", r"encoder/layer_\d+/attention/.+"),
+    ("feed-forward", r"encoder/layer_\d+/(intermediate|output|layer_norm)/.+"),
+    ("heads", r"(mlm|nsp|classifier)/.+"),
+)
 
 
 def masks(rng, sparsity, shapes=((6, 6), (4, 9))):
@@ -27,20 +35,27 @@ def test_flat_reads_nested_and_flat_trees():
     assert list(flat(tree)) == ["encoder/layer_00/query/kernel", "x"] and list(flat(flat(tree))) == list(flat(tree))
     assert layer_of("encoder/layer_11/output/kernel") == 11 and layer_of("pooler/kernel") is None
     named = ("embeddings/word_embeddings/embedding", QUERY, OUT, FFN, "pooler/kernel")
-    assert [kind_of(p) for p in named] == ["word embeddings", "query", "attention output", "output", "pooler"]
-    with pytest.raises(ValueError, match="x: only in a;"):
-        pair({"x": np.ones(1)}, {})
-    with pytest.raises(ValueError, match="x: only in b;"):
-        pair({}, {"x": np.ones(1)})
-    with pytest.raises(ValueError, match=r"x: \(1,\) in a, \(2,\) in b"):
-        pair({"x": np.ones(1)}, {"x": np.ones(2)})
+    assert [kinds(named)[p] for p in named] == ["word embeddings", "query", "attention output", "output", "pooler"]
+    with pytest.raises(UserError, match="x: only in a;"):
+        common_paths({"x": np.ones(1)}, {})
+    with pytest.raises(UserError, match="x: only in b;"):
+        common_paths({}, {"x": np.ones(1)})
+    with pytest.raises(UserError, match=r"x: \(1,\) in a, \(2,\) in b"):
+        common_paths({"x": np.ones(1)}, {"x": np.ones(2)})
+
+
+def test_layers_and_kinds_are_read_from_anybody_s_paths():
+    flax = {"layers/3/attn/q_proj/kernel": "q proj", "layers/3/mlp/kernel": "mlp", "layers/11/mlp/kernel": "mlp"}
+    assert kinds([*flax, "embed/table"]) == flax | {"embed/table": "embed"} and kinds(["w"]) == {"w": "w"}
+    paths = ("layers/11/mlp/kernel", "h_2/w", "Block7/Dense_0/kernel", "encoder/layer_02", "word2vec/table", "w")
+    assert [layer_of(path) for path in paths] == [11, 2, 7, 2, None, None]
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_distance_counts_entries(seed):
     rng = np.random.default_rng(seed)
     a, b = masks(rng, 0.6), masks(rng, 0.4)
-    rows = {row["path"]: row for row in distance(a, b)}
+    rows = {row["path"]: row for row in mask_distance(a, b)}
     every_a, every_b, chances = [], [], 0.0
     for path in a:
         x, y = a[path].ravel().tolist(), b[path].ravel().tolist()
@@ -59,16 +74,16 @@ def test_distance_counts_entries(seed):
 def test_distance_of_random_masks_is_chance_and_of_six_percent_is_the_dossier_s():
     rng = np.random.default_rng(0)
     for s, chance in ((0.1, 0.18), (0.5, 0.5), (0.9, 0.18)):
-        row = distance(masks(rng, s, ((500, 400),)), masks(rng, s, ((500, 400),)))[-1]
+        row = mask_distance(masks(rng, s, ((500, 400),)), masks(rng, s, ((500, 400),)))[-1]
         assert row["chance"] == pytest.approx(chance, abs=0.005) and row["ratio"] == pytest.approx(1, abs=0.02)
     for s, iou in ((0.6, 0.860), (0.9, 0.538)):  # a Hamming distance of 6 % in masks of the same sparsity
         a = np.arange(1000) < round(1000 * (1 - s))
         b = np.roll(a, 30)
-        row = distance({"x": a}, {"x": b})[-1]
+        row = mask_distance({"x": a}, {"x": b})[-1]
         assert row["hamming"] == pytest.approx(0.06) and row["iou"] == pytest.approx(iou, abs=6e-4)
-    same = distance({"x": a}, {"x": a})[-1]
+    same = mask_distance({"x": a}, {"x": a})[-1]
     assert same["hamming"] == 0 and same["iou"] == 1 and same["ratio"] == 0
-    dense = distance({"x": np.ones(4, bool)}, {"x": np.ones(4, bool)})[-1]
+    dense = mask_distance({"x": np.ones(4, bool)}, {"x": np.ones(4, bool)})[-1]
     assert dense["iou"] == 1 and math.isnan(dense["ratio"])
 
 
@@ -112,6 +127,16 @@ def test_random_orders_move_a_third_and_equal_weights_not_at_all():
     assert movement(ties, ties)[-1].mean == 0 and by_rank(ties, ties).sum() == 0
 
 
+def heads(count):
+    """The split of BERT's attention: columns of query, key and value, rows of the output."""
+
+    def split(path, shape):
+        match = re.fullmatch(r"(.*layer_\d+)/attention/(query|key|value|output)/kernel", path)
+        return match and (match[1], 0 if match[2] == "output" else 1, count)
+
+    return split
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_heads_own_columns_of_qkv_and_rows_of_the_output(seed):
     rng = np.random.default_rng(seed)
@@ -121,7 +146,7 @@ def test_heads_own_columns_of_qkv_and_rows_of_the_output(seed):
         for i in range(2)
         for part in ("attention/query", "attention/key", "attention/value", "attention/output", "intermediate")
     }
-    found = head_sparsity(tree, H)
+    found = head_sparsity(tree, heads(H))
     for i in range(2):
         for h in range(H):
             own = range(h * D // H, (h + 1) * D // H)
@@ -132,9 +157,26 @@ def test_heads_own_columns_of_qkv_and_rows_of_the_output(seed):
             mask = tree[f"encoder/layer_0{i}/attention/output/kernel"]
             pruned += sum(not mask[row, column] for row in own for column in range(D))
             assert found[f"encoder/layer_0{i}"][h] == pytest.approx(pruned / (4 * D * D / H))
-    with pytest.raises(ValueError, match="num_heads = 5 does not divide 12"):
-        head_sparsity(tree, 5)
-    assert list(head_sparsity({QUERY: tree[QUERY], FFN: tree[QUERY]}, H)) == ["encoder/layer_00"]
+    with pytest.raises(UserError, match="5 heads do not divide 12"):
+        head_sparsity(tree, heads(5))
+    assert list(head_sparsity({QUERY: tree[QUERY], FFN: tree[QUERY]}, heads(H))) == ["encoder/layer_00"]
+    whole = head_sparsity({QUERY: tree[QUERY]}, lambda path, shape: (path, None, 1))
+    assert whole == {}  # a group that is not split has no heads
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert"])
+def test_heads_of_an_architecture_are_its_scope(name):
+    from jaxprune.config.sections import ModelConfig
+    from jaxprune.models import architecture
+
+    cfg = ModelConfig(architecture=name, hidden_size=12, num_attention_heads=3, num_hidden_layers=2)
+    split = architecture(name).scopes(cfg)["head"]
+    mask = np.ones((12, 12), bool)
+    mask[:, :4] = False  # columns of head 0
+    found = head_sparsity({QUERY: mask, OUT: mask, FFN: mask}, split)
+    ((group, values),) = found.items()
+    assert layer_of(group) == 0
+    np.testing.assert_allclose(values, [(48 + 16) / 96, 16 / 96, 16 / 96])
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -142,10 +184,17 @@ def test_removed_sums(seed):
     rng = np.random.default_rng(seed)
     params = {"a": rng.normal(size=(5, 7)), "b": rng.normal(0.1, 2, size=(4, 4))}
     grid = [0.0, 0.3, 0.5, 1.0]
-    for s, row in zip(grid, removed(params, grid), strict=True):
+    for s, row in zip(grid, removed_magnitude(params, grid), strict=True):
         gone = [w for p in params.values() for w in sorted(p.ravel(), key=abs)[: p.size - round((1 - s) * p.size)]]
         assert row["abs_sum"] == pytest.approx(sum(map(abs, gone))) and row["signed_sum"] == pytest.approx(sum(gone))
-    assert row["abs_share"] == pytest.approx(1) and removed(params, [0.0])[0]["abs_share"] == 0
+    assert row["abs_share"] == pytest.approx(1) and removed_magnitude(params, [0.0])[0]["abs_share"] == 0
+    for s in grid:
+        kept = magnitude_masks(params, s)
+        gone = sum(float(np.abs(w[~kept[path]]).sum()) for path, w in params.items())
+        assert removed_magnitude(params, [s])[0]["abs_sum"] == pytest.approx(gone)
+        assert [mask.sum() for mask in kept.values()] == [round((1 - s) * w.size) for w in params.values()]
+    ties = magnitude_masks({"x": np.array([[1.0, -1.0], [1.0, 1.0]])}, 0.5)
+    assert ties["x"].tolist() == [[False, False], [True, True]]
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(3, 4), (1, 1), (7, 5), (99, 99)])
@@ -166,10 +215,13 @@ def test_moments_and_tokens():
     (row,) = moments({"x": w}, {"x": mask})
     assert row["mean"] == 0.5 and row["std"] == pytest.approx(w.std()) and row["abs_mean"] == 1.5
     assert row["kept_std"] == pytest.approx(np.std([1, -2, 3]))
-    said = ["[PAD]", "[unused7]", "a", "##b", "##ing", "the", "walks", "consider", "["]
+    pieces = ["[PAD]", "[unused7]", "a", "##b", "##ing", "the", "walks", "consider", "["]
     groups = ["special", "[unused]", "1 character", "1 character", "2-3", "2-3", "4-6", "7 or more", "1 character"]
-    assert [token_group(t) for t in said] == groups
-    rows = {r["group"]: r for r in tokens(np.arange(8.0).reshape(4, 2), ["[unused0]", "a", "##b"], np.eye(4, 2) > 0)}
+    assert [token_group(t, special=("[PAD]", "[CLS]")) for t in pieces] == groups
+    assert token_group("[PAD]") == "4-6"
+    rows = {
+        r["group"]: r for r in token_rows(np.arange(8.0).reshape(4, 2), ["[unused0]", "a", "##b"], np.eye(4, 2) > 0)
+    }
     assert rows["[unused]"] == {"group": "[unused]", "rows": 1, "abs_mean": 0.5, "sparsity": 0.5}
     assert rows["1 character"]["rows"] == 2 and rows["1 character"]["abs_mean"] == np.mean([2, 3, 4, 5])
     assert rows["padding"]["rows"] == 1 and rows["padding"]["sparsity"] == 1
@@ -192,7 +244,7 @@ def bert_base():
 
 
 def test_memory_of_bert_base_is_the_published_one():
-    rows = memory({path: SimpleNamespace(shape=shape) for path, shape in bert_base().items()})
+    rows = memory({path: SimpleNamespace(shape=shape) for path, shape in bert_base().items()}, PARTS)
     assert [row["weights"] for row in rows] == [23_440_896, 28_366_848, 56_687_616, 624_188, 986_880]
     assert [round(100 * row["share"], 2) for row in rows] == [21.29, 25.76, 51.48, 0.57, 0.90]
     assert sum(row["weights"] for row in rows) == 110_106_428
@@ -201,28 +253,32 @@ def test_memory_of_bert_base_is_the_published_one():
 def test_shapes_of_bert_base_are_this_models():
     import jax
 
-    from jaxprune.config import ModelConfig
-    from jaxprune.models.bert import bert
-    from jaxprune.pruning.scopes import path_of
+    from jaxprune.config.sections import ModelConfig
+    from jaxprune.models import architecture
+    from jaxprune.pruning.names import path_of
 
-    params = jax.eval_shape(bert(ModelConfig(), head="pretraining").init, jax.random.key(0))
-    assert {path_of(p): leaf.shape for p, leaf in jax.tree_util.tree_leaves_with_path(params)} == bert_base()
+    bert = architecture("bert")
+    params = jax.eval_shape(bert.build(ModelConfig(), head="pretraining").init, jax.random.key(0))
+    leaves = {path_of(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    assert {path: leaf.shape for path, leaf in leaves.items()} == bert_base()
+    assert memory(leaves, bert.parts) == memory(leaves, PARTS)
 
 
 def test_memory_counts_kept_weights():
     path = "embeddings/word_embeddings/embedding"
-    rows = memory({path: np.ones((2, 3)), "pooler/bias": np.ones(3)}, {path: np.eye(2, 3) > 0})
+    rows = memory({path: np.ones((2, 3)), "pooler/bias": np.ones(3)}, PARTS, {path: np.eye(2, 3) > 0})
     kept = {row["part"]: row["kept"] for row in rows}
     assert kept == {"word embeddings": 2, "attention": 0, "feed-forward": 0, "heads": 0, "other": 3}
 
 
-def test_churn():
+def test_churn_is_part_of_the_distance():
     steps = [np.array([1, 1, 0, 0], bool), np.array([1, 0, 1, 0], bool), np.array([1, 0, 0, 0], bool)]
-    rows = churn([(i, {"x": m, "y": np.ones(2, bool)}) for i, m in enumerate(steps)])
-    assert rows == [
-        {"step": 1, "size": 6, "kept": 4, "regrown": 1, "newly_pruned": 1},
-        {"step": 2, "size": 6, "kept": 3, "regrown": 0, "newly_pruned": 1},
-    ]
+    trees = [{"x": mask, "y": np.ones(2, bool)} for mask in steps]
+    for (a, b), kept, regrown, newly_pruned in ((trees[:2], 4, 1, 1), (trees[1:], 3, 0, 1)):
+        x, y, every = mask_distance(a, b)
+        assert (every["size"], every["regrown"], every["newly_pruned"]) == (6, regrown, newly_pruned)
+        assert every["sparsity_b"] == pytest.approx(1 - kept / 6)
+        assert (x["regrown"], x["newly_pruned"]) == (regrown, newly_pruned) and y["regrown"] == y["newly_pruned"] == 0
 
 
 def hidden(rng, batches, layers=3, width=5):
@@ -257,5 +313,5 @@ def test_similarity_of_rotated_and_scaled_features():
     assert same.cosine[0] == pytest.approx(1) and same.cka[0] == pytest.approx(1)
     turned = similarity([([x], [x @ turn + 5], full)])
     assert turned.cka[0] == pytest.approx(1) and turned.cosine[0] < 0.7
-    with pytest.raises(ValueError, match="hold no token"):
+    with pytest.raises(UserError, match="hold no token"):
         similarity([([x], [x], 0 * full)])

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxprune.errors import UserError
+
 Batch = tuple[Sequence[np.ndarray], Sequence[np.ndarray], np.ndarray]
 """(ours, dense, attention_mask): per layer (B, L, D) each, and (B, L) with 1 = token, 0 = padding."""
 
@@ -20,41 +22,31 @@ class Similarity(NamedTuple):
 def similarity(batches: Iterable[Batch]) -> Similarity:
     """Mean cosine of the two vectors of a token, and linear CKA of all (Kornblith et al. 2019), in one pass.
 
-    Every real token counts, [CLS] and [SEP] too, as in the paper. Memory is 3 D^2 floats per layer whatever the length.
-    CKA is NaN where one side does not vary. ValueError without a token.
+    Every real token counts, special ones too, as in the paper. Memory is 4 D^2 floats per layer whatever the length.
+    CKA is NaN where one side does not vary. UserError without a token.
     """
-    cosine, moments, tokens = np.zeros(0), [], 0
+    cosines, sums, products, tokens = np.zeros(0), np.zeros(0), np.zeros(0), 0
     for ours, dense, attention in batches:
-        keep = np.asarray(attention) != 0
-        tokens += int(keep.sum())
-        if not moments:
-            cosine, moments = np.zeros(len(ours)), [_Moments(x.shape[-1]) for x in ours]
-        for layer, (x, y) in enumerate(zip(ours, dense, strict=True)):
-            x_ND, y_ND = (np.asarray(side, np.float64)[keep] for side in (x, y))
+        real, width = np.asarray(attention) != 0, 2 * ours[0].shape[-1]
+        if not sums.size:
+            cosines, sums, products = (np.zeros((len(ours), *shape)) for shape in ((), (width,), (width, width)))
+        tokens += int(real.sum())
+        for layer, sides in enumerate(zip(ours, dense, strict=True)):
+            x_ND, y_ND = (np.asarray(side, np.float64)[real] for side in sides)
             norms = np.linalg.norm(x_ND, axis=1) * np.linalg.norm(y_ND, axis=1)
-            cosine[layer] += float(np.sum(np.einsum("nd,nd->n", x_ND, y_ND) / np.where(norms > 0, norms, 1.0)))
-            moments[layer].add(x_ND, y_ND)
+            cosines[layer] += np.sum(np.einsum("nd,nd->n", x_ND, y_ND) / np.where(norms > 0, norms, 1.0))
+            both_ND = np.concatenate([x_ND, y_ND], axis=1)
+            sums[layer] += both_ND.sum(0)
+            products[layer] += both_ND.T @ both_ND
     if not tokens:
-        raise ValueError("batches: hold no token, so there is nothing to compare")
-    return Similarity(cosine / tokens, np.array([m.cka() for m in moments]), tokens)
+        raise UserError("batches: hold no token, so there is nothing to compare")
+    cka = np.array([_cka(sums[layer], products[layer], tokens) for layer in range(len(sums))])
+    return Similarity(cosines / tokens, cka, tokens)
 
 
-class _Moments:
-    """Sums that linear CKA needs, of two sets of vectors."""
-
-    def __init__(self, width: int):
-        self.n, self.x, self.y = 0, np.zeros(width), np.zeros(width)
-        self.xx, self.yy, self.xy = (np.zeros((width, width)) for _ in range(3))
-
-    def add(self, x_ND: np.ndarray, y_ND: np.ndarray) -> None:
-        self.n += len(x_ND)
-        self.x, self.y = self.x + x_ND.sum(0), self.y + y_ND.sum(0)
-        self.xx, self.yy, self.xy = self.xx + x_ND.T @ x_ND, self.yy + y_ND.T @ y_ND, self.xy + x_ND.T @ y_ND
-
-    def cka(self) -> float:
-        xx, yy, xy = (
-            sums - np.outer(a, b) / self.n
-            for sums, a, b in ((self.xx, self.x, self.x), (self.yy, self.y, self.y), (self.xy, self.x, self.y))
-        )
-        below = float(np.linalg.norm(xx) * np.linalg.norm(yy))
-        return float(np.linalg.norm(xy)) ** 2 / below if below > 0 else float("nan")
+def _cka(sums_D: np.ndarray, products_DD: np.ndarray, tokens: int) -> float:
+    """Linear CKA of the first and the second half of the features, from their sums and products."""
+    half, centred = len(sums_D) // 2, products_DD - np.outer(sums_D, sums_D) / tokens
+    blocks = (centred[:half, :half], centred[half:, half:], centred[:half, half:])
+    xx, yy, xy = (float(np.linalg.norm(block)) for block in blocks)
+    return xy**2 / (xx * yy) if xx * yy > 0 else float("nan")

@@ -1,29 +1,31 @@
-"""Sparsity of every attention head (Fig 4 left): its columns of query, key and value and its rows of the output."""
+"""Sparsity of every attention head (Fig 4 left), over all matrices that an architecture splits into heads."""
 
-import re
+from collections.abc import Callable
 
 import numpy as np
 
-from jaxprune.analysis.leaves import Leaves
+from jaxprune.analysis.paths import Leaves
+from jaxprune.errors import UserError
 
-_PART = re.compile(r"(?P<layer>.*layer_\d+)/attention/(?P<part>query|key|value|output)/kernel")
+Split = Callable[[str, tuple[int, ...]], tuple[str, int | None, int] | None]
+"""(path, shape) -> (group name, axis along which the matrix is cut into `parts` heads, parts), or None: has no heads.
+An architecture's scope `head`."""
 
 
-def head_sparsity(masks: Leaves, num_heads: int) -> dict[str, np.ndarray]:
-    """{`encoder/layer_00`: (num_heads,) fraction pruned of the head's weights in the matrices that are prunable}.
+def head_sparsity(masks: Leaves, split: Split) -> dict[str, np.ndarray]:
+    """{group name: (parts,) fraction pruned of each head's weights in those matrices that have a mask}.
 
-    Head h owns columns [h K, (h + 1) K) of query, key and value and the same rows of the output kernel, K = D / heads:
-    4 x 64 x 768 weights each in BERT-Base. ValueError when num_heads does not divide D.
+    UserError when the heads do not divide a matrix.
     """
     kept: dict[str, np.ndarray] = {}
     sizes: dict[str, int] = {}
     for path, mask in masks.items():
-        if not (found := _PART.fullmatch(path)):
+        name, axis, parts = split(path, mask.shape) or ("", None, 1)
+        if axis is None:
             continue
-        inner = mask if found["part"] == "output" else mask.T  # (heads * K, other side)
-        if inner.shape[0] % num_heads:
-            raise ValueError(f"{path}: num_heads = {num_heads} does not divide {inner.shape[0]}")
-        counts = np.count_nonzero(inner.reshape(num_heads, -1), axis=1)
-        kept[found["layer"]] = kept.get(found["layer"], 0) + counts
-        sizes[found["layer"]] = sizes.get(found["layer"], 0) + inner.size // num_heads
-    return {layer: 1 - counts / sizes[layer] for layer, counts in kept.items()}
+        if mask.shape[axis] % parts:
+            raise UserError(f"{path}: {parts} heads do not divide {mask.shape[axis]}, the length of its axis {axis}")
+        counts = np.count_nonzero(np.moveaxis(mask, axis, 0).reshape(parts, -1), axis=1)
+        kept[name] = kept.get(name, 0) + counts
+        sizes[name] = sizes.get(name, 0) + mask.size // parts
+    return {name: 1 - counts / sizes[name] for name, counts in kept.items()}

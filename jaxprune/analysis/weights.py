@@ -1,22 +1,12 @@
 """The weights themselves: mean and std per matrix (Table 3), heatmaps (Figs 7, 8), rows of tokens, memory by part."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxprune.analysis.leaves import WORDS, Leaves
-
-PARTS = (
-    ("word embeddings", rf"{WORDS}"),
-    ("attention", r"encoder/layer_\d+/attention/.+"),
-    ("feed-forward", r"encoder/layer_\d+/(intermediate|output|layer_norm)/.+"),
-    ("heads", r"(mlm|nsp|classifier)/.+"),
-    ("other", r".+"),
-)
-"""The paper's parts (sec. 3.1, 6), first match: attention and feed-forward with biases and LayerNorm; `other`:
-positions, types, their LayerNorm and the pooler."""
+from jaxprune.analysis.paths import Leaves
 
 
 def moments(params: Leaves, masks: Leaves | None = None) -> list[dict[str, Any]]:
@@ -44,45 +34,53 @@ def heatmap(weights: np.ndarray, rows: int, columns: int) -> np.ndarray:
     return values
 
 
-def token_group(token: str) -> str:
+def token_group(token: str, special: Collection[str] = ()) -> str:
     """What kind of row a word piece has: `[unused]`, `special`, `1 character`, `2-3`, `4-6`, `7 or more` letters.
 
-    The first rows of BERT's table are never trained, so they must be told apart before "short pieces are pruned first"
-    can be said (T17).
+    Rows of unused pieces are never trained, so they must be told apart before "short pieces are pruned first" can be
+    said (T17).
     """
     if re.fullmatch(r"\[unused\d+\]", token):
         return "[unused]"
-    if re.fullmatch(r"\[[A-Z]+\]", token):
+    if token in special:
         return "special"
     length = len(token.removeprefix("##"))
     return "1 character" if length <= 1 else "2-3" if length <= 3 else "4-6" if length <= 6 else "7 or more"
 
 
-def tokens(words_VD: np.ndarray, vocabulary: Sequence[str], mask_VD: np.ndarray | None = None) -> list[dict[str, Any]]:
-    """A row per token group: how many rows, their mean |w|, and with a mask the fraction of their weights pruned.
+def token_rows(
+    words_VD: np.ndarray,
+    vocabulary: Sequence[str],
+    mask_VD: np.ndarray | None = None,
+    *,
+    special: Collection[str] = (),
+) -> list[dict[str, Any]]:
+    """A row per token group of the word embeddings: how many rows, their mean |w|, and with a mask their sparsity.
 
-    Rows of the table behind the vocabulary's end are `padding`.
+    special: the tokens with a meaning of their own. Rows behind the vocabulary's end are `padding`.
     """
     groups: dict[str, list[int]] = {}
     for i in range(len(words_VD)):
-        groups.setdefault(token_group(vocabulary[i]) if i < len(vocabulary) else "padding", []).append(i)
-    out = []
-    for name, members in groups.items():
-        row: dict[str, Any] = {"group": name, "rows": len(members), "abs_mean": float(np.abs(words_VD[members]).mean())}
-        if mask_VD is not None:
-            row["sparsity"] = 1 - float(mask_VD[members].mean())
-        out.append(row)
-    return out
+        groups.setdefault(token_group(vocabulary[i], special) if i < len(vocabulary) else "padding", []).append(i)
+    rows = []
+    for group, members in groups.items():
+        row = {"group": group, "rows": len(members), "abs_mean": float(np.abs(words_VD[members]).mean())}
+        rows.append(row | ({} if mask_VD is None else {"sparsity": 1 - float(mask_VD[members].mean())}))
+    return rows
 
 
-def memory(params: Mapping[str, Any], masks: Leaves | None = None) -> list[dict[str, Any]]:
-    """A row per part of `PARTS`: its weights, their share of all, and how many are kept; leaves need a `shape` only."""
-    masks = masks or {}
-    weights, pruned = ({name: 0 for name, _ in PARTS} for _ in range(2))
+def memory(
+    params: Mapping[str, Any], parts: Sequence[tuple[str, str]], masks: Leaves | None = None
+) -> list[dict[str, Any]]:
+    """A row per part: its weights, their share of all, and how many are kept; leaves need a `shape` only.
+
+    parts: (name, regex over whole paths); the first that matches counts a leaf, `other` the leaves that none matches.
+    """
+    weights, pruned = (dict.fromkeys([*dict(parts), "other"], 0) for _ in range(2))
     for path, leaf in params.items():
-        part = next(name for name, regex in PARTS if re.fullmatch(regex, path))
+        part = next((name for name, regex in parts if re.fullmatch(regex, path)), "other")
         weights[part] += int(np.prod(leaf.shape))
-        pruned[part] += int(np.size(masks[path]) - np.count_nonzero(masks[path])) if path in masks else 0
+        pruned[part] += int(np.count_nonzero(~masks[path])) if masks and path in masks else 0
     total = max(sum(weights.values()), 1)
     return [
         {"part": part, "weights": count, "share": count / total, "kept": count - pruned[part]}
@@ -93,5 +91,5 @@ def memory(params: Mapping[str, Any], masks: Leaves | None = None) -> list[dict[
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
     """Cosine of two matrices as vectors; NaN when one is all zero."""
     x, y = (side.reshape(-1).astype(np.float64) for side in (a, b))
-    below = float(np.linalg.norm(x) * np.linalg.norm(y))
-    return float(x @ y) / below if below else float("nan")
+    norms = float(np.linalg.norm(x) * np.linalg.norm(y))
+    return float(x @ y) / norms if norms else float("nan")

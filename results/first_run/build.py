@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from jaxprune.analysis.report import report
+from jaxprune.reports.runs_page import runs_page
 
 SPARSITIES = ("0", "0.5", "0.7", "0.9")
 
@@ -78,7 +78,7 @@ def main(runs: Path, out: Path) -> None:
         "prune to each sparsity and recover": sum(run["seconds"] for run in pretrained),
         "fine-tune on two tasks": sum(row["seconds"] for row in finetuned),
     }
-    report(
+    runs_page(
         pretrained,
         finetuned,
         out_dir=out,

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import yaml
 
-from jaxprune.analysis import study
-from jaxprune.analysis.contrast import contrast
-from jaxprune.analysis.statistics import mean_of, summary
+from jaxprune.analysis import study_tables as study
+from jaxprune.analysis.intervals import difference, estimate, mean_of
 from jaxprune.training.workdir import read_records
 
 
@@ -55,7 +54,7 @@ def scores(tables: study.Tables, names: Sequence[str]) -> None:
         loss = losses[(losses["variant"] == "pruned") & (losses["target"] == target)]["dev_loss"].item()
         row = [f"{target:g}", f"{loss:.3f}"]
         for condition in study.CONDITIONS:
-            mean = mean_of([summary(found.get((study.main(condition, target), task), [])) for task in names])
+            mean = mean_of([estimate(found.get((study.setting_of(condition, target), task), [])) for task in names])
             interval = "" if math.isnan(mean.half) else f" ± {100 * mean.half:.1f}"
             row.append("" if math.isnan(mean.mean) else f"{100 * mean.mean:.1f}{interval}")
         print("|", " | ".join(row), "|")
@@ -68,12 +67,12 @@ def switches(tables: study.Tables) -> None:
     print("| switch | condition | dev loss, change | SST-2, change in points |\n|---|---|---|---|")
     for setting in sorted({s for s, _ in found if s[0] in study.MAIN and s[1] not in study.MAIN.values()}):
         condition, variant, target = setting
-        base = study.main(condition, target)
-        known = contrast(found, setting, base, ["SST-2"])
+        base = study.setting_of(condition, target)
+        known = difference(found, setting, base, ["SST-2"])
         loss = ""
         if (variant, target) in losses:
             loss = f"{losses[variant, target] - losses[study.MAIN[condition], target]:+.3f}"
-        print(f"| {variant} | {condition} | {loss} | {100 * known.change:+.1f} ± {100 * known.noise:.1f} |")
+        print(f"| {variant} | {condition} | {loss} | {100 * known.mean:+.1f} ± {100 * known.half:.1f} |")
     print()
 
 

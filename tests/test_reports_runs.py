@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxprune.analysis import canvas, figures, prose
-from jaxprune.analysis.regimes import FITTING, FREE, INFORMATION, regimes
-from jaxprune.analysis.report import report
+from jaxprune.analysis.pruning_cost import FITTING, FREE, INFORMATION, pruning_cost
+from jaxprune.errors import UserError
+from jaxprune.reports.charts import Series, curves, matrix_map
+from jaxprune.reports.runs_page import headline, runs_page
+from jaxprune.reports.svg import category, spaced
 
 KINDS = ("attention/query", "attention/key", "attention/value", "attention/output", "intermediate", "output")
 # Gordon et al. 2020, Table 1, "pruned during pre-training": pre-training loss, mean accuracy, mean training loss.
@@ -72,15 +74,15 @@ def records(
     return runs, scores
 
 
-def test_paper_falls_into_its_regimes() -> None:
-    verdict = regimes(*records())
+def test_paper_falls_into_its_pruning_cost() -> None:
+    verdict = pruning_cost(*records())
     assert verdict.why == "" and verdict.tasks == ("SST-2", "CoLA") and verdict.left_out == ()
     assert verdict.lead == pytest.approx(0.372)
     assert verdict.free_up_to == 0.3
     assert verdict.span(FREE) == (0.1, 0.2, 0.3)
     assert verdict.span(INFORMATION) == (0.4, 0.5, 0.6)
     assert verdict.span(FITTING) == (0.7, 0.8, 0.9)
-    text = prose.headline(verdict).replace("\N{NO-BREAK SPACE}", " ")
+    text = headline(verdict).replace("\N{NO-BREAK SPACE}", " ")
     assert text == (
         "Pruning up to 30 % is free within the noise; 40 % to 60 % lose pre-training knowledge; "
         "70 % to 90 % also hamper fitting the tasks."
@@ -95,29 +97,46 @@ def test_noise_by_hand() -> None:
         for t in (0.0, 0.5)
         for s, d in enumerate((-0.01, 0.01))
     ]
-    level = regimes(runs, scores).levels[1]
+    level = pruning_cost(runs, scores).levels[1]
     assert level.score is not None and level.train_loss is None
-    assert level.score.change == pytest.approx(-0.05)
-    assert level.score.noise == pytest.approx(4.302653 * math.sqrt(2 * 0.01**2 * (1 / 2 + 1 / 2)), rel=1e-5)
+    assert level.score.mean == pytest.approx(-0.05)
+    assert level.score.half == pytest.approx(4.302653 * math.sqrt(2 * 0.01**2 * (1 / 2 + 1 / 2)), rel=1e-5)
     assert level.dev_loss_change == pytest.approx(0.5)
 
 
-def test_cannot_tell() -> None:
-    one_seed = regimes(*records(seeds=1))
+def test_cannot_tell(tmp_path: Path) -> None:
+    single = records(seeds=1)
+    one_seed = pruning_cost(*single)
     assert "one seed" in one_seed.why and math.isnan(one_seed.free_up_to)
-    assert one_seed.levels[-1].score is not None and one_seed.levels[-1].score.change == pytest.approx(-0.138)
+    assert one_seed.levels[-1].score is not None and one_seed.levels[-1].score.mean == pytest.approx(-0.138)
     runs, scores = records()
-    assert "no run is unpruned" in regimes(runs[1:], scores).why
-    assert "no task was scored" in regimes(runs, []).why
-    chance = regimes(runs, [{**s, "majority": 0.95} for s in scores])
+    assert "no run is unpruned" in pruning_cost(runs[1:], scores).why
+    assert "no task was scored" in pruning_cost(runs, []).why
+    chance = pruning_cost(runs, [{**s, "majority": 0.95} for s in scores])
     assert "does not beat the majority line on SST-2, CoLA" in chance.why
-    half = regimes(runs, [{**s, "majority": 0.95 if s["task"] == "CoLA" else 0.5} for s in scores])
+    half = pruning_cost(runs, [{**s, "majority": 0.95 if s["task"] == "CoLA" else 0.5} for s in scores])
     assert half.tasks == ("SST-2",) and half.left_out == ("CoLA",) and half.free_up_to == 0.3
-    noisy = regimes(*records({0.0: (2.0, 0.60, 0.1), 0.5: (2.0, 0.58, 0.1)}, noise=0.035))
+    wide = records({0.0: (2.0, 0.60, 0.1), 0.5: (2.0, 0.58, 0.1)}, noise=0.035)
+    noisy = pruning_cost(*wide)
     assert noisy.levels[1].regime is None and "more than half of" in noisy.levels[1].why
-    assert "the seeds do not tell" in prose.headline(noisy)
-    for verdict, rows in ((one_seed, runs), (noisy, runs), (regimes(runs[:1], scores), runs[:1])):
-        assert all(prose.explanation(verdict, rows)) and prose.headline(verdict).endswith(".")
+    assert "the seeds do not tell" in headline(noisy)
+    for (rows, scored), words in (
+        (single, "A verdict is not possible: every task was fine-tuned with one seed"),
+        (wide, "Each sparsity was pre-trained once, so chance in pre-training itself is not covered."),
+        ((runs[:1], scores), "Here: Only the unpruned model was measured."),
+        ((runs[1:], scores), "Here: Cannot tell what pruning costs: no run is unpruned"),
+        ((runs + runs[:1], scores), "the unpruned model leads the majority line by 37.2 points"),
+        (
+            (runs, [{**s, "majority": 0.95 * (s["task"] == "CoLA")} for s in scores]),
+            "CoLA does not count: the unpruned",
+        ),
+    ):
+        text = runs_page(rows, scored, out_dir=tmp_path, title="x").read_text(encoding="utf-8")
+        paragraphs = re.findall(r"<p>(.*?)</p>", text[: text.index("<figure>")], re.DOTALL)[:2]
+        assert all(paragraphs) and words in " ".join(paragraphs[1].split())
+        sentence = headline(pruning_cost(rows, scored))
+        assert sentence.endswith(".") and sentence in Page(text).text
+    assert "was pre-trained once" not in runs_page(runs + runs[:1], scores, out_dir=tmp_path, title="x").read_text()
 
 
 class Page(html.parser.HTMLParser):
@@ -156,7 +175,7 @@ class Page(html.parser.HTMLParser):
 
 def test_page_shows_everything(tmp_path: Path) -> None:
     runs, scores = records()
-    path = report(
+    path = runs_page(
         runs,
         scores,
         out_dir=tmp_path / "new" / "place",
@@ -190,7 +209,7 @@ def test_page_shows_everything(tmp_path: Path) -> None:
 
 
 def test_page_stands_alone(tmp_path: Path) -> None:
-    text = report(*records(), out_dir=tmp_path, title="x").read_text(encoding="utf-8")
+    text = runs_page(*records(), out_dir=tmp_path, title="x").read_text(encoding="utf-8")
     page = Page(text)
     assert not {"script", "link", "img", "iframe", "object", "image"} & set(page.tags)
     outside = [v for n, v in page.attributes if "://" in v and not n.startswith("xmlns")]
@@ -210,7 +229,7 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     evil = '<script>alert("1")</script> $x^2$ &amp;'
     scores = [{**s, "task": evil + s["task"]} for s in scores]
     runs = [{**r, "leaf_sparsity": {f"a/{evil}/kernel": 0.5}, "note": evil} for r in runs]
-    text = report(
+    text = runs_page(
         *(runs, scores),
         out_dir=tmp_path,
         title=evil,
@@ -227,7 +246,7 @@ def test_names_are_escaped(tmp_path: Path) -> None:
 
 def test_csv_files_keep_full_precision(tmp_path: Path) -> None:
     runs, scores = records({0.0: (2.0, 0.9, 0.1), 0.5: (2.123456789, 0.8, 0.15)})
-    report(runs, scores, out_dir=tmp_path, title="x", plan={10: 0.25, 20: 0.5})
+    runs_page(runs, scores, out_dir=tmp_path, title="x", plan={10: 0.25, 20: 0.5})
     tables = {p.stem: list(csv.DictReader(p.read_text(encoding="utf-8").splitlines())) for p in tmp_path.glob("*.csv")}
     assert set(tables) == {"runs", "scores", "verdict", "curves", "matrices", "plan"}
     assert float(tables["runs"][1]["dev_loss"]) == 2.123456789
@@ -244,17 +263,17 @@ def test_same_input_same_bytes_and_frames_are_welcome(tmp_path: Path) -> None:
     import pandas
 
     runs, scores = records({0.0: (2.0, 0.9, 0.1), 0.5: (2.1, 0.8, 0.2)})
-    first = report(runs, scores, out_dir=tmp_path / "a", title="x").read_bytes()
-    assert report(runs, scores, out_dir=tmp_path / "b", title="x").read_bytes() == first
-    frame = report(pandas.DataFrame(runs), pandas.DataFrame(scores), out_dir=tmp_path / "c", title="x").read_bytes()
+    first = runs_page(runs, scores, out_dir=tmp_path / "a", title="x").read_bytes()
+    assert runs_page(runs, scores, out_dir=tmp_path / "b", title="x").read_bytes() == first
+    frame = runs_page(pandas.DataFrame(runs), pandas.DataFrame(scores), out_dir=tmp_path / "c", title="x").read_bytes()
     assert len(frame) == len(first)
 
 
 def test_little_data_still_makes_a_page(tmp_path: Path) -> None:
     bare = [{"target": 0.0, "sparsity": 0.0, "dev_loss": 3.0}]
-    Page(report(bare, out_dir=tmp_path / "a", title="x").read_text(encoding="utf-8"))
+    Page(runs_page(bare, out_dir=tmp_path / "a", title="x").read_text(encoding="utf-8"))
     bare.append({"target": 0.5, "sparsity": 0.5, "dev_loss": 3.5, "leaf_sparsity": None, "curve": None})  # pyright: ignore
-    page = Page(report(bare, out_dir=tmp_path / "b", title="x").read_text(encoding="utf-8"))
+    page = Page(runs_page(bare, out_dir=tmp_path / "b", title="x").read_text(encoding="utf-8"))
     assert "Cannot tell what pruning costs: no task was scored" in page.text
     assert page.tags.count("svg") == 1
 
@@ -270,33 +289,45 @@ def test_little_data_still_makes_a_page(tmp_path: Path) -> None:
 def test_bad_records(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     runs, scores = records()
     runs[1].update(change)
-    with pytest.raises(ValueError) as error:
-        report(runs, scores, out_dir=tmp_path / "out", title="x")
+    with pytest.raises(UserError) as error:
+        runs_page(runs, scores, out_dir=tmp_path / "out", title="x")
     assert str(error.value) == message
     assert not (tmp_path / "out").exists()
 
 
 def test_missing_keys(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"scores\[0\]: no key 'seed'; it has target, task"):
-        report(records()[0], [{"target": 0.0, "task": "x"}], out_dir=tmp_path / "out", title="x")
-    with pytest.raises(ValueError, match="runs: no records"):
-        report([], out_dir=tmp_path / "out", title="x")
+    with pytest.raises(UserError, match=r"scores\[0\]: no key 'seed'; it has target, task"):
+        runs_page(records()[0], [{"target": 0.0, "task": "x"}], out_dir=tmp_path / "out", title="x")
+    with pytest.raises(UserError, match="runs: no records"):
+        runs_page([], out_dir=tmp_path / "out", title="x")
     assert not (tmp_path / "out").exists()
 
 
 def test_matrix_names_are_told_apart() -> None:
     paths = {f"encoder/layer_00/{kind}/kernel": 0.5 for kind in KINDS}
-    svg = figures.matrix_map({**paths, "pooler/kernel": 0.5}, target=0.5, spread=0.1, title="t")
+    svg = matrix_map("t", {**paths, "pooler/kernel": 0.5}, target=0.5, spread=0.1).svg
     for name in ("query", "attention output", "intermediate", "output", "pooler"):
         assert f">{name}<" in svg or f">{name}  " in svg, name
+
+
+def test_a_curve_is_drawn_as_it_says() -> None:
+    x, y = [0.0, 0.5, 0.9], [0.8, 0.7, 0.5]
+    dots, line = (curves("t", [Series("n", x, y, category(3), line=on)], "share (%)").svg for on in (False, True))
+    stroke = re.compile(r"fill: none; stroke: var\(--c3, #[0-9a-f]{6}\)")
+    assert stroke.search(line) and not stroke.search(dots)
+    assert dots.count("<use") - line.count("<use") == 0 and ">n<" in dots
+    for text in (">90<", ">50<", ">0<", ">80<", ">60<", ">sparsity (% of the prunable weights)<"):
+        assert text in line, text  # fractions times 100 on both axes, x ticks where something was measured
+    plain = curves("t", [Series("", [1.0, 2.0, 4.0], y)], "loss (nats)", "step").svg
+    assert ">0.8<" in plain and ">4<" in plain and ">80<" not in plain
 
 
 def test_labels_keep_their_distance() -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):
         heights = rng.uniform(0, 1, 6).tolist()
-        placed = canvas.spaced(heights, 0.1, 0.0, 1.0)
+        placed = spaced(heights, 0.1, 0.0, 1.0)
         ranks = np.argsort(heights)
         assert (np.diff(np.asarray(placed)[ranks]) > 0.1 - 1e-9).all()
         assert min(placed) > -1e-9 and max(placed) < 1 + 1e-9
-    assert canvas.spaced([0.2, 0.8], 0.1, 0.0, 1.0) == pytest.approx([0.2, 0.8])
+    assert spaced([0.2, 0.8], 0.1, 0.0, 1.0) == pytest.approx([0.2, 0.8])

@@ -1,0 +1,135 @@
+"""What each sparsity costs: which of the paper's three regimes it falls in, judged against the noise of the seeds.
+
+Gordon et al. 2020 (arXiv:2002.08307): low sparsity changes neither pre-training loss nor transfer; medium sparsity
+raises the pre-training loss and keeps useful pre-training information from the tasks; high sparsity also keeps the
+model from fitting the tasks' training data. The paper has one run per cell; here a change counts once it is larger than
+the 95 % interval that fine-tuning seeds leave.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas
+
+from jaxprune.analysis.intervals import Estimate, difference, pooled_variance, seed_values, t975
+
+FREE, INFORMATION, FITTING = 1, 2, 3
+"""Regimes."""
+FITTING_RISE = 0.1
+"""Rise of the tasks' training loss, nats, from which fitting counts as hampered: the right labels of the training set
+get 1 - exp(-0.1) = a tenth less probability. Applied to Table 1 of the paper it puts 70 % and above there, where the
+paper's information-deletion models (same start, all weights free to train) begin to score better."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """What one sparsity costs."""
+
+    target: float
+    dev_loss: float
+    """Mean over the runs with this target, nats."""
+    dev_loss_change: float
+    score: Estimate | None
+    """Change in units of the metrics; None if nothing was measured on both sides."""
+    train_loss: Estimate | None
+    """Change in nats."""
+    regime: int | None = None
+    """FREE, INFORMATION or FITTING; None: cannot tell."""
+    why: str = ""
+    """Why it cannot be told."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PruningCost:
+    """The verdict over all sparsities, ascending, the unpruned one first."""
+
+    levels: tuple[Level, ...]
+    why: str = ""
+    """Why nothing can be told at all; empty if something can."""
+    tasks: tuple[str, ...] = ()
+    """Tasks the verdict rests on."""
+    left_out: tuple[str, ...] = ()
+    """Tasks whose unpruned model does not beat the majority line: they have nothing to lose."""
+    lead: float = math.nan
+    """Mean over `tasks` of (unpruned score - majority line)."""
+
+    def span(self, regime: int | None) -> tuple[float, ...]:
+        """Targets of a regime, ascending, the unpruned one left out."""
+        return tuple(level.target for level in self.levels[1:] if level.regime == regime)
+
+    @property
+    def free_up_to(self) -> float:
+        """The highest target below which, itself included, every target is free; 0 if none is; NaN if unknown."""
+        if self.why or not self.levels:
+            return math.nan
+        costly = (i for i, level in enumerate(self.levels) if i and level.regime != FREE)
+        return self.levels[next(costly, len(self.levels)) - 1].target
+
+
+def pruning_cost(runs: Any, scores: Any) -> PruningCost:
+    """Judge every target of `runs` against the run with target 0; either is a DataFrame or a list of dicts.
+
+    runs: `target`, `dev_loss` (nats); scores: `target`, `task`, `metric`, `score`, and where known `train_loss` (nats)
+    and `majority` (the score of always answering the commonest class).
+
+    Per task the variance of a score is pooled over all targets; the noise of a change is Student's t (97.5 %,
+    Welch-Satterthwaite degrees of freedom over tasks) times the standard error of the difference of two means.
+    A change that stays inside the noise counts as free only if the noise is at most half of the unpruned model's lead
+    over the majority line: else a loss of half of what pre-training gave could hide in it, and the verdict is "cannot
+    tell". A loss of score is FITTING if the training loss rises too, by more than its noise and `FITTING_RISE`, else
+    INFORMATION. The regimes speak of averages over tasks, each by the first metric its rows name.
+    """
+    runs, scores = pandas.DataFrame(runs), pandas.DataFrame(scores)
+    losses = {float(target): float(loss) for target, loss in runs.groupby("target")["dev_loss"].mean().items()}
+    cells, train = (seed_values(scores, column, ["target"]) for column in ("score", "train_loss"))
+    scored = list(dict.fromkeys(task for _, task in cells))
+
+    def levels(tasks: Sequence[str]) -> tuple[Level, ...]:
+        base = losses.get(0.0, math.nan)
+        changes = {t: (difference(cells, t, 0.0, tasks), difference(train, t, 0.0, tasks)) for t in losses}
+        return tuple(Level(t, loss, loss - base, *changes[t]) for t, loss in losses.items())
+
+    if 0.0 not in losses:
+        return PruningCost(levels(()), "no run is unpruned (target 0), so there is nothing to compare with")
+    if not any((0.0, task) in cells for task in scored):
+        return PruningCost(levels(()), "no task was scored on the unpruned model")
+    if not any(pooled_variance(cells, task)[1] for task in scored):
+        why = "every task was fine-tuned with one seed, so chance cannot be told from an effect"
+        return PruningCost(levels(scored), why)
+    majority = scores.dropna(subset="majority").groupby("task")["majority"].last() if "majority" in scores else {}
+    leads = {task: lead for task in scored if (lead := _lead(cells, task, majority)) is not None}
+    used, left_out = tuple(leads), tuple(task for task in scored if task not in leads)
+    if not used:
+        why = f"the unpruned model does not beat the majority line on {', '.join(left_out)}, so it has nothing to lose"
+        return PruningCost(levels(()), why, (), left_out)
+    lead = float(np.mean([*leads.values()]))
+    return PruningCost(tuple(_judged(level, lead) for level in levels(used)), "", used, left_out, lead)
+
+
+def _lead(cells: Mapping[Any, Sequence[float]], task: str, majority: Mapping[str, float]) -> float | None:
+    """How far the unpruned model's score lies above the majority line; None if not by more than chance."""
+    values, (variance, dof) = cells.get((0.0, task)), pooled_variance(cells, task)
+    if values is None or not dof:
+        return None
+    lead = float(np.mean(values)) - float(majority.get(task, 0.0))
+    return lead if lead > t975(dof) * math.sqrt(variance / len(values)) else None
+
+
+def _judged(level: Level, lead: float) -> Level:
+    score, train = level.score, level.train_loss
+    if level.target == 0:
+        return dataclasses.replace(level, regime=FREE)
+    if score is None:
+        return dataclasses.replace(level, why="no task was scored at this sparsity")
+    if math.isnan(score.half):
+        return dataclasses.replace(level, why="one seed only")
+    if score.high < 0:
+        worse = train is not None and train.mean > max(train.half, FITTING_RISE)
+        return dataclasses.replace(level, regime=FITTING if worse else INFORMATION)
+    if score.half > lead / 2:
+        why = f"the seeds leave ±{100 * score.half:.1f} points, more than half of the {100 * lead:.1f} points to lose"
+        return dataclasses.replace(level, why=why)
+    return dataclasses.replace(level, regime=FREE)

@@ -1,0 +1,137 @@
+"""The tables of a study: their columns, how they are read and written, and the settings that their rows stand for."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from jaxprune.analysis.intervals import Frame, seed_values
+from jaxprune.analysis.regression import fit_line
+
+CONDITIONS = ("pruned", "information_deletion", "after_finetuning", "random")
+MAIN = {"pruned": "pruned", "information_deletion": "pruned", "after_finetuning": "dense", "random": "random"}
+"""Condition -> the variant of its runs that are no switch."""
+TASKS = ("MNLI", "QQP", "QNLI", "SST-2", "CoLA")
+"""The paper's tasks in its order."""
+PRETRAINED, UNTUNED = "pruned while pre-training", "cut without fine-tuning"
+"""What the masks of a cut after fine-tuning are compared with: the paper's Fig 3, which differs by all of pre-training
+too, and the same cut of the weights that fine-tuning began from, which differs by fine-tuning alone. Cuts are per
+matrix, as in the paper, whatever the scope of the study."""
+_TUNED = "variant epochs task learning_rate seed"
+_MODEL = "name variant target"
+TABLES = {
+    "runs": "condition variant target task learning_rate seed metric score accuracy matthews train_loss majority "
+    "pretrain_loss tuned_epochs train_examples dev_examples",
+    "pretrain": f"{_MODEL} dev_loss steps",
+    "transfer": "condition task metric slope half r n",
+    "features": f"{_MODEL} layer cosine cka",
+    "distance": f"{_TUNED} target against path hamming iou chance ratio",
+    "movement": f"{_TUNED} path mean std kind",
+    "movement_rank": f"{_TUNED} bin before after",
+    "heads": f"{_MODEL} layer head sparsity",
+    "magnitude": "sparsity signed_sum abs_share",
+    "heatmaps": "figure row column abs_mean",
+    "tokens": f"{_MODEL} group rows abs_mean sparsity",
+    "weights": f"{_MODEL} path kind mean std",
+    "memory": f"{_MODEL} part weights share",
+    "churn": f"{_MODEL} step size regrown newly_pruned",
+    "curves": f"{_MODEL} step loss",
+}
+"""Table -> the columns that pages and verdicts read; a file may have more, and lack what was not measured."""
+
+Tables = Mapping[str, Frame]
+"""Name -> table with all of its columns, and no row where nothing was measured. Fractions in [0, 1], losses in nats."""
+Setting = tuple[str, str, float]
+"""(condition, variant, target sparsity)."""
+Cells = dict[tuple[Setting, str], list[float]]
+"""(setting, task) -> the values of its seeds."""
+
+
+def read_csv(path: Path) -> Frame:
+    """The rows of a CSV file; names stay text where they look like numbers."""
+    texts: Any = dict.fromkeys(("name", "variant", "task", "condition"), str)
+    return pandas.read_csv(path, dtype=texts)
+
+
+def read_tables(folder: Path) -> Tables:
+    """All of `TABLES` from the CSV files of a folder; `runs` at the best learning rate of each cell."""
+    paths = {name: folder / f"{name}.csv" for name in TABLES}
+    tables = complete({name: read_csv(path) for name, path in paths.items() if path.is_file()})
+    return {**tables, "runs": best_rate(tables["runs"])}
+
+
+def complete(tables: Tables) -> Tables:
+    """All of `TABLES`, the columns and tables that `tables` lacks filled with nothing."""
+    frames = {name: tables.get(name, pandas.DataFrame()) for name in TABLES}
+    columns = {name: dict.fromkeys([*text.split(), *frames[name].columns]) for name, text in TABLES.items()}
+    return {name: frame.reindex(columns=[*columns[name]]) for name, frame in frames.items()}
+
+
+def write_table(path: Path, rows: Any) -> None:
+    """Rows (dicts or a DataFrame) as CSV at `path`, and as Parquet beside it; without rows neither is left there."""
+    twin = path.with_suffix(".parquet")
+    path.unlink(missing_ok=True)
+    twin.unlink(missing_ok=True)
+    if len(rows):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        frame = pandas.DataFrame(rows)
+        frame.to_csv(path, index=False)
+        frame.to_parquet(twin, index=False)
+
+
+def of(rows: Frame, **values: Any) -> Frame:
+    """The rows whose columns have these values: of(rows, variant="dense", path="all")."""
+    for column, value in values.items():
+        rows = rows[rows[column] == value]
+    return rows
+
+
+def best_rate(runs: Frame) -> Frame:
+    """The rows at the learning rate with the highest mean score of their (condition, variant, target, task)."""
+    cell = ["condition", "variant", "target", "task"]
+    means = runs.groupby([*cell, "learning_rate"], as_index=False)["score"].mean()
+    best = means.loc[means.groupby(cell)["score"].idxmax(), [*cell, "learning_rate"]]
+    return runs.merge(best, on=[*cell, "learning_rate"]) if len(runs) else runs
+
+
+def setting_of(condition: str, target: float) -> Setting:
+    """The setting of a condition without a switch."""
+    return condition, MAIN[condition], target
+
+
+def cells(runs: Frame, column: str = "score") -> Cells:
+    """The values of a column by setting and task; those that are not numbers are left out.
+
+    Random pruning of nothing is pruning of nothing: where a study did not run it twice, the `pruned` cell stands in.
+    """
+    values = seed_values(runs, column, ["condition", "variant", "target"])
+    if any(condition == "random" for (condition, _, _), _ in values):
+        unpruned = {task: v for (setting, task), v in values.items() if setting == setting_of("pruned", 0.0)}
+        values = {(setting_of("random", 0.0), task): v for task, v in unpruned.items()} | values
+    return values
+
+
+def targets(cells: Cells, condition: str) -> list[float]:
+    """The sparsities of a condition without a switch, ascending."""
+    return sorted({setting[2] for setting, _ in cells if setting[:2] == (condition, MAIN[condition])})
+
+
+def tasks(runs: Frame) -> list[str]:
+    """The tasks of a study, the paper's first and in its order."""
+    names = {*runs["task"]}
+    return [task for task in TASKS if task in names] + sorted(names.difference(TASKS))
+
+
+def transfer_table(runs: Frame) -> Frame:
+    """A row per condition, task and metric: the line of the score (mean over seeds) against the pre-training loss."""
+    rows = []
+    for condition, variant in MAIN.items():
+        for task in tasks(runs):
+            for metric in ("accuracy", "matthews"):
+                chosen = of(runs, condition=condition, variant=variant, task=task)
+                if metric in chosen and "pretrain_loss" in chosen:
+                    points = chosen.dropna(subset=["pretrain_loss", metric]).groupby("target")
+                    line = fit_line(*(points[column].mean().tolist() for column in ("pretrain_loss", metric)))
+                    rows += [{"condition": condition, "task": task, "metric": metric, **line._asdict()}] * (line.n > 1)
+    return pandas.DataFrame(rows)

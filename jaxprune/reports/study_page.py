@@ -1,0 +1,107 @@
+"""The page of a study: every figure and table of the paper stands beside ours, under the claims they bear on."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from jaxprune.analysis.study_tables import Tables, read_tables, setting_of, write_table
+from jaxprune.errors import UserError
+from jaxprune.reports import finetuning_sections, model_sections, score_sections
+from jaxprune.reports.claims import FAILS, HOLDS, UNKNOWN, judge
+from jaxprune.reports.html_page import write_page
+from jaxprune.reports.number_text import percent
+from jaxprune.reports.published import published_tables
+
+MARKS = {HOLDS: "good", FAILS: "bad", UNKNOWN: "open"}
+"""Status -> CSS class."""
+
+
+def study_page(study: Path) -> Path:
+    """Write `report.html` into the directory of a study from its `tables/*.csv` and `config.yaml` alone.
+
+    Missing runs and tables leave a gap that the page names. Also writes tables/claims.csv. Returns the page's path.
+    UserError when there is no table at all.
+    """
+    study = Path(study).expanduser()
+    ours, theirs = read_tables(study / "tables"), published_tables()
+    if not any(len(table) for table in ours.values()):
+        raise UserError(f"{study}: has no tables/*.csv; `jaxprune report {study}` makes them from finished runs")
+    config = study / "config.yaml"
+    text = config.read_text(encoding="utf-8") if config.is_file() else ""
+    claims = [
+        {key: getattr(here, key) for key in ("item", "claim", "status", "why")}
+        | {"published": there.status}
+        | {"published_why": there.why if len(theirs[there.table]) else "the paper prints no values"}
+        for here, there in zip(judge(ours), judge(theirs), strict=True)
+    ]
+    write_table(study / "tables" / "claims.csv", claims)
+    held, failed, unknown = ([claim["status"] for claim in claims].count(status) for status in MARKS)
+    total = f"Of {len(claims)} claims of the paper"
+    return write_page(
+        study / "report.html",
+        "study.html.j2",
+        title="Compressing BERT, run again",
+        headline=f"{total}, {held} hold here, {failed} fail and {unknown} cannot be told.",
+        claims=[{**claim, "number": i, "mark": MARKS[claim["status"]]} for i, claim in enumerate(claims, 1)],
+        scores=score_sections.scores(ours, theirs),
+        transfer=score_sections.transfer(ours, theirs),
+        switches=score_sections.switches(ours),
+        masks=finetuning_sections.masks(ours),
+        movement=finetuning_sections.movement(ours),
+        features=model_sections.features(ours),
+        heads=model_sections.heads(ours),
+        magnitudes=model_sections.magnitudes(ours),
+        maps=model_sections.maps(ours),
+        spread=model_sections.spread(ours),
+        churn=model_sections.churn(ours),
+        losses=model_sections.losses(ours),
+        facts=_facts(ours),
+        gaps=_gaps(ours, text),
+        config=re.sub(r"(?<![\w./])/(?:[^\s/'\"]+/)+", ".../", text),  # without the folders of the machine that ran it
+        csv=sorted(path.name for path in (study / "tables").glob("*.csv")),
+    )
+
+
+def _facts(tables: Tables) -> dict[str, str]:
+    facts: dict[str, str] = {}
+    runs, pretrain, memory = tables["runs"], tables["pretrain"], tables["memory"]
+    if len(memory):
+        model = memory[memory["name"] == memory["name"].iloc[0]]
+        facts["model"] = f"{model['weights'].sum():,.0f} weights with the pre-training heads"
+    if len(pretrain):
+        facts["pre-training"] = "; ".join(
+            f"{rows['name'].item() if len(rows) == 1 else f'{len(rows)} models'}: {steps:,.0f} steps"
+            for steps, rows in pretrain.groupby("steps", sort=False)
+        )
+        facts["models"] = f"{len(pretrain)}, each trained once: chance in pre-training is not covered by any interval"
+    if len(runs):
+        facts["fine-tuning runs"] = f"{len(runs)}"
+        facts["tasks"] = "; ".join(
+            f"{row['task']} {row['train_examples']:,.0f} train, {row['dev_examples']:,.0f} dev examples"
+            for row in runs.dropna(subset="train_examples").drop_duplicates("task").to_dict("records")
+        )
+        seeds = runs.groupby("task")["seed"].nunique()
+        facts["seeds"] = ", ".join(f"{task} {count}" for task, count in seeds.items())
+        rates = sorted(runs["learning_rate"].unique())
+        best = " (the best of a cell on the dev set, as in the paper)" if len(rates) > 1 else ""
+        facts["learning rates"] = ", ".join(f"{rate:g}" for rate in rates) + best
+    return {label: text for label, text in facts.items() if text}
+
+
+def _gaps(tables: Tables, text: str) -> list[str]:
+    """What the config asks for and the tables do not hold."""
+    config = yaml.safe_load(text) if text else None
+    if not isinstance(config, dict):
+        return ["config.yaml is missing, so what was planned is not known."]
+    done = {*tables["runs"][["condition", "variant", "target", "task"]].itertuples(index=False, name=None)}
+    names, gaps = [task["name"] for task in config.get("tasks") or []], []
+    for condition, arm in (config.get("conditions") or {}).items():
+        for target in map(float, (arm or {}).get("sparsities") or []):
+            # Random pruning of nothing is pruning of nothing.
+            stand_in = setting_of("pruned" if target == 0 and condition == "random" else condition, target)
+            missing = [name for name in names if not {(*setting_of(condition, target), name), (*stand_in, name)} & done]
+            if missing:
+                gaps.append(f"{condition.replace('_', ' ')} at {percent(target)}: {', '.join(missing)}")
+    variants = {variant for _, variant, _, _ in done}
+    return gaps + [f"switch {name}" for name in config.get("switches") or {} if name not in variants]

@@ -1,0 +1,357 @@
+"""The report of a study: everything on one page, verdicts that follow from the numbers, gaps that are named.
+
+The study is synthetic: the published numbers with three seeds a known distance apart, and made-up weights.
+"""
+
+import csv
+import functools
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+import yaml
+from test_reports_runs import Page
+
+from jaxprune.analysis import study_tables
+from jaxprune.analysis.rank_movement import ALL
+from jaxprune.errors import UserError
+from jaxprune.reports.claims import CLAIMS, FAILS, HOLDS, UNKNOWN, judge
+from jaxprune.reports.published import published
+from jaxprune.reports.study_page import study_page
+
+MAJORITY = {"MNLI": 0.354, "QQP": 0.632, "QNLI": 0.505, "SST-2": 0.509, "CoLA": 0.691}
+TARGETS = [i / 10 for i in range(10)]
+EVIL = '<script>alert("1")</script> $x^2$ &amp;'
+
+
+def runs(noise=0.002, seeds=3):
+    rows = []
+    for row in published("table1").to_dict("records"):
+        if row["task"] == "AVG":
+            continue
+        for seed in range(seeds):
+            shift = noise * (seed - (seeds - 1) / 2)
+            accuracy = row["accuracy"] + shift
+            matthews = accuracy - MAJORITY["CoLA"] if row["task"] == "CoLA" else math.nan
+            rows.append(
+                {
+                    "condition": row["condition"],
+                    "variant": study_tables.MAIN[row["condition"]],
+                    "target": row["sparsity"],
+                    "sparsity": row["sparsity"],
+                    "task": row["task"],
+                    "learning_rate": 5e-5,
+                    "seed": seed,
+                    "metric": "matthews" if row["task"] == "CoLA" else "accuracy",
+                    "score": matthews if row["task"] == "CoLA" else accuracy,
+                    "accuracy": accuracy,
+                    "matthews": matthews,
+                    "train_loss": row["train_loss"] + shift,
+                    "majority": MAJORITY[row["task"]],
+                    "pretrain_loss": row["pretrain_loss"],
+                    "train_examples": 2000,
+                    "dev_examples": 800,
+                    "steps": 126,
+                }
+            )
+    return pandas.DataFrame(rows)
+
+
+@functools.cache
+def _synthetic():
+    rng = np.random.default_rng(0)
+    kinds = ("query", "key", "value", "attention output", "intermediate", "output")
+    switched = runs().query("condition == 'pruned' and target == 0.7 and task in ['SST-2', 'CoLA']")
+    longer = runs().query("condition == 'after_finetuning' and target == 0.6 and task in ['SST-2', 'CoLA']")
+    every = runs()
+    every["tuned_epochs"] = np.where(every["condition"] == "after_finetuning", 3, np.nan)
+    tables = {
+        "runs": pandas.concat(
+            [
+                every,
+                switched.assign(variant="soft"),
+                switched.query("seed == 1").assign(variant=EVIL),
+                longer.assign(variant="after_12", tuned_epochs=12),
+                longer.assign(condition="dense", variant="after_12", target=0.0),  # before its cut: no switch
+            ]
+        )
+    }
+    every = published("table1").dropna().query("task == 'MNLI' and condition in ['pruned', 'random']")
+    tables["pretrain"] = pandas.DataFrame(
+        [
+            {"name": f"{r['condition']}-s{r['sparsity']:g}", "variant": r["condition"], "target": r["sparsity"]}
+            | {"dev_loss": r["pretrain_loss"], "steps": 400}
+            for r in every.to_dict("records")
+        ]
+        + [{"name": "soft-s0.7", "variant": "soft", "target": 0.7, "dev_loss": 2.7, "steps": 400}]
+    )
+    tables["transfer"] = study_tables.transfer_table(tables["runs"])
+    rows = [{"variant": "pruned", "target": t} for t in TARGETS]
+    layers = [{**r, "layer": i} for r in rows for i in range(3)]
+    tables["features"] = [{**r, "cosine": 1 - 0.4 * r["target"], "cka": 1 - 0.3 * r["target"]} for r in layers]
+    tables["heads"] = [
+        {**r, "head": h, "sparsity": r["target"] + 0.02 * (h - 1) * (r["target"] > 0)} for r in layers for h in range(3)
+    ]
+    label = {"variant": "dense", "epochs": 3, "task": "SST-2", "learning_rate": 5e-5, "seed": 0}
+    tables["distance"] = [
+        {
+            **label,
+            "target": t,
+            "against": against,
+            "path": path,
+            "hamming": 0.05 * scale,
+            "iou": 0.8,
+            "chance": 2 * t * (1 - t),
+        }
+        | {"ratio": 0.05 * scale / (2 * t * (1 - t))}
+        for t in TARGETS[1:]
+        for against, scale in (("pruned while pre-training", 1.0), ("cut without fine-tuning", 0.3))
+        for path in ("encoder/layer_00/output/kernel", ALL)
+    ]
+    tables["distance"] += [{**row, "variant": "after_12", "epochs": 12} for row in tables["distance"]]
+    tables["movement"] = [
+        {
+            **label,
+            "task": r["task"],
+            "learning_rate": r["learning_rate"],
+            "seed": seed,
+            "path": ALL,
+            "mean": r["mean"] + 0.0004 * seed,
+            "std": r["std"],
+        }
+        for r in published("table2").to_dict("records")
+        for seed in (-1, 0, 1)
+    ] + [{**label, "path": f"x/{kind}", "kind": kind, "mean": 0.02, "std": 0.02} for kind in kinds]
+    tables["movement"] += [{**row, "variant": "after_12", "epochs": 12} for row in tables["movement"]]
+    share = np.linspace(1.5, 0.5, 100) / 100
+    tables["movement_rank"] = [{**label, "bin": i, "before": x, "after": x} for i, x in enumerate(share)]
+    tables["magnitude"] = [{"sparsity": s, "abs_sum": s * s, "signed_sum": -s, "abs_share": s * s} for s in TARGETS]
+    tables["heatmaps"] = [
+        {"figure": name, "path": name, "row": i, "column": j, "abs_mean": rng.random()}
+        for name in ("key", "words")
+        for i, j in np.ndindex(16, 16)
+    ]
+    groups = ("[unused]", "special", "1 character", "2-3", "4-6", "7 or more")
+    tables["tokens"] = [
+        {"variant": v, "target": t, "group": g, "rows": 100, "abs_mean": 0.02 + 0.005 * i, "sparsity": t}
+        for v, t in (("dense", 0.0), ("pruned", 0.7))
+        for i, g in enumerate(groups)
+    ]
+    tables["weights"] = published("table3").assign(variant="dense")
+    tables["memory"] = published("memory").assign(variant="dense", name="dense")
+    soft = {"name": "soft-s0.7", "variant": "soft", "size": 1000, "kept": 300}
+    tables["churn"] = [{**soft, "step": s, "regrown": 3, "newly_pruned": 9} for s in range(10, 200, 10)]
+    tables["curves"] = [
+        {"variant": "pruned", "target": t, "step": s, "loss": 7 - s / 100 + t, "sparsity": t}
+        for t in (0.0, 0.7)
+        for s in range(0, 400, 5)
+    ]
+    return {name: pandas.DataFrame(rows) for name, rows in tables.items()}
+
+
+def synthetic():
+    return {name: rows.copy() for name, rows in _synthetic().items()}
+
+
+CONFIG = {
+    "data": "/somebody/else/data",
+    "tasks": [{"name": task} for task in study_tables.TASKS],
+    "conditions": {
+        name: {"sparsities": [*TARGETS, 0.95] if name == "random" else TARGETS} for name in study_tables.CONDITIONS
+    },
+    "switches": {"soft": {}, "hist256": {}},
+}
+
+
+def write(place: Path, tables) -> Path:
+    for name, rows in tables.items():
+        study_tables.write_table(place / "tables" / f"{name}.csv", rows)
+    (place / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    return place
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = write(tmp_path_factory.mktemp("study"), synthetic())
+    assert study_page(folder) == folder / "report.html"
+    return folder
+
+
+def test_verdicts_on_the_paper_with_seeds(place):
+    found = {row["claim"]: row for row in csv.DictReader((place / "tables" / "claims.csv").read_text().splitlines())}
+    assert len(found) == len(CLAIMS)
+    held = [claim for claim, row in found.items() if row["status"] == HOLDS]
+    assert len(held) == len(CLAIMS), {c: (r["status"], r["why"]) for c, r in found.items() if c not in held}
+    free = next(row["why"] for claim, row in found.items() if "free" in claim).replace("\N{NO-BREAK SPACE}", " ")
+    assert "free up to 30 %" in free and "dev loss +0.040" in free
+
+
+def test_page_shows_every_item(place):
+    page = Page((place / "report.html").read_text(encoding="utf-8"))
+    for item in (
+        *("Fig 1, Table 1", "Fig 2 left", "Fig 2 right", "Fig 3", "Table 2, Figs 4 right and 6", "Fig 4 left", "Fig 5"),
+        *("Figs 7 and 8", "Table 3", "Switches", "Churn", "Training curves", "Memory by part"),
+        *("Movement after epochs of fine-tuning", "Masks cut at 60", "Accuracy after the cut at 60"),
+    ):
+        assert item in page.text, item
+    for _, claim, *_ in CLAIMS:
+        assert page.text.count(claim) == 2, claim
+    assert "CoLA: Matthews correlation" in page.text and "majority class" in page.text
+    assert page.tags.count("svg") > 25
+    ids = [value for name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+
+
+def test_cells_are_the_numbers(place):
+    text = " ".join(Page((place / "report.html").read_text(encoding="utf-8")).text.split())
+    half = 4.302653 * 0.002 / math.sqrt(3)  # t on 2 degrees of freedom, seeds 0.002 apart
+    assert f"81.8 ± {100 * half:.1f}n = 3, loss 0.3281.8 / 0.32" in text
+    assert "−2.48 ± " in text and "−0.998" in text
+    assert "4.12 ± 0.10 (n = 3)" in text  # Table 2, MNLI at 5e-5
+    assert "90.1 (n = 1, no interval)" in text  # the switch with one seed
+    for known in ("23,440,896", "21.29 %", "random at 95 %: MNLI, QQP, QNLI, SST-2, CoLA", "switch hist256"):
+        assert known.replace(" ", " ") in text.replace("\N{NO-BREAK SPACE}", " "), known
+    assert "switch soft" not in text
+
+
+def test_page_stands_alone_and_escapes(place):
+    text = (place / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert not {"script", "link", "img", "iframe", "object", "image"} & set(page.tags)
+    assert [v for n, v in page.attributes if "://" in v and not n.startswith("xmlns")] == []
+    targets = {v for n, v in page.attributes if n == "href"}
+    anchors = {f"#{v}" for n, v in page.attributes if n == "id"}
+    assert {v for v in targets if v.startswith("#")} <= anchors
+    assert all((place / v).is_file() for v in targets if not v.startswith("#"))
+    assert "<script" not in text and "$x^2$" in text and "/somebody" not in text and ".../data" in text
+
+
+def test_parquet_holds_what_csv_holds(place):
+    for path in sorted((place / "tables").glob("*.csv")):
+        pandas.testing.assert_frame_equal(
+            pandas.read_parquet(path.with_suffix(".parquet")), pandas.read_csv(path), check_dtype=False
+        )
+
+
+def test_same_tables_same_page(place):
+    before = (place / "report.html").read_bytes()
+    assert study_page(place).read_bytes() == before
+
+
+@pytest.mark.parametrize("name", [*study_tables.TABLES])
+def test_a_missing_table_makes_verdicts_that_say_so(name):
+    missing = {name, "transfer"} if name == "runs" else {name}  # the lines are made from the runs
+    every = {v.claim: v for v in judge(whole())}
+    without = {v.claim: v for v in judge(whole() | dict.fromkeys(missing, pandas.DataFrame()))}
+    changed = [v for claim, v in without.items() if v != every[claim]]
+    assert all(v.status == UNKNOWN and v.why for v in changed)
+    assert bool(changed) == (name not in ("magnitude", "heatmaps", "churn", "curves"))
+
+
+@pytest.mark.parametrize("kept", [("runs", "pretrain", "movement", "distance"), ("features", "heads", "tokens")])
+def test_missing_tables_leave_gaps_on_the_page(tmp_path, kept):
+    page = Page(study_page(write(tmp_path, {name: whole()[name] for name in kept})).read_text(encoding="utf-8"))
+    for _, claim, *_ in CLAIMS:
+        assert page.text.count(claim) == 2
+    assert "No run recorded how its masks changed" in page.text
+    assert ("No fine-tuning run is finished" in page.text) == ("runs" not in kept)
+    assert ("No pruned model is finished" in page.text) == ("heads" not in kept or "features" not in kept)
+
+
+def test_one_table_alone_is_a_page_of_gaps(tmp_path):
+    page = Page(study_page(write(tmp_path, {"pretrain": synthetic()["pretrain"]})).read_text(encoding="utf-8"))
+    assert "0 hold here, 0 fail" in page.text and "No fine-tuning run is finished" in page.text
+    with pytest.raises(UserError, match=r"has no tables/\*.csv"):
+        study_page(tmp_path / "nothing")
+
+
+def whole():
+    return study_tables.complete(synthetic())
+
+
+def with_(change):
+    tables = whole()
+    change(tables)
+    return {v.claim: v for v in judge(tables)}
+
+
+def judged(verdicts, word):
+    return next(v for claim, v in verdicts.items() if word in claim)
+
+
+def shifted(tables, condition, change, where="target > 0"):
+    rows = tables["runs"]
+    hit = (rows["condition"] == condition) & rows.eval(where)
+    for column in ("score", "accuracy", "matthews"):
+        rows.loc[hit, column] += change
+
+
+def test_verdicts_turn_when_the_numbers_do():
+    """Each rule is shown numbers on which its claim is wrong."""
+    found = with_(lambda t: shifted(t, "pruned", -0.05))
+    assert judged(found, "free").status == FAILS and judged(found, "Fine-tuning first does not").status == FAILS
+    assert judged(with_(lambda t: shifted(t, "random", 0.3)), "Magnitude").status == FAILS
+    assert judged(with_(lambda t: shifted(t, "information_deletion", 0.05)), "Lifting").status == FAILS
+
+    def scatter(tables):
+        rng = np.random.default_rng(0)
+        rows = tables["runs"]
+        rows["accuracy"] = rows.groupby(["condition", "target", "task"])["accuracy"].transform(
+            lambda x: x - x.mean() + rng.uniform(0.5, 0.9)
+        )
+        tables["transfer"] = study_tables.transfer_table(rows)
+
+    assert judged(with_(scatter), "linearly").status != HOLDS
+
+    def worse(name, column, value):
+        def change(tables):
+            tables[name][column] = value
+
+        return change
+
+    assert judged(with_(worse("features", "cosine", 0.9)), "drift").status == FAILS
+    assert judged(with_(worse("distance", "hamming", 0.07)), "almost the same").status == FAILS
+    assert judged(with_(worse("movement", "mean", 0.2)), "0–4 %").status == FAILS
+    assert judged(with_(worse("distance", "hamming", 0.07)), "for longer").status == FAILS
+
+    def better_later(tables):
+        rows = tables["runs"]
+        rows.loc[rows["variant"] == "after_12", "score"] += 0.05
+
+    assert judged(with_(better_later), "for longer").status == FAILS
+    once = with_(lambda t: t.update(runs=t["runs"][t["runs"]["variant"] != "after_12"]))
+    assert judged(once, "for longer").status == UNKNOWN
+    assert judged(with_(worse("heads", "sparsity", 0.8)), "evenly").status == FAILS
+    rank = with_(lambda t: t.update(movement_rank=t["movement_rank"].assign(before=np.linspace(0.5, 1.5, 100) / 100)))
+    assert judged(rank, "High-magnitude").status == FAILS
+    assert judged(with_(worse("tokens", "abs_mean", 0.1)), "Short pieces").status == FAILS
+    assert judged(with_(worse("weights", "std", 0.2)), "centred").status == FAILS
+    assert judged(with_(worse("memory", "share", 0.2)), "21 %").status == FAILS
+    flat = with_(worse("runs", "train_loss", 0.1))
+    assert judged(flat, "fitted less well").status == FAILS
+
+
+def test_noise_and_single_seeds_cannot_tell():
+    one = with_(lambda t: t.update(runs=runs(seeds=1)))
+    for word in ("free", "fitted", "Magnitude", "Lifting", "does not improve"):
+        assert judged(one, word).status == UNKNOWN and "one seed" in judged(one, word).why
+    wide = with_(lambda t: t.update(runs=runs(noise=0.3)))
+    assert {judged(wide, word).status for word in ("free", "Lifting", "does not improve")} == {UNKNOWN}
+
+
+def test_the_best_learning_rate_is_taken():
+    rows = pandas.concat([runs(), runs().assign(learning_rate=2e-5, score=-1.0)])
+    assert {*study_tables.best_rate(rows)["learning_rate"]} == {5e-5} and len(study_tables.best_rate(rows)) == len(
+        runs()
+    )
+
+
+def test_random_pruning_of_nothing_is_the_pruned_cell():
+    rows = runs()
+    rows = rows[~((rows["condition"] == "random") & (rows["target"] == 0))]
+    found = study_tables.cells(rows)
+    assert (
+        found[study_tables.setting_of("random", 0.0), "SST-2"] == found[study_tables.setting_of("pruned", 0.0), "SST-2"]
+    )
