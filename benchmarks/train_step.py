@@ -12,10 +12,10 @@ import time
 import jax
 import numpy as np
 
-from jaxprune.config import MeshConfig, ModelConfig, OptimizerConfig, PruneConfig
-from jaxprune.models.bert import bert
+from jaxprune.config import MeshConfig, ModelConfig, OptimizerConfig
+from jaxprune.models.bert import BERT, bert
 from jaxprune.models.losses import pretraining_loss
-from jaxprune.pruning import init_masks
+from jaxprune.pruning import init_masks, pruner
 from jaxprune.training.compile import compile_steps
 from jaxprune.training.optimizer import adamw
 from jaxprune.training.sharding import make_mesh
@@ -30,7 +30,7 @@ def main() -> None:
     cfg = shape_of(args)
     model = bert(cfg, head="pretraining")
     params = jax.jit(model.init)(jax.random.key(0))
-    masked = init_masks(params, PruneConfig().include)
+    masked = init_masks(params, BERT.prunable)
     batch = random_batch(cfg, args.batch, args.length)
     key = jax.random.key(1)
     steps = {}
@@ -41,19 +41,18 @@ def main() -> None:
             make_mesh(MeshConfig()),
             loss_fn=pretraining_loss(model.apply),
             tx=adamw(OptimizerConfig(), 1000),
-            prune=PruneConfig(),
-            num_heads=cfg.num_attention_heads,
+            pruner=pruner(),
         )
         state = program.init(params, masks)
         if name == "hard masks":
-            state = program.prune(state, np.float32(0.7), key)
-        state, _ = program.train(state, batch, key)  # compiles
+            state, _ = program.prune(state, program.amounts(0.7), key)
+        state, _ = program.train(state, (), batch, key)  # compiles
         steps[name] = [program, jax.block_until_ready(state), []]
     for _ in range(args.rounds):
-        for entry in steps.values():
+        for measured in steps.values():
             began = time.perf_counter()
-            entry[1] = jax.block_until_ready(entry[0].train(entry[1], batch, key)[0])
-            entry[2].append(1e3 * (time.perf_counter() - began))
+            measured[1] = jax.block_until_ready(measured[0].train(measured[1], (), batch, key)[0])
+            measured[2].append(1e3 * (time.perf_counter() - began))
     for name, (_, _, times) in steps.items():
         print(f"{name:11s} median {np.median(times):7.1f} ms, min {min(times):7.1f} ms, n {len(times)}")
     plain, hard = steps["unmasked"][2], steps["hard masks"][2]

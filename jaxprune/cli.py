@@ -1,8 +1,10 @@
 """The command line: parses arguments, calls one function, turns errors into one line and an exit code."""
 
 import argparse
+import errno
 import logging
 import os
+import select
 import sys
 import time
 import traceback
@@ -10,15 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jaxprune
+from jaxprune.errors import EXIT_DISK, EXIT_PEER, UserError
 
-EXIT_USER, EXIT_PREEMPTED, EXIT_PEER, EXIT_DIVERGED, EXIT_CHECKPOINT = 2, 75, 76, 77, 78
-
+EXIT_USER = UserError.exit_code
 _LAST_SECONDS = 3.0  # below processes.SILENT_SECONDS
+_DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 USAGE = """\
 usage: jaxprune COMMAND ...
 
-Prune BERT while it pre-trains, let it recover, fine-tune it, and measure what pruning did to transfer.
+Prune an encoder while it pre-trains, let it recover, fine-tune it, and measure what pruning did to transfer.
 
   demo [--workdir DIR]                                    the whole story in minutes, on text this machine has
   prepare  CONFIG.yaml --workdir DIR [--a.b value ...]    documents -> training examples
@@ -33,9 +36,9 @@ Prune BERT while it pre-trains, let it recover, fine-tune it, and measure what p
 
 The same command again resumes. --dry-run checks a config and its data, prints what would happen and writes nothing.
 `jaxprune COMMAND --help` lists every key. JAXPRUNE_TRACEBACK=1 shows where an error came from.
-pretrain and finetune run on several hosts: the same command on each, with --distributed at its end.
-Exit codes: 0 done, 2 wrong input, 75 stopped and saved, 76 a peer process was lost, 77 diverged, 78 no readable
-checkpoint.
+pretrain and finetune run on several hosts: the same command on each, with --distributed.
+Exit codes: 0 done, 2 wrong input, 74 the disk is full or fails, 75 stopped and saved, 76 a peer process was lost,
+77 diverged, 78 no readable checkpoint.
 """
 
 
@@ -47,6 +50,14 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("jaxprune").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of its options there
+    job = any(word.startswith("--distributed") for word in argv)
+    code = _run(argv, job)
+    if code and job:
+        _leave(code)
+    return code
+
+
+def _answer(argv: list[str]) -> int:
     if argv and argv[0] in ("--version", "-V"):
         print(jaxprune.__version__)
         return 0
@@ -57,30 +68,44 @@ def main(argv: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"jaxprune: {name!r} is no command; one of {', '.join(COMMANDS)}", file=sys.stderr)
         return EXIT_USER
-    code = _run(name, rest)
-    if code and any(a.startswith("--distributed") for a in rest):
-        _leave(code)
-    return code
-
-
-def _run(name: str, rest: list[str]) -> int:
-    job = any(a.startswith("--distributed") for a in rest)
     try:
         return COMMANDS[name](rest) or 0
+    except SystemExit as stop:  # --help was printed
+        return int(stop.code or 0)
+
+
+def _run(argv: list[str], job: bool) -> int:
+    try:
+        code = _answer(argv)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         return 130
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_left():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
         code = EXIT_PEER if job and _is_lost_peer(error) else _exit_code(error)
         if code is None or os.environ.get("JAXPRUNE_TRACEBACK"):
             if not job:
                 raise
             traceback.print_exc()  # raising would wait for peers at exit
             return code or 1
-        said = f"{error.filename}: {error.strerror}; choose another path" if isinstance(error, OSError) else error
+        message = str(error)
+        if isinstance(error, OSError):
+            remedy = "make room or choose another disk" if code == EXIT_DISK else "choose another path"
+            message = f"{error.filename2 or error.filename or 'disk'}: {error.strerror}; {remedy}, and run again"
         if code == EXIT_PEER:
-            said = f"a peer process was lost; run the same command on all hosts to resume ({_one_line(error)})"
-        print(f"jaxprune {name}: {said}", file=sys.stderr)
+            message = f"a peer process was lost; run the same command on all hosts to resume ({_one_line(error)})"
+        print(f"jaxprune {argv[0]}: {message}", file=sys.stderr)
         return code
+
+
+def _reader_left() -> bool:
+    """Whether standard output is a pipe that nobody reads any more, as `| head` leaves it."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    return bool(poll.poll(0))
 
 
 def _is_lost_peer(error: Exception) -> bool:
@@ -118,24 +143,20 @@ def _use_huge_pages() -> None:
 
 
 def _exit_code(error: Exception) -> int | None:
-    """The code of an error that jaxprune raised on purpose; None for a defect, which keeps its traceback."""
-    kinds = {"Preempted": EXIT_PREEMPTED, "Diverged": EXIT_DIVERGED, "CheckpointError": EXIT_CHECKPOINT}
-    if type(error).__module__.startswith("jaxprune.") and type(error).__name__ in kinds:
-        return kinds[type(error).__name__]
-    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | PermissionError):
-        return EXIT_USER if error.filename is not None else None
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    ours = trace is not None and Path(trace.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
-    return EXIT_USER if ours and isinstance(error, ValueError) else None
+    """The documented code of an error (errors.py); None for a defect, which keeps its traceback."""
+    if isinstance(error, OSError):
+        if error.errno in _DISK:
+            return EXIT_DISK
+        paths = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+        return EXIT_USER if isinstance(error, paths) and error.filename is not None else None
+    return getattr(error, "exit_code", None)
 
 
 class _Parser(argparse.ArgumentParser):
     """Raises a one-line error instead of printing the usage."""
 
     def error(self, message: str):
-        raise ValueError(f"{message}; see `jaxprune --help`")
+        raise UserError(f"{message}; see `jaxprune --help`")
 
 
 def _configured(command: str, run: Callable[..., object], more: str = "") -> Callable[[list[str]], int]:
@@ -150,20 +171,30 @@ def _configured(command: str, run: Callable[..., object], more: str = "") -> Cal
         parser.add_argument("--dry-run", action="store_true")
         parser.add_argument("--distributed", nargs="?", const="auto")
         known, overrides = parser.parse_known_args(argv)
+        if known.distributed and known.distributed.endswith((".yaml", ".yml")):  # it stood before the config
+            overrides.insert(0, known.distributed)
+            known.distributed = "auto"
         path = Path(overrides.pop(0)) if overrides and not overrides[0].startswith("-") else None
         prog = " ".join(filter(None, [f"jaxprune {command} CONFIG.yaml --workdir DIR [--dry-run]", more]))
         wants_help = "--help" in overrides or "-h" in overrides
         if path is None and not wants_help:
-            raise ValueError(f"no config; usage: {prog} [--a.b value ...], see `jaxprune {command} --help`")
-        config = parse(MODELS[command], path, overrides, prog=prog)
+            raise UserError(f"no config; usage: {prog} [--a.b value ...], see `jaxprune {command} --help`")
+        config = parse(MODELS[command], path, overrides, prog=prog, offers=_offers)
         if known.workdir is None and not known.dry_run:
-            raise ValueError("--workdir is missing; name the directory to write to")
+            raise UserError("--workdir is missing; name the directory to write to")
         if known.distributed:
             _join(known.distributed)
         run(config, known.workdir, dry_run=known.dry_run)
         return 0
 
     return call
+
+
+def _offers() -> dict[str, list[str]]:
+    """The names that config keys of that name take: the keys of the registries."""
+    from jaxprune.experiments.names import offers
+
+    return offers()
 
 
 def _join(spec: str) -> None:
@@ -217,20 +248,43 @@ def _report(argv: list[str]) -> None:
 def _prune(argv: list[str]) -> None:
     parser = _Parser(
         prog="jaxprune prune",
-        description="Prune a Hugging Face BERT in one shot, without training, and write a Hugging Face directory.",
+        description="Prune a Hugging Face encoder in one shot, without training, and write a Hugging Face directory.",
     )
     parser.add_argument("src", metavar="SRC", help="Hugging Face directory or hub name")
     parser.add_argument("dst", metavar="DST", type=Path, help="directory to write; must be new or empty")
     parser.add_argument("--sparsity", type=float, required=True, help="fraction in [0, 1] to prune")
-    parser.add_argument("--scope", choices=("global", "matrix", "layer", "head"), default="matrix")
-    parser.add_argument("--method", choices=("exact", "quantile", "hist256"), default="exact")
-    parser.add_argument("--criterion", choices=("magnitude", "random"), default="magnitude")
-    parser.add_argument("--include", nargs="+", metavar="REGEX", help="whole paths to prune (default: the paper's)")
+    names = _offers()
+    for key, default in (
+        ("scope", "matrix"),
+        ("structure", "weights"),
+        ("method", "exact"),
+        ("criterion", "magnitude"),
+    ):
+        words = f"one of {', '.join(names[key])}; default: {default}"
+        parser.add_argument(f"--{key}", default=default, metavar="NAME", help=words)
+    parser.add_argument(
+        "--include", nargs="+", metavar="REGEX", default=(), help="whole paths to prune (default: the architecture's)"
+    )
     parser.add_argument("--exclude", nargs="+", metavar="REGEX", default=(), help="whole paths to leave alone")
+    parser.add_argument(
+        "--amount", nargs=2, action="append", default=[], metavar=("REGEX", "SPARSITY"), help="a sparsity of their own"
+    )
+    parser.add_argument(
+        "--masks", choices=("fixed", "none"), default="fixed", help="none: nothing of SRC counts as pruned"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of --criterion random")
-    from jaxprune.experiments.oneshot import prune_directory
+    from jaxprune.experiments.prune_folder import prune_folder
 
-    prune_directory(**vars(parser.parse_args(argv)))
+    known = vars(parser.parse_args(argv))
+    amounts = {regex: _amount(regex, text) for regex, text in known.pop("amount")}
+    prune_folder(**known, amounts=amounts)
+
+
+def _amount(regex: str, text: str) -> float | None:
+    try:
+        return None if text == "none" else float(text)
+    except ValueError:
+        raise UserError(f"--amount {regex} {text}: give a fraction in [0, 1], or none to leave them alone") from None
 
 
 def _demo(argv: list[str]) -> None:
@@ -247,7 +301,7 @@ def _demo(argv: list[str]) -> None:
 
 def _inspect(argv: list[str]) -> None:
     parser = _Parser(prog="jaxprune inspect", description="Tables about one checkpoint.")
-    parser.add_argument("place", metavar="CKPT", help="pre-training workdir, Hugging Face directory or hub name")
+    parser.add_argument("source", metavar="CKPT", help="workdir, Hugging Face directory or hub name")
     parser.add_argument("--json", dest="as_json", action="store_true", help="print JSON instead of tables")
     from jaxprune.experiments.inspect import inspect_checkpoint
 
@@ -257,7 +311,7 @@ def _inspect(argv: list[str]) -> None:
 def _diff(argv: list[str]) -> None:
     parser = _Parser(prog="jaxprune diff", description="Tables about what lies between two checkpoints of one shape.")
     for name in ("a", "b"):
-        parser.add_argument(name, metavar=name.upper(), help="pre-training workdir, Hugging Face directory or hub name")
+        parser.add_argument(name, metavar=name.upper(), help="workdir, Hugging Face directory or hub name")
     parser.add_argument("--json", dest="as_json", action="store_true", help="print JSON instead of tables")
     from jaxprune.experiments.inspect import diff_checkpoints
 
@@ -278,17 +332,17 @@ def _plan(argv: list[str]) -> None:
     parser.add_argument("--seq-len", type=int, metavar="N", help="tokens per example, if not the prepared data's")
     known, overrides = parser.parse_known_args(argv)
     if not overrides or overrides[0].startswith("-"):
-        raise ValueError("no config; usage: jaxprune plan CONFIG.yaml --topology SLICE, see `jaxprune plan --help`")
+        raise UserError("no config; usage: jaxprune plan CONFIG.yaml --topology SLICE, see `jaxprune plan --help`")
     from jaxprune.config import PretrainConfig
     from jaxprune.config.load import parse
 
-    config = parse(PretrainConfig, Path(overrides[0]), overrides[1:], prog=parser.prog)
+    config = parse(PretrainConfig, Path(overrides[0]), overrides[1:], prog=parser.prog, offers=_offers)
     # Before jax starts. No chip is touched, so processes may share the compiler and it need not ask where it runs.
     os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     os.environ |= {"TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_WORKER_HOSTNAMES": "localhost"}
-    from jaxprune.plan.plan import plan
+    from jaxprune.experiments.slice_plan import plan_slice
 
-    plan(config, **vars(known))
+    plan_slice(config, **vars(known))
 
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {

@@ -17,8 +17,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder with real text and GLUE data, or a skip."""
-    here = Path(__file__).resolve().parent.parent
-    path = Path(os.environ.get("JAXPRUNE_DATA", here.parent / "shared" / "data"))
+    checkout = Path(__file__).resolve().parent.parent
+    path = Path(os.environ.get("JAXPRUNE_DATA", checkout.parent / "shared" / "data"))
     if not path.is_dir():
         pytest.skip(f"no real data at {path}; set JAXPRUNE_DATA")
     return path
@@ -33,7 +33,7 @@ def tiny(tmp_path_factory) -> workflow.Tiny:
 @pytest.fixture(scope="session")
 def pretrained(tiny) -> Path:
     """The workdir of a finished pre-training run with hard masks, made by the real command on one device."""
-    place = tiny.root / "pretrained"
-    done = tiny.run("pretrain", tiny.pretrain_yaml(tiny.root / "pretrain.yaml"), "--workdir", place)
+    workdir = tiny.root / "pretrained"
+    done = tiny.run("pretrain", tiny.pretrain_yaml(tiny.root / "pretrain.yaml"), "--workdir", workdir)
     assert done.code == 0, done.err
-    return place
+    return workdir

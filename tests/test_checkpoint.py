@@ -14,10 +14,11 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint.checkpoint_manager import StepAlreadyExistsError
 
-from jaxprune.cli import EXIT_CHECKPOINT, _exit_code
+from jaxprune.cli import _exit_code
 from jaxprune.config import MeshConfig, OptimizerConfig
-from jaxprune.pruning import init_masks
-from jaxprune.training.checkpoint import CheckpointError, Checkpoints
+from jaxprune.errors import CheckpointError
+from jaxprune.pruning import init_masks, pruner
+from jaxprune.training.checkpoint import Checkpoints
 from jaxprune.training.optimizer import adamw
 from jaxprune.training.sharding import make_mesh, state_shardings
 from jaxprune.training.state import TrainState, create
@@ -26,7 +27,7 @@ DATA = {"next_index": 7, "fingerprint": "abc"}
 
 
 def make_state(seed: int) -> TrainState:
-    """Params with odd values, bool masks beside None leaves, and moments that are not zero."""
+    """Params with odd values, bool masks beside None leaves, moments and a criterion's state that are not zero."""
     keys = jax.random.split(jax.random.key(seed), 4)
     params = {
         "a": {"kernel": jax.random.normal(keys[0], (64, 48)), "bias": jnp.array([-0.0, 1e-45, 3e38, 0.0])},
@@ -35,9 +36,12 @@ def make_state(seed: int) -> TrainState:
     masks = init_masks(params, [".*/kernel"])
     masks["a"]["kernel"] = jax.random.bernoulli(keys[2], 0.3, (64, 48))
     tx = optax.chain(adamw(OptimizerConfig(), 10))
-    state = create(params, masks, tx)
-    _, opt_state = tx.update(jax.tree.map(lambda p: p * 0.5, params), state.opt_state, params)
-    return TrainState(jnp.int32(seed), params, masks, opt_state)
+    movement = pruner("movement")
+    state = create(params, masks, tx, movement)
+    grads = jax.tree.map(lambda p: p * 0.5, params)
+    _, opt_state = tx.update(grads, state.opt_state, params)
+    remembered = movement.observe(state.pruner, params, masks, grads)
+    return TrainState(jnp.int32(seed), params, masks, opt_state, remembered)
 
 
 def on_mesh(state, cfg=None, devices=None):
@@ -176,7 +180,7 @@ def test_when_all_are_bad_nothing_starts_over(tmp_path):
         flip(data_file(tmp_path, step), 0.5)
     with pytest.raises(CheckpointError, match=r"checkpoints \[1, 2\] .* none can be read") as error:
         restore(tmp_path)
-    assert _exit_code(error.value) == EXIT_CHECKPOINT
+    assert _exit_code(error.value) == CheckpointError.exit_code == 78
 
 
 def test_a_step_without_its_record_is_used(tmp_path, caplog):
@@ -243,6 +247,7 @@ def test_another_mesh_gets_the_same_bits(tmp_path, way):
     assert kernel.sharding.spec == PartitionSpec("fsdp", None)
     assert kernel.addressable_shards[0].data.shape == (16, 48)
     assert split.masks["a"]["kernel"].sharding == kernel.sharding
+    assert split.pruner["a"]["kernel"].sharding == kernel.sharding
     for x, wanted in zip(jax.tree.leaves(restored), jax.tree.leaves(target), strict=True):
         assert isinstance(x.sharding, NamedSharding) and x.sharding == wanted.sharding
     assert_bit_equal(make_state(3), jax.device_get(restored))
@@ -259,7 +264,8 @@ FULL = """
 import resource, sys
 from pathlib import Path
 import jax.numpy as jnp
-from jaxprune.training.checkpoint import CheckpointError, Checkpoints
+from jaxprune.errors import CheckpointError
+from jaxprune.training.checkpoint import Checkpoints
 import signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 checkpoints = Checkpoints(Path(sys.argv[1]), keep=3)

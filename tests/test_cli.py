@@ -1,15 +1,24 @@
 """The command line: every bad input gets one line that helps and exit code 2, and leaves nothing behind."""
 
+import errno
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import jaxprune
 from jaxprune.cli import EXIT_USER, main
+from jaxprune.config.sections import ModelConfig
+from jaxprune.data.glue_tasks import TASKS
+from jaxprune.data.mlm import PretrainData
+from jaxprune.errors import EXIT_DISK, UserError
+from jaxprune.models import ARCHITECTURES
+from jaxprune.pruning import CRITERIA, METHODS, SCHEDULES, SCOPES, STRUCTURES
 
 
 def outside(path):
@@ -45,7 +54,41 @@ PRETRAIN = {
     "sparsity below 0": (["--prune.sparsity=-0.1"], {}, ["prune.sparsity", "-0.1", "greater than or equal to 0"]),
     "sparsity no number": (["--prune.sparsity", "half"], {}, ["--prune.sparsity", "'half'", "correct the value"]),
     "no value": (["--steps"], {}, ["--steps", "Missing value"]),
-    "no such choice": (["--prune.scope", "row"], {}, ["--prune.scope", "'row'", "'matrix'"]),
+    "no such choice": (
+        ["--prune.scope", "row"],
+        {},
+        ["prune.scope = 'row'", "one of global, matrix, layer, head", "the nearest is 'layer'"],
+    ),
+    "no such criterion": (
+        [],
+        {"prune": {"criterion": "tailor"}},
+        ["prune.criterion = 'tailor'", "nearest is 'taylor'"],
+    ),
+    "no such method": ([], {"prune": {"method": "hist"}}, ["prune.method = 'hist'", "the nearest is 'hist256'"]),
+    "no such structure": (["--prune.structure", "2:"], {}, ["prune.structure = '2:'", "n:m, block(rows, columns)"]),
+    "no such schedule": (
+        ["--prune.schedule", "cubik", "--prune.sparsity", "0"],
+        {},
+        ["prune.schedule = 'cubik'", "one of one_shot, linear, cubic", "the nearest is 'cubic'"],
+    ),
+    "no such architecture": (["--model.architecture", "brt"], {}, ["architecture = 'brt'", "bert, distilbert"]),
+    "blocks do not fit": (
+        ["--prune.structure", "block(5, 5)"],
+        {},
+        ["(5, 5) do not divide embeddings/word_embeddings/embedding", "(160, 16)"],
+    ),
+    "n of m by a rough method": (
+        ["--prune.structure", "2:4", "--prune.method", "quantile", "--prune.sparsity", "0.5"],
+        {},
+        ["structure", "method = 'exact' alone"],
+    ),
+    "n of m beyond n": (["--prune.structure", "2:4"], {}, ["sparsity = 0.7", "2 of 4 stay", "use at most 0.5"]),
+    "amount matches nothing": (
+        [],
+        {"prune": {"amounts": {"poolr/kernel": 0.5}}},
+        ["'poolr/kernel'", "the nearest is 'pooler/kernel'"],
+    ),
+    "all excluded": (["--prune.exclude", ".*"], {}, ["exclude", "'.*'"]),
     "stray word": (["more"], {}, ["'more'", "write --key value"]),
     "begin after end": ([], {"prune": {"begin": 9}}, ["prune", "begin = 9", "end = 8", "set begin <= end"]),
     "end after steps": (["--steps", "6"], {}, ["prune.end = 8", "steps = 6"]),
@@ -217,12 +260,98 @@ def test_several_errors_are_said_at_once(tiny, tmp_path, capsys):
 
 
 def test_a_defect_keeps_its_traceback(tiny, tmp_path, monkeypatch):
-    """Only errors that jaxprune raises on purpose become one line."""
-    from jaxprune.experiments import pretrain
+    """Only errors that jaxprune raises on purpose become one line: a ValueError of Python in its own frames is none."""
+    monkeypatch.setattr(PretrainData, "predicted_share", "many")
+    with pytest.raises(ValueError, match="Unknown format code '%'") as error:
+        main(["pretrain", str(tiny.pretrain_yaml(tmp_path / "c.yaml")), "--dry-run"])
+    assert type(error.value) is ValueError
+    assert Path(error.traceback[-1].path).is_relative_to(Path(jaxprune.__file__).parent)
 
-    monkeypatch.setattr(pretrain, "pretrain", lambda *args, **kwargs: int("x"))
-    with pytest.raises(ValueError, match="invalid literal"):
-        main(["pretrain", str(tiny.pretrain_yaml(tmp_path / "c.yaml")), "--workdir", str(tmp_path / "run")])
+
+def test_a_mistake_of_the_user_may_be_traced(tiny, tmp_path, monkeypatch):
+    argv = ["pretrain", str(tiny.pretrain_yaml(tmp_path / "c.yaml")), "--dry-run", "--steps", "0"]
+    assert main(argv) == EXIT_USER
+    monkeypatch.setenv("JAXPRUNE_TRACEBACK", "1")
+    with pytest.raises(UserError, match="steps"):
+        main(argv)
+
+
+NOBODY_READS = ["--help", "--version", "pretrain --help", "finetune -h", "prune --help", "plan --help"]
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize("words", NOBODY_READS)
+def test_a_closed_pipe_is_no_error(tiny, words, buffered):
+    """As `| head -1` leaves it, or worse: nobody reads at all."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "jaxprune", *words.split()]
+    environment = tiny.environment() | {"PYTHONUNBUFFERED": "" if buffered else "1"}
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_pipe_that_breaks_elsewhere_is_an_error(tiny, tmp_path, monkeypatch):
+    """Only standard output's reader may leave; a worker's pipe that breaks is no success."""
+
+    def lost(self):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(PretrainData, "predicted_share", property(lost))
+    monkeypatch.setattr(sys, "stdout", (tmp_path / "out").open("w"))
+    with sys.stdout, pytest.raises(BrokenPipeError):
+        main(["pretrain", str(tiny.pretrain_yaml(tmp_path / "c.yaml")), "--dry-run"])
+
+
+@pytest.mark.parametrize(
+    ("words", "spec"),
+    [
+        ("--distributed c.yaml", "auto"),
+        ("c.yaml --distributed", "auto"),
+        ("--distributed c.yaml --seed 3", "auto"),
+        ("--distributed=127.0.0.1:99,2,1 c.yaml", "127.0.0.1:99,2,1"),
+        ("c.yaml --distributed 127.0.0.1:99,2,1 --seed 3", "127.0.0.1:99,2,1"),
+    ],
+)
+def test_a_job_finds_its_config(tiny, tmp_path, monkeypatch, words, spec):
+    from jaxprune import cli
+
+    calls = []
+    monkeypatch.setattr(cli, "_join", calls.append)
+    monkeypatch.setattr(
+        "jaxprune.experiments.pretrain.pretrain", lambda config, workdir, dry_run: calls.append((config.seed, workdir))
+    )
+    monkeypatch.chdir(tmp_path)
+    tiny.pretrain_yaml(tmp_path / "c.yaml", seed=7)
+    assert main(["pretrain", *words.split(), "--workdir", "run"]) == 0
+    assert calls == [spec, (3 if "--seed" in words else 7, Path("run"))]
+
+
+FULL = """
+import resource, sys
+from jaxprune.cli import main
+limit = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [100, 1000, 6000])
+def test_a_full_disk_is_one_line_and_leaves_nothing_that_blocks(tiny, tmp_path, weights, limit):
+    argv = ["prune", weights, tmp_path / "out", "--sparsity", "0.8"]
+    before = outside(tmp_path)
+    command = [sys.executable, "-c", FULL, str(limit), *map(str, argv)]
+    environment = tiny.environment()
+    del environment["JAX_COMPILATION_CACHE_DIR"]  # whose files meet the limit too
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout) == (EXIT_DISK, ""), done.stderr
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("jaxprune prune: "), done.stderr
+    assert "File too large; make room or choose another disk, and run again" in done.stderr
+    assert str(weights) not in done.stderr  # what could be read is not to blame
+    assert outside(tmp_path) == before
+    assert main([*map(str, argv)]) == 0 and (tmp_path / "out" / "model.safetensors").exists()
 
 
 LAZY = """
@@ -256,7 +385,10 @@ def test_answers_quickly_and_without_jax(tiny, tmp_path, case):
         check=True,
     )
     code, seconds, *heavy = done.stdout.splitlines()[-1].split()
-    assert heavy == [] and float(seconds) < 1.5
+    if case == "help of a command":  # it lists the registries' names, whose rooms need JAX
+        assert not {*heavy} & {"torch", "transformers", "datasets", "grain"}
+    else:
+        assert heavy == [] and float(seconds) < 1.5
     assert code == ("0" if "help" in case else "2")
     if case == "help of a command":
         assert "--prune.sparsity" in done.stdout and "Final fraction in [0, 1]" in done.stdout
@@ -294,7 +426,67 @@ def test_dry_run_of_pretrain(tiny, tmp_path, capsys, monkeypatch):
     assert f"{prunable:,} (" in said and "8 prunable" in said
     assert f"{12 * 8 * 32:,} (" in said  # tokens
     assert "3 between step 4 and 8, to 0.7" in said and "time, estimated" in said
+    # Every example has 15 % of its own tokens predicted, rounded up or down, and at most of its 32.
+    share, most = re.search(r"predicted +(\d+\.\d)% of the tokens, at most (\d+) of an example", said).groups()
+    assert 13 < float(share) < 17 and most == "5"
     assert outside(tmp_path) == before
+
+
+def test_the_dry_run_says_the_share_that_is_predicted(tiny, tmp_path, capsys):
+    """Too few predictions for the length are seen before the run, not after."""
+    path = tiny.pretrain_yaml(tmp_path / "c.yaml", data={"max_predictions": 1})
+    assert main(["pretrain", str(path), "--dry-run"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    share, most = re.search(r"predicted (\d+\.\d)% of the tokens, at most (\d+) of an example", text).groups()
+    assert 3 < float(share) < 6 and most == "1"
+
+
+EXAMPLES = {"n:m": "2:4", "block(rows, columns)": "block(4, 2)"}
+NAMES = {
+    "criterion": [*CRITERIA],
+    "scope": [
+        *SCOPES,
+        *dict.fromkeys(name for model in ARCHITECTURES.values() for name in model.scopes(ModelConfig())),
+    ],
+    "structure": [*STRUCTURES],
+    "method": [*METHODS],
+    "schedule": [*SCHEDULES],
+}
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune", "prune"])
+def test_every_name_of_the_registries_is_offered(monkeypatch, capsys, command):
+    assert {"layer", "head"} <= {*NAMES["scope"]} and {"movement", "taylor"} <= {*NAMES["criterion"]}
+    monkeypatch.setenv("COLUMNS", "120")
+    assert main([command, "--help"]) == 0
+    text = " ".join(re.sub(r"[\u2500-\u257f]", " ", capsys.readouterr().out).split())
+    for argument, names in NAMES.items():
+        if command == "prune" and argument != "schedule":
+            assert f" --{argument} NAME one of {', '.join(names)}; default: " in text
+        elif command != "prune":
+            described = re.search(rf" --prune\.{argument} STR (.*?) \(default: ", text)[1]
+            assert described.endswith(f". One of: {', '.join(names)}.")
+    if command != "prune":
+        assert f" One of: {', '.join(ARCHITECTURES)}. (default: bert)" in text
+    if command == "finetune":
+        assert f"GLUE tasks. One of: {', '.join(TASKS)}. (default: SST-2 CoLA)" in text
+
+
+@pytest.mark.parametrize(("argument", "name"), [(key, name) for key, names in NAMES.items() for name in names])
+def test_every_name_of_the_registries_passes_a_dry_run(tiny, tmp_path, monkeypatch, argument, name):
+    monkeypatch.setattr("jaxprune.experiments.dry_run.matmul_rate", lambda: 1e9)
+    prune = {argument: EXAMPLES.get(name, name), "sparsity": 0.5}
+    assert main(["pretrain", str(tiny.pretrain_yaml(tmp_path / "c.yaml", prune=prune)), "--dry-run"]) == 0
+
+
+def test_a_new_criterion_is_offered_and_taken(tiny, tmp_path, monkeypatch, capsys):
+    """One row from outside the package: --help, configs and errors read the registry."""
+    monkeypatch.setitem(CRITERIA, "negative", CRITERIA["magnitude"])
+    monkeypatch.setattr("jaxprune.experiments.dry_run.matmul_rate", lambda: 1e9)
+    path = tiny.pretrain_yaml(tmp_path / "c.yaml", prune={"criterion": "negative"})
+    assert main(["pretrain", str(path), "--dry-run"]) == 0
+    assert main(["pretrain", str(path), "--dry-run", "--prune.criterion", "positive"]) == EXIT_USER
+    assert "random, movement, taylor, negative; the nearest is 'negative'" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from jaxprune.config import COMMANDS, PretrainConfig
+from jaxprune.config import COMMANDS, DataConfig, PretrainConfig
 from jaxprune.config.load import differences, parse, read_config, to_yaml, validate
+from jaxprune.errors import UserError
 
 CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").rglob("*.yaml"))
 
@@ -54,6 +55,12 @@ def test_resolved_yaml_reads_back_equal(tmp_path):
         ("command: finetune", ["jaxprune finetune"]),
         ("seed: -1", ["seed", "-1"]),
         ("prune: {sparsity: .nan}", ["prune.sparsity", "finite"]),
+        ("prune: {sparsity: 0.5, end: 3, amounts: {pooler/kernel: 1.5}}", ["pooler/kernel: 1.5", "fraction in [0, 1]"]),
+        ("prune: {mode: soft, criterion: random}", ["mode = soft", "criterion = random"]),
+        ("prune: {refresh: true}", ["refresh = true", "mode = soft"]),
+        ("data: {max_predictions: 0}", ["data.max_predictions", "0", "greater than or equal to 1"]),
+        ("mesh: {member: 2}", ["mesh.member", "unknown key"]),
+        ("population: 2", ["population", "unknown key"]),
         ("steps: [", ["config"]),
         ("base: c.yaml", ["leads back"]),
         ("base: nowhere.yaml", ["nowhere.yaml", "no such file"]),
@@ -62,7 +69,7 @@ def test_resolved_yaml_reads_back_equal(tmp_path):
 )
 def test_errors_name_key_value_and_remedy(tmp_path, text, words):
     path = _write(tmp_path / "c.yaml", text)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         parse(PretrainConfig, path, [], prog="x")
     message = str(error.value)
     assert str(tmp_path) in message and "\n" not in message
@@ -71,7 +78,7 @@ def test_errors_name_key_value_and_remedy(tmp_path, text, words):
 
 
 def test_all_errors_at_once():
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         validate(PretrainConfig, {"stepz": 1, "seed": -1, "prune": {"sparsity": 2}}, "c.yaml")
     assert len(str(error.value).splitlines()) == 3
 
@@ -79,7 +86,7 @@ def test_all_errors_at_once():
 def test_not_utf8(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_bytes(b"steps: 5 # \xff")
-    with pytest.raises(ValueError, match="byte 11 is not UTF-8"):
+    with pytest.raises(UserError, match="byte 11 is not UTF-8"):
         read_config(path)
 
 
@@ -100,3 +107,17 @@ def test_every_field_has_a_description():
 
     for model in COMMANDS.values():
         check(model)
+
+
+@pytest.mark.parametrize(("seq_len", "predictions"), [(128, 20), (512, 77), (64, 10), (40, 6), (8, 2), (1, 1)])
+def test_predictions_follow_the_length(seq_len, predictions):
+    assert DataConfig().predictions(seq_len) == predictions
+    assert DataConfig(max_predictions=20).predictions(seq_len) == 20
+    assert DataConfig(masked_prob=0).predictions(seq_len) == 1
+
+
+def test_amounts_of_their_own_are_read_and_written(tmp_path):
+    text = "steps: 5\nprune: {sparsity: 0.5, end: 4, amounts: {'.*/embedding': null, pooler/kernel: 0.25}}\n"
+    cfg = parse(PretrainConfig, _write(tmp_path / "c.yaml", text), [], prog="x")
+    assert cfg.prune.amounts == {".*/embedding": None, "pooler/kernel": 0.25}
+    assert parse(PretrainConfig, _write(tmp_path / "d.yaml", to_yaml(cfg)), ["--seed", "0"], prog="x") == cfg

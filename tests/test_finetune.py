@@ -15,17 +15,15 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxprune.cli import main
-from jaxprune.config import FinetuneConfig, MeshConfig
+from jaxprune.config import FinetuneConfig
 from jaxprune.config.load import read_yaml, validate
-from jaxprune.data import tokenizer
+from jaxprune.data.glue_tasks import TASKS
 from jaxprune.data.metrics import score
-from jaxprune.data.tasks import TASKS
-from jaxprune.experiments import finetune
-from jaxprune.experiments import trainer as training
-from jaxprune.experiments.trainer import Trainer
-from jaxprune.models.hf import load_hf
+from jaxprune.errors import Preempted
+from jaxprune.experiments import finetune, walk
+from jaxprune.models import architecture
+from jaxprune.models.folder import read_folder
 from jaxprune.pruning import leaf_counts
-from jaxprune.training.loop import Preempted
 from jaxprune.training.workdir import read_records
 
 pytestmark = pytest.mark.slow
@@ -121,43 +119,36 @@ def test_what_is_finished_is_not_run_again_and_what_is_lost_is_the_same_again(gr
     np.testing.assert_array_equal(saved["logits"], np.load(workdir / "first.npz")["logits"])
 
 
-def test_runs_train_together_as_they_do_alone(tiny, pretrained, tmp_path):
-    """A population over a mesh, stopped and resumed, against the same runs one by one."""
+def test_stopped_and_resumed_it_ends_as_if_it_had_not_been(tiny, pretrained, tmp_path):
     config = tiny.finetune_yaml(tmp_path / "c.yaml", init_from=str(pretrained), epochs=12)
     cfg = validate(FinetuneConfig, read_yaml(config), str(config))
-    cfg = cfg.model_copy(update={"mesh": MeshConfig(data=2, member=4)})
-    model = finetune.model_config(cfg)
-    splits = finetune.read_splits(cfg, "SST-2", tokenizer.load(str(tiny.data / "tokenizer")))
-    trainer = Trainer(cfg, model, TASKS["SST-2"], splits)
-    source = finetune.pretrained(cfg, model)
-    grid = {f"{rate:g}-{seed}": finetune.one_run(cfg, "SST-2", rate, seed) for rate in (1e-4, 3e-4) for seed in SEEDS}
-    runs = [(tmp_path / "together" / name, source, one) for name, one in grid.items()]
+    stopped, alone = (tmp_path / name / "SST-2" / "lr0.001-seed0" for name in ("stopped", "alone"))
 
     def stop():
-        first = runs[0][0] / "metrics.jsonl"
-        while not first.exists() or len(read_records(first)) < 5:
+        while not (stopped / "metrics.jsonl").exists() or len(read_records(stopped / "metrics.jsonl")) < 5:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=stop)
     thread.start()
     with pytest.raises(Preempted, match="is saved"):
-        trainer.run_together(runs)
+        finetune.finetune(cfg, tmp_path / "stopped")
     thread.join()
-    assert not any((place / "result.json").exists() for place, _, _ in runs)
-    results = trainer.run_together(runs)
-    assert trainer.run_together(runs) == results  # finished: left alone
-    for (place, _, one), result in zip(runs, results, strict=True):
-        assert result == json.loads((place / "result.json").read_text())
-        alone = trainer.run(tmp_path / "alone" / place.name, source, one)
-        assert {*alone} == {*result} and alone["sparsity"] == result["sparsity"] > 0
-        assert result["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-3)
-        assert {p.name for p in place.iterdir()} == {p.name for p in (tmp_path / "alone" / place.name).iterdir()}
-        ours, theirs = (read_records(path / "metrics.jsonl") for path in (place, tmp_path / "alone" / place.name))
-        for name in ("step", "loss", "grad_norm", "learning_rate", "sparsity"):
-            assert [r[name] for r in ours] == pytest.approx([r[name] for r in theirs], rel=5e-3), name
-        logits = [np.load(p / "dev_predictions.npz")["logits"] for p in (place, tmp_path / "alone" / place.name)]
-        np.testing.assert_allclose(*logits, atol=2e-3)
+    assert not (stopped / "result.json").exists() and 5 <= len(read_records(stopped / "metrics.jsonl")) < 36
+    results = finetune.finetune(cfg, tmp_path / "stopped")
+    assert finetune.finetune(cfg, tmp_path / "stopped") == results  # finished: left alone
+    expected = finetune.finetune(cfg, tmp_path / "alone")
+    for result, other in zip(results, expected, strict=True):
+        assert result["seconds_this_session"] > 0 and result["sparsity"] > 0
+        assert result | {"seconds_this_session": 0} == other | {"seconds_this_session": 0}
+    assert {p.name for p in stopped.iterdir()} == {p.name for p in alone.iterdir()}
+    ours, theirs = (read_records(path / "metrics.jsonl") for path in (stopped, alone))
+    assert [r["step"] for r in ours] == [*range(1, 37)]
+    for name in ("step", "loss", "grad_norm", "learning_rate", "sparsity"):
+        assert [r[name] for r in ours] == [r[name] for r in theirs], name
+    logits = [np.load(path / "dev_predictions.npz")["logits"] for path in (stopped, alone)]
+    np.testing.assert_array_equal(*logits)
+    assert len(json.loads((stopped / "run.json").read_text())["starts"]) == 2
 
 
 def test_another_config_in_the_same_place_is_refused(grid, capsys):
@@ -169,8 +160,9 @@ def test_another_config_in_the_same_place_is_refused(grid, capsys):
 
 @pytest.fixture(scope="module")
 def pruned_directory(tiny, pretrained):
-    """A Hugging Face directory whose query kernel has zeros in every other row."""
+    """A Hugging Face directory whose query kernel has zeros in every other row, and which brings no masks."""
     place = shutil.copytree(pretrained / "hf", tiny.root / "zeros")
+    (place / "masks.safetensors").unlink()
     tensors = load_file(place / "model.safetensors")
     for name, tensor in tensors.items():  # zeros in one matrix alone
         tensors[name] = np.where(tensor == 0, np.float32(1e-3), tensor)
@@ -180,26 +172,31 @@ def pruned_directory(tiny, pretrained):
     return place
 
 
-CASES = [("workdir", "fixed"), ("workdir", "lifted"), ("workdir", "none"), ("directory", "fixed")]
-
-
-@pytest.mark.parametrize(("source", "masks"), CASES)
-def test_pruned_weights(tiny, pretrained, pruned_directory, tmp_path, monkeypatch, source, masks):
-    """The state after fine-tuning: `fixed` keeps the zeros of the start, `lifted` and `none` train them away."""
-    start = pretrained if source == "workdir" else pruned_directory
-    path = tiny.finetune_yaml(tmp_path / "c.yaml", init_from=str(start), masks=masks)
-    cfg = validate(FinetuneConfig, read_yaml(path), "c.yaml")
-    states = []
-    fit = training.fit
+@pytest.fixture
+def fitted(monkeypatch):
+    """The states that runs of this process end with."""
+    states, fit = [], walk.fit
 
     def watched(*args, **kwargs):
         states.append(fit(*args, **kwargs))
         return states[-1]
 
-    monkeypatch.setattr(training, "fit", watched)
+    monkeypatch.setattr(walk, "fit", watched)
+    return states
+
+
+CASES = [("workdir", "fixed"), ("workdir", "lifted"), ("workdir", "none"), ("directory", "fixed")]
+
+
+@pytest.mark.parametrize(("source", "masks"), CASES)
+def test_pruned_weights(tiny, pretrained, pruned_directory, tmp_path, fitted, source, masks):
+    """The state after fine-tuning: `fixed` keeps the zeros of the start, `lifted` and `none` train them away."""
+    start = pretrained if source == "workdir" else pruned_directory
+    path = tiny.finetune_yaml(tmp_path / "c.yaml", init_from=str(start), masks=masks)
+    cfg = validate(FinetuneConfig, read_yaml(path), "c.yaml")
     (record,) = finetune.finetune(cfg, tmp_path / "run")
-    _, before = load_hf(pretrained / "hf" if source == "workdir" else start, head="pretraining")
-    after = jax.device_get(states[0].params)
+    before = read_folder(pretrained / "hf" if source == "workdir" else start, head="pretraining").params
+    after = jax.device_get(fitted[0].params)
     zeros = {
         "/".join(p.key for p in path): w == 0 for path, w in jax.tree_util.tree_leaves_with_path(before["encoder"])
     }
@@ -214,7 +211,7 @@ def test_pruned_weights(tiny, pretrained, pruned_directory, tmp_path, monkeypatc
         else:
             assert (ends[name][zeros[name]] != 0).mean() > 0.9
     if masks == "fixed":
-        kept, size = (sum(pair[i] for pair in leaf_counts(states[0].masks).values()) for i in (0, 1))
+        kept, size = (sum(pair[i] for pair in leaf_counts(fitted[0].masks).values()) for i in (0, 1))
         assert record["sparsity"] == pytest.approx(1 - kept / size) and 0 < record["sparsity"] < 0.8
     else:
         assert record["sparsity"] == 0
@@ -222,7 +219,7 @@ def test_pruned_weights(tiny, pretrained, pruned_directory, tmp_path, monkeypatc
 
 
 def test_another_vocabulary_is_refused(tiny, pretrained, tmp_path, capsys):
-    pieces = [*tokenizer.SPECIAL, *(f"word{i}" for i in range(300))]
+    pieces = [*architecture("bert").special_tokens, *(f"word{i}" for i in range(300))]
     (tmp_path / "vocab").mkdir()
     (tmp_path / "vocab" / "vocab.txt").write_text("\n".join(pieces) + "\n")
     path = tiny.finetune_yaml(tmp_path / "c.yaml", init_from=str(pretrained), tokenizer=str(tmp_path / "vocab"))

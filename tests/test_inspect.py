@@ -1,18 +1,19 @@
 """`jaxprune inspect` and `jaxprune diff` on a workdir and its Hugging Face directory, against the files themselves."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
-from jaxprune.analysis.leaves import flat
+from jaxprune.analysis.paths import flat
 from jaxprune.cli import main
 from jaxprune.experiments.inspect import load
-from jaxprune.experiments.start import workdir_config
+from jaxprune.experiments.weights import stored_config
 from jaxprune.models.bert import bert
-from jaxprune.models.hf import load_hf, save_hf
+from jaxprune.models.folder import read_folder, write_folder
 from jaxprune.training.workdir import read_records
 
 pytestmark = pytest.mark.slow
@@ -21,9 +22,9 @@ QUERY = "encoder/layer_00/attention/query/kernel"
 
 def write(place, like, **changes):
     """Fresh weights of the shape of a workdir, or of another, as a Hugging Face directory."""
-    model = workdir_config(str(like)).model.model_copy(update=changes)
+    model = stored_config(like).model.model_copy(update=changes)
     params = jax.jit(bert(model, head="pretraining").init)(jax.random.key(7))
-    save_hf(place, model, jax.device_get(params), head="pretraining")
+    write_folder(place, model, jax.device_get(params), head="pretraining")
     return place
 
 
@@ -66,8 +67,7 @@ def test_workdir_and_its_directory_are_the_same(pretrained, capsys):
 def test_diff_against_the_dense_start(pretrained, dense, capsys):
     found = json.loads(run(capsys, "diff", dense, pretrained, "--json"))
     rows = {r["path"]: r for r in found["matrices"]}
-    _, params = load_hf(dense, head="pretraining")
-    before, after = flat(params), load(str(pretrained))
+    before, after = flat(read_folder(dense, head="pretraining").params), load(str(pretrained))
     for path, kept in after.masks.items():
         row, x, y = rows[path], before[path].ravel(), after.params[path].ravel()
         assert row["hamming"] == pytest.approx(1 - kept.mean()) and row["iou"] == pytest.approx(kept.mean())
@@ -88,6 +88,27 @@ def test_tables_are_printed_whole(pretrained, dense, capsys):
     assert QUERY in text and "sparsity per attention head" in text and "word embeddings" in text and "…" not in text
     text = run(capsys, "diff", dense, pretrained)
     assert QUERY in text and "hamming" in text and "random: 0.333" in text and "…" not in text
+
+
+@pytest.mark.parametrize("absent", ["bert.pooler.", "cls."])
+def test_what_is_not_in_the_file_is_not_counted(dense, tmp_path, capsys, caplog, absent):
+    folder = shutil.copytree(dense, tmp_path / "folder")
+    tensors = {k: v for k, v in load_file(folder / "model.safetensors").items() if not k.startswith(absent)}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    found = json.loads(run(capsys, "inspect", folder, "--json"))
+    pooler = "bert.pooler.dense.weight" in tensors
+    assert ("pooler/kernel" in {row["path"] for row in found["matrices"]}) == pooler
+    assert len(found["matrices"]) == 7 + pooler and found["sparsity"] == 0
+    assert sum(part["weights"] for part in found["memory"]) == sum(x.size for x in tensors.values())
+    shapes = {row["path"]: row["size"] for row in found["matrices"]}
+    assert sum(shapes.values()) == sum(
+        x.size
+        for name, x in tensors.items()
+        if name.endswith("weight") and (".layer." in name or "word_embeddings" in name or "pooler" in name)
+        if "LayerNorm" not in name
+    )
+    lines = [line for line in caplog.messages if "left out" in line]
+    assert len(lines) == (0 if pooler else 1) and all("pooler/kernel" in line for line in lines)
 
 
 def test_what_does_not_fit_is_one_line(pretrained, dense, tmp_path, capsys):

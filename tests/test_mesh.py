@@ -1,13 +1,14 @@
-"""A whole run of BERT on eight devices is the run on one: split params, under Auto and Explicit axes."""
+"""A run of BERT on eight devices, or moved to them, is the run on one: split params, under Auto and Explicit axes."""
 
-import json
+import signal
 
 import jax
 import numpy as np
 import pytest
-from test_processes import numbers
-from test_resume import end_state
+from test_processes import assert_near, numbers
+from test_resume import end_state, losses, starts
 
+from jaxprune.errors import Preempted
 from jaxprune.training.workdir import read_records
 
 pytestmark = pytest.mark.slow
@@ -19,10 +20,32 @@ def test_any_layout_gives_the_same_run(tiny, pretrained, tmp_path, monkeypatch, 
     argv = ["pretrain", tiny.root / "pretrain.yaml", "--workdir", tmp_path / "run"]
     done = tiny.run(*argv, "--mesh.axes", axes, "--mesh.fsdp", 4)
     assert done.code == 0, done.err
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["mesh"] == {"member": 1, "data": 2, "fsdp": 4}
+    (start,) = starts(tmp_path / "run")
+    assert start["mesh"] == {"data": 2, "fsdp": 4} and len(start["devices"]) == 8
     np.testing.assert_allclose(numbers(tmp_path / "run"), numbers(pretrained), rtol=2e-4)
     (_, state, data), (_, expected, expected_data) = end_state(tmp_path / "run"), end_state(pretrained)
     assert data == expected_data
     jax.tree.map(np.testing.assert_array_equal, state.masks, expected.masks)
-    kept = [[line["kept"] for line in read_records(place / "prunes.jsonl")] for place in (tmp_path / "run", pretrained)]
+    kept = [[line["kept"] for line in read_records(path / "prunes.jsonl")] for path in (tmp_path / "run", pretrained)]
     assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize("way", ["1 to 8", "8 to 1"])
+def test_a_run_moves_to_another_mesh(tiny, pretrained, tmp_path, monkeypatch, way):
+    """Stopped in step 7, between two prunes, and resumed with another `mesh` on the command line."""
+    split = ["--mesh.data", 2, "--mesh.fsdp", 4]
+    argv = ["pretrain", tiny.root / "pretrain.yaml", "--workdir", tmp_path / "run"]
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", way[0])
+    done = tiny.stop(7, signal.SIGTERM, *argv, *(split if way == "8 to 1" else []))
+    assert done.code == Preempted.exit_code, done.err
+    config = (tmp_path / "run" / "config.yaml").read_bytes()
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", way[-1])
+    done = tiny.run(*argv, *(split if way == "1 to 8" else []))
+    assert done.code == 0 and "resuming at step 7 of 12" in done.err, done.err
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == config
+    meshes = [(start["step"], start["mesh"], len(start["devices"])) for start in starts(tmp_path / "run")]
+    narrow, wide = ({"data": 1, "fsdp": 1}, 1), ({"data": 2, "fsdp": 4}, 8)
+    first, second = (narrow, wide) if way == "1 to 8" else (wide, narrow)
+    assert meshes == [(0, *first), (7, *second)]
+    assert [line["step"] for line in losses(tmp_path / "run") if "loss" in line] == list(range(1, 13))
+    assert_near(tmp_path / "run", pretrained)

@@ -79,6 +79,15 @@ def test_warmup_then_linear_to_zero():
     np.testing.assert_allclose([rate(s) for s in (0, 2, 4, 12, 20)], [0, 0.5, 1, 0.5, 0], atol=1e-6)
 
 
+def test_the_published_decay_runs_from_step_0():
+    """google-research/bert, optimization.py: polynomial_decay over all steps, and the warm-up in its stead at first."""
+    rate = relative_rate(OptimizerConfig(warmup_steps=4, decay="published"), 20)
+    expected = [step / 4 if step < 4 else 1 - step / 20 for step in range(21)]
+    np.testing.assert_allclose([rate(step) for step in range(21)], expected, atol=1e-6)
+    plain = relative_rate(OptimizerConfig(decay="published"), 20)
+    np.testing.assert_allclose([plain(step) for step in range(21)], [1 - step / 20 for step in range(21)], atol=1e-6)
+
+
 def test_peak_rate_is_data():
     tx = adamw(OptimizerConfig(learning_rate=1.0), 10)
     grads = jax.tree.map(jnp.ones_like, PARAMS)

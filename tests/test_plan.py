@@ -2,24 +2,30 @@
 
 import importlib.util
 import math
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxprune.cli import EXIT_USER, main
-from jaxprune.config import ModelConfig
-from jaxprune.models.flops import train_flops
+from jaxprune.config import MeshConfig, ModelConfig
+from jaxprune.models import architecture
+from jaxprune.plan.bisection import largest
 from jaxprune.plan.chips import CHIPS
 from jaxprune.plan.collectives import collectives, sorts
+from jaxprune.plan.hbm_traffic import hbm_bytes
 from jaxprune.plan.hlo import parse
-from jaxprune.plan.largest import largest
-from jaxprune.plan.products import products
+from jaxprune.plan.matmuls import products
+from jaxprune.plan.memory import memory_parts
 from jaxprune.plan.roofline import Roofline, recipe, roofline
 from jaxprune.plan.slices import NAMES, find
-from jaxprune.plan.traffic import hbm_bytes
+from jaxprune.pruning import pruner
+from jaxprune.training.compile import compile_steps
+from jaxprune.training.sharding import batch_sharding, make_mesh
 
 HLO = """\
 HloModule jit_step, is_scheduled=true
@@ -86,8 +92,8 @@ ENTRY %main (a: bf16[8,100], b: f32[10], c: f32[64]) -> f32[10] {
 
 def test_collectives_of_a_hand_written_module():
     module = parse(HLO)
-    found = {(c.kind, c.bytes, c.group, c.count, c.per_pass) for c in collectives(module, chips=4)}
-    assert found == {
+    crossing = {(c.kind, c.bytes, c.group, c.count, c.per_pass) for c in collectives(module, chips=4)}
+    assert crossing == {
         ("all-reduce", 8 * 100 * 2, 2, 1, False),  # crosses as the bf16 that it makes, in groups along one mesh axis
         ("all-reduce", (10 + 64) * 4, 4, 1, False),  # an async pair counts once, with both arrays
         ("all-gather", 40 * 4, 4, 1, False),
@@ -131,8 +137,8 @@ def compiled_text(function, *shapes, mesh_axes=(), specs=None):
 
 def test_the_all_reduce_of_a_compiled_sum():
     text = compiled_text(lambda x: x.sum(0), (8, 1000), specs=[("x",)])
-    (found,) = collectives(parse(text), chips=8)
-    assert (found.kind, found.bytes, found.group, found.count) == ("all-reduce", 4000, 4, 1)
+    (crossing,) = collectives(parse(text), chips=8)
+    assert (crossing.kind, crossing.bytes, crossing.group, crossing.count) == ("all-reduce", 4000, 4, 1)
 
 
 def test_a_loop_multiplies_by_its_trips():
@@ -170,7 +176,33 @@ def test_train_flops_are_those_of_the_compiled_products():
     tokens, predictions = 16, 3
     layer = tokens * (4 * 8 * 8 + 2 * 8 * 32) + 2 * tokens * tokens * 8
     heads = predictions * (8 * 8 + 8 * 100) + 8 * 8 + 8 * 2
-    assert train_flops(cfg, seq_len=tokens, predictions=predictions) == 6 * (layer + heads)
+    count = architecture("bert").train_flops
+    assert count(cfg, seq_len=tokens, predictions=predictions) == 6 * (layer + heads)
+
+
+@pytest.mark.parametrize(("criterion", "remembered"), [("magnitude", 0), ("movement", 4 * (64 * 32) // 8)])
+def test_memory_by_part_adds_up(criterion, remembered):
+    """Of one of 8 devices: float32 params and two moments, a byte per mask, what the criterion remembers."""
+    params = {"kernel": jax.ShapeDtypeStruct((64, 32), jnp.float32), "bias": jax.ShapeDtypeStruct((32,), jnp.float32)}
+    masks = {"kernel": jax.ShapeDtypeStruct((64, 32), jnp.bool_), "bias": None}
+    tx = optax.adam(1e-3)
+    mesh = make_mesh(MeshConfig(fsdp=8))
+    steps = compile_steps(params, masks, mesh, loss_fn=lambda *_: ({}, {}), tx=tx, pruner=pruner(criterion))
+    analysis = SimpleNamespace(
+        argument_size_in_bytes=10_000,
+        temp_size_in_bytes=500,
+        output_size_in_bytes=300,
+        alias_size_in_bytes=100,
+        generated_code_size_in_bytes=7,
+    )
+    batch = {"x": jax.ShapeDtypeStruct((16, 4), jnp.int32, sharding=batch_sharding(mesh))}
+    parts = memory_parts(steps.abstract, batch, analysis)
+    weights = 64 * 32 // 8 + 32
+    given = {"params": 4 * weights, "masks": 64 * 32 // 8, "optimizer": 8 * weights + 4, "criterion": remembered}
+    given["batch"] = 2 * 4 * 4
+    assert {name: parts[name] for name in given} == given
+    assert parts["layout_padding"] == 10_000 - sum(given.values())
+    assert parts["total"] == 10_000 + 500 + 200 + 7
 
 
 def test_names_count_chips_or_cores():
@@ -218,8 +250,8 @@ def test_largest_finds_the_edge(most, start):
         tried.append(n)
         return n <= most
 
-    found = largest(fits, start)
-    assert found <= most and most - found <= most // 16
+    size = largest(fits, start)
+    assert size <= most and most - size <= most // 16
     assert len(tried) <= 4 + 2 * math.log2(max(most, start, 1) * 2) and len(set(tried)) == len(tried)
 
 

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from jaxprune.cli import main
-from jaxprune.plan.show import show
+from jaxprune.plan.tables import show
 
 pytestmark = [
     pytest.mark.slow,
@@ -89,6 +89,6 @@ def test_what_does_not_fit_is_said_with_the_compilers_words(tmp_path, capsys):
     large = CONFIG.replace("batch_size: 32", "batch_size: 4096").replace("vocab_size: 4096", "vocab_size: 500000")
     path.write_text(large)
     assert main(["plan", str(path), "--topology", "v5e:2x2", "--seq-len", "64", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert not found["fits"] and "memory" not in found
-    assert "Ran out of memory" in found["refused"] and "available HBM (15.75G)" in found["refused"]
+    refused = json.loads(capsys.readouterr().out)
+    assert not refused["fits"] and "memory" not in refused
+    assert "Ran out of memory" in refused["refused"] and "available HBM (15.75G)" in refused["refused"]

@@ -14,7 +14,10 @@ import pytest
 from test_resume import end_state, flip, losses, wait_for_step
 from workflow import Done
 
-from jaxprune.cli import EXIT_PEER, EXIT_PREEMPTED, EXIT_USER
+from jaxprune.cli import EXIT_USER
+from jaxprune.errors import EXIT_PEER, Preempted, UserError
+from jaxprune.models.folder import read_folder
+from jaxprune.pruning import leaf_counts
 from jaxprune.training.processes import join
 from jaxprune.training.workdir import read_records
 
@@ -70,7 +73,7 @@ def assert_near(workdir: Path, reference: Path) -> None:
     """Another number of processes: losses to float tolerance, the same prunes and the same masks."""
     np.testing.assert_allclose(numbers(workdir), numbers(reference), rtol=2e-4)
     for key in ("target", "kept", "size", "leaves"):
-        a, b = ([line[key] for line in read_records(place / "prunes.jsonl")] for place in (workdir, reference))
+        a, b = ([line[key] for line in read_records(path / "prunes.jsonl")] for path in (workdir, reference))
         assert a == b
     (step, state, data), (_, expected, expected_data) = end_state(workdir), end_state(reference)
     assert (step, data) == (12, expected_data)
@@ -93,7 +96,7 @@ def test_a_checkpoint_moves_to_another_number_of_processes(tiny, config, job, tm
         wait_for_step(processes[0], tmp_path / "run", step)
         processes[-1].send_signal(signal.SIGTERM)
         done = finish(processes)
-        assert [d.code for d in done] == [EXIT_PREEMPTED] * count, done
+        assert [d.code for d in done] == [Preempted.exit_code] * count, done
         assert all("is saved; run the same command to resume" in d.err for d in done)
     done = finish(start(tiny, config, tmp_path / "run", count=1))
     assert done[0].code == 0 and "resuming at step" in done[0].err, done
@@ -135,17 +138,21 @@ def test_fine_tuning_in_a_job(tiny, job, tmp_path):
     config = tiny.finetune_yaml(tmp_path / "c.yaml", tasks=["SST-2"], init_from=str(job), keep_weights=True)
     results = []
     for count in (2, 1):
-        place = tmp_path / str(count)
-        done = finish(start(tiny, config, place, count=count, command="finetune"))
+        workdir = tmp_path / str(count)
+        done = finish(start(tiny, config, workdir, count=count, command="finetune"))
         assert [d.code for d in done] == [0] * count, done
-        results.append((place / "results.csv").read_text().splitlines())
+        results.append((workdir / "results.csv").read_text().splitlines())
         assert len(results[-1]) == 2
     name = "SST-2/lr0.001-seed0"
     a, b = (np.load(tmp_path / n / name / "dev_predictions.npz") for n in "12")
     np.testing.assert_array_equal(a["labels"], b["labels"])
     np.testing.assert_allclose(a["logits"], b["logits"], rtol=1e-3, atol=1e-4)
-    a, b = (np.load(tmp_path / n / name / "weights.npz") for n in "12")
-    assert a.files == b.files and (a["pooler/kernel"] == 0).sum() == (b["pooler/kernel"] == 0).sum() > 0
+    a, b = (read_folder(tmp_path / n / name / "hf", head="classification", num_labels=2) for n in "12")
+    assert a.fresh == b.fresh == () and jax.tree.structure(a.params) == jax.tree.structure(b.params)
+    jax.tree.map(np.testing.assert_array_equal, a.masks, b.masks)
+    for folder in (a, b):
+        kept, size = leaf_counts(folder.masks)["pooler/kernel"]
+        assert size - kept == (folder.params["pooler"]["kernel"] == 0).sum() > 0
 
 
 def test_what_one_process_gets_wrong_stops_all(tiny, config, tmp_path):
@@ -153,16 +160,16 @@ def test_what_one_process_gets_wrong_stops_all(tiny, config, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    for changed, said in (("--seed=5", "config, data: not the same"), ("--data.path=/nowhere", "no such directory")):
+    for changed, words in (("--seed=5", "config, data: not the same"), ("--data.path=/nowhere", "no such directory")):
         spec = [f"--distributed=127.0.0.1:{port},2,{number}" for number in range(2)]
         one = ["pretrain", config, "--workdir", tmp_path / "run", "--mesh.data=2", "--mesh.fsdp=1"]
         done = finish([tiny.start(*one, spec[0]), tiny.start(*one, changed, spec[1])])
         assert [d.code for d in done] == [EXIT_USER] * 2, done
-        assert said in done[1].err and not (tmp_path / "run").exists()
+        assert words in done[1].err and not (tmp_path / "run").exists()
     assert "config and data: failed on process 1 of 2; its output says why" in done[0].err
 
 
 @pytest.mark.parametrize("spec", ["here", "127.0.0.1:99,2", "127.0.0.1,2,0", "127.0.0.1:99,2,2"])
 def test_a_bad_address_is_refused(spec):
-    with pytest.raises(ValueError, match=f"--distributed {spec}: "):
+    with pytest.raises(UserError, match=f"--distributed {spec}: "):
         join(spec)

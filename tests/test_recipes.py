@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune.config import MeshConfig, ModelConfig, PretrainConfig, StudyConfig
+from jaxprune.config import ModelConfig, PretrainConfig, StudyConfig
 from jaxprune.config.load import read_config, validate
-from jaxprune.experiments.conditions import matrix
-from jaxprune.experiments.pretrain import prune_plan
-from jaxprune.experiments.shared import program_key
-from jaxprune.experiments.start import program_of, shaped
-from jaxprune.experiments.trainer import schedule
+from jaxprune.experiments.finetune import schedule
+from jaxprune.experiments.matrix import matrix
+from jaxprune.experiments.pretrain import blueprint_of
+from jaxprune.experiments.program import compile_program
+from jaxprune.experiments.pruning_plan import included, plan_of
+from jaxprune.experiments.weights import shaped
 from jaxprune.training.optimizer import learning_rate_at
-from jaxprune.training.sharding import make_mesh
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 STUDIES = sorted(path for path in CONFIGS.rglob("*.yaml") if read_config(path).get("command") == "study")
@@ -32,8 +32,13 @@ def jobs(path: Path) -> dict[str, PretrainConfig]:
     found = {}
     for job in matrix(read(path), Path("runs")):
         if isinstance(job.cfg, PretrainConfig):
-            found[job.path] = job.cfg.model_copy(update={"model": shaped(job.cfg.model, BERT_BASE, "base")})
+            model = shaped(job.cfg.model, BERT_BASE, "base")
+            found[job.path] = job.cfg.model_copy(update={"model": model, "prune": included(job.cfg.prune, model)})
     return found
+
+
+def prune_plan(cfg: PretrainConfig) -> dict[int, float]:
+    return plan_of(cfg.prune, cfg.steps, "steps")
 
 
 def shapes(batch_size: int, length: int, predictions: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -54,14 +59,16 @@ def test_every_program_traces(path):
     programs = {}
     for cfg in jobs(path).values():
         model = cfg.model.model_copy(update={"num_hidden_layers": 2})  # the others are the same once more
-        programs.setdefault(program_key(cfg), cfg.model_copy(update={"model": model}))
+        programs.setdefault(blueprint_of(cfg).key(), cfg.model_copy(update={"model": model}))
     for cfg in programs.values():
-        program = program_of(cfg, make_mesh(MeshConfig()))
+        program = compile_program(blueprint_of(cfg))
         key = jax.eval_shape(lambda: jax.random.key(0))
-        batch = shapes(cfg.batch_size, 128, cfg.data.max_predictions)
-        state, metrics = jax.eval_shape(program.train, program.abstract, batch, key)
+        batch = shapes(cfg.batch_size, 128, cfg.data.predictions(128))
+        state, metrics = jax.eval_shape(program.train, program.abstract, (), batch, key)
         assert metrics["grad_norm"].shape == () and jax.tree.structure(state) == jax.tree.structure(program.abstract)
-        jax.eval_shape(program.prune, state, jax.ShapeDtypeStruct((), jnp.float32), key)
+        kept, report = jax.eval_shape(program.prune, state, program.amounts(0.5), key)
+        assert jax.tree.structure(kept) == jax.tree.structure(state)
+        assert jax.tree.structure(report.kept) == jax.tree.structure(state.masks)
 
 
 def test_the_published_recipe_is_the_one_that_ran():
@@ -69,14 +76,15 @@ def test_the_published_recipe_is_the_one_that_ran():
     runs = jobs(CONFIGS / "paper" / "published.yaml")
     assert sum(path.startswith("pretrain/") for path in runs) == 20
     pruned, random = runs["pretrain/pruned-s0.7"], runs["pretrain/random-s0.7"]
-    rate = learning_rate_at(pruned.optimizer, pruned.steps, pruned.optimizer.learning_rate)
+    rate = learning_rate_at(pruned.optimizer, pruned.steps)
     np.testing.assert_allclose([rate(t) for t in (5, 5000, 90_000)], [1e-5, 1e-5, 2e-5 / 19], rtol=1e-5)
     plan = prune_plan(pruned)
     assert (pruned.steps, len(plan), max(plan)) == (95_000, 9501, 95_000)
     assert plan[2500] == pytest.approx(0.578 * 0.7, abs=1e-3) and plan[10_000] == plan[95_000] == 0.7
     assert pruned.model.sublayer_relu and pruned.model.hidden_act == "gelu_new"
+    assert pruned.data.masking == random.data.masking == "published"
     assert pruned.init_from == "bert-base-uncased" and random.init_from == str(Path("runs") / "dense")
-    assert learning_rate_at(random.optimizer, random.steps, 2e-5)(0) == pytest.approx(6.667e-6, rel=1e-3)
+    assert learning_rate_at(random.optimizer, random.steps)(0) == pytest.approx(6.667e-6, rel=1e-3)
     assert (random.steps, prune_plan(random)) == (85_000, {0: 0.7})
     every = [job for job in matrix(read(CONFIGS / "paper" / "published.yaml"), Path("runs")) if not job.pretrains]
     tuned = [job.cfg for job in every if not re.search(r"/after_\d", job.path)]
@@ -100,5 +108,6 @@ def test_the_corrected_recipe_is_what_the_text_says():
         assert (pruned.steps, pruned.prune.mode, pruned.prune.method) == (100_000, "hard", "exact")
         assert max(prune_plan(pruned)) == 10_000 and prune_plan(pruned) == prune_plan(random)
         assert pruned.optimizer == random.optimizer and pruned.optimizer.decay == "linear"
+        assert pruned.data.masking == random.data.masking == "known"
         assert not pruned.model.sublayer_relu and pruned.init_from == random.init_from == str(Path("runs") / "dense")
     assert all(len(task.seeds) >= 3 for task in read(CONFIGS / "paper" / "corrected.yaml").tasks)

@@ -13,10 +13,12 @@ import jax
 import numpy as np
 import pytest
 
-from jaxprune.cli import EXIT_CHECKPOINT, EXIT_DIVERGED, EXIT_PREEMPTED, EXIT_USER, main
+from jaxprune.cli import EXIT_USER, main
 from jaxprune.config import PretrainConfig
 from jaxprune.config.load import read_yaml, validate
-from jaxprune.experiments.pretrain import compile_run
+from jaxprune.errors import CheckpointError, Diverged, Preempted
+from jaxprune.experiments.pretrain import blueprint_of
+from jaxprune.experiments.program import compile_program
 from jaxprune.training.checkpoint import Checkpoints
 from jaxprune.training.workdir import read_records
 
@@ -30,7 +32,7 @@ def end_state(workdir: Path):
     """(step, state, data position) of the newest checkpoint."""
     cfg = validate(PretrainConfig, read_yaml(workdir / "config.yaml"), str(workdir))
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        return checkpoints.restore(compile_run(cfg).program.abstract)
+        return checkpoints.restore(compile_program(blueprint_of(cfg)).abstract)
 
 
 def losses(workdir: Path):
@@ -49,21 +51,28 @@ def assert_same_run(workdir: Path, reference: Path):
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes(), path
     name = "hf/model.safetensors"
     assert (workdir / name).read_bytes() == (reference / name).read_bytes()
-    result, expected = (json.loads((place / "result.json").read_text()) for place in (workdir, reference))
+    result, expected = (json.loads((path / "result.json").read_text()) for path in (workdir, reference))
     assert result.pop("seconds_this_session") != expected.pop("seconds_this_session")
     assert result == expected
 
 
 def wait_for_step(process, workdir: Path, step: int):
-    """Return as soon as metrics.jsonl holds `step`; what it holds then may end in half a line."""
+    """Return as soon as metrics.jsonl (whose last line may be cut then) or a checkpoint holds `step` or a later one."""
     deadline = time.monotonic() + 240
+    metrics, checkpoints = workdir / "metrics.jsonl", workdir / "checkpoints"
     while time.monotonic() < deadline and process.poll() is None:
-        path = workdir / "metrics.jsonl"
-        if path.exists() and any(f'"step": {s},' in path.read_text() for s in range(step, 13)):
+        if metrics.exists() and any(f'"step": {s},' in metrics.read_text() for s in range(step, 13)):
+            return
+        if any((checkpoints / str(s)).exists() for s in range(step, 13)):
             return
         time.sleep(0.002)
     out, err = process.communicate()
     raise AssertionError(f"step {step} never came: {process.returncode}\n{out}\n{err}")
+
+
+def starts(workdir: Path):
+    """Every start that run.json holds."""
+    return json.loads((workdir / "run.json").read_text())["starts"]
 
 
 def stop(tiny, argv: list, workdir: Path, step: int, number: int) -> tuple[int, str]:
@@ -77,8 +86,9 @@ def stop(tiny, argv: list, workdir: Path, step: int, number: int) -> tuple[int, 
 
 @pytest.fixture(scope="module")
 def soft(tiny):
-    """(config, finished workdir) of an uninterrupted run with soft masks, pruned from step 0 on."""
-    config = tiny.pretrain_yaml(tiny.root / "soft.yaml", prune={"mode": "soft", "scope": "global", "begin": 0})
+    """(config, finished workdir) of an uninterrupted run with soft masks, pruned from step 0 on, that logs every 5."""
+    prune = {"mode": "soft", "scope": "global", "begin": 0}
+    config = tiny.pretrain_yaml(tiny.root / "soft.yaml", prune=prune, train={"log_every": 5})
     done = tiny.run("pretrain", config, "--workdir", tiny.root / "soft")
     assert done.code == 0, done.err
     return config, tiny.root / "soft"
@@ -104,7 +114,7 @@ def test_asked_to_stop_it_saves_that_step_and_resumes(tiny, pretrained, tmp_path
     saved = 0
     for number, step in ((signal.SIGTERM, 1), (signal.SIGINT, 6)):
         code, err = stop(tiny, argv, workdir, step, number)
-        assert code == EXIT_PREEMPTED, err
+        assert code == Preempted.exit_code, err
         assert not saved or f"resuming at step {saved} of 12" in err
         saved = losses(workdir)[-1]["step"]
         assert step <= saved < 12
@@ -113,6 +123,160 @@ def test_asked_to_stop_it_saves_that_step_and_resumes(tiny, pretrained, tmp_path
     done = tiny.run("pretrain", *argv, "--workdir", workdir)
     assert done.code == 0 and f"resuming at step {saved} of 12" in done.err
     assert_same_run(workdir, pretrained)
+
+
+def test_the_log_does_not_show_a_stop(tiny, soft, tmp_path):
+    """A line of metrics.jsonl is about all steps since the line before, whatever stopped the run in between."""
+    config, reference = soft
+    argv = ["pretrain", config, "--workdir", tmp_path / "run", "--train.save-every", 1000]
+    for steps, number, saved in ((2, signal.SIGTERM, 2), (5, signal.SIGINT, 7)):
+        done = tiny.stop(steps, number, *argv)
+        assert done.code == Preempted.exit_code and f"step {saved} of 12 is saved" in done.err, done.err
+    assert tiny.run(*argv).code == 0
+    assert [line["step"] for line in losses(reference) if "loss" in line] == [5, 10, 12]
+    assert_same_run(tmp_path / "run", reference)
+
+
+def test_every_start_is_kept(tiny, pretrained, tmp_path):
+    """log_every 6 and a stop at 7: the second line is about steps 7 to 12, and run.json about both starts."""
+    argv = ["pretrain", tiny.root / "pretrain.yaml", "--train.log-every", 6, "--workdir"]
+    assert tiny.run(*argv, tmp_path / "whole").code == 0
+    assert tiny.stop(7, signal.SIGTERM, *argv, tmp_path / "run").code == Preempted.exit_code
+    assert tiny.run(*argv, tmp_path / "run", "--train.keep", 2).code == 0
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert [line["step"] for line in losses(tmp_path / "run") if "loss" in line] == [6, 12]
+    (whole,), (first, second) = starts(tmp_path / "whole"), starts(tmp_path / "run")
+    assert (whole["step"], first["step"], second["step"]) == (0, 0, 7)
+    assert "--train.keep 2" in second["command"] and "--train.keep 2" not in first["command"]
+    told_apart = {"step", "command"}
+    for start in (first, second):
+        assert {k: v for k, v in start.items() if k not in told_apart} == {
+            k: v for k, v in whole.items() if k not in told_apart
+        }
+
+
+def test_a_moved_data_folder_is_the_same_data(tiny, pretrained, tmp_path):
+    """It is known by its fingerprint, not by its path."""
+    before, after = shutil.copytree(tiny.data, tmp_path / "before"), tmp_path / "elsewhere" / "after"
+    argv = ["pretrain", tiny.root / "pretrain.yaml", "--workdir", tmp_path / "run", "--data.path"]
+    done = tiny.stop(7, signal.SIGTERM, *argv, before)
+    assert done.code == Preempted.exit_code, done.err
+    after.parent.mkdir()
+    before.rename(after)
+    done = tiny.run(*argv, before)
+    assert done.code == EXIT_USER and str(before) in done.err and done.err.count("\n") == 1, done.err
+    done = tiny.run(*argv, after)
+    assert done.code == 0 and "resuming at step 7 of 12" in done.err, done.err
+    assert_same_run(tmp_path / "run", pretrained)
+    # What starts from the run needs no data folder at all.
+    shutil.rmtree(after)
+    config = tiny.finetune_yaml(tmp_path / "f.yaml", init_from=str(tmp_path / "run"))
+    assert main(["finetune", str(config), "--dry-run"]) == 0
+
+
+def test_what_it_started_from_may_be_deleted(tiny, pretrained, tmp_path):
+    source = shutil.copytree(pretrained / "hf", tmp_path / "source")
+    prune = {"sparsity": 0.9, "initial": 0.7}
+    config = tiny.pretrain_yaml(tmp_path / "c.yaml", init_from=str(source), prune=prune, train={"log_every": 5})
+    assert tiny.run("pretrain", config, "--workdir", tmp_path / "whole").code == 0
+    assert tiny.stop(7, signal.SIGTERM, "pretrain", config, "--workdir", tmp_path / "run").code == Preempted.exit_code
+    shutil.rmtree(source)
+    done = tiny.run("pretrain", config, "--workdir", tmp_path / "run")
+    assert done.code == 0 and "resuming at step 7 of 12" in done.err, done.err
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert main(["pretrain", str(config), "--workdir", str(tmp_path / "run")]) == 0  # finished
+    assert main(["pretrain", str(config), "--workdir", str(tmp_path / "new")]) == EXIT_USER
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_fine_tuning_started_from_may_be_deleted(tiny, pretrained, tmp_path):
+    """The first of two runs is finished, the second stopped in its 7th of 12 steps."""
+    source = shutil.copytree(pretrained, tmp_path / "source")
+    changes = {"learning_rates": [1e-3, 2e-3], "epochs": 4, "train": {"log_every": 5}, "keep_weights": True}
+    config = tiny.finetune_yaml(tmp_path / "c.yaml", init_from=str(source), **changes)
+    assert tiny.run("finetune", config, "--workdir", tmp_path / "whole").code == 0
+    done = tiny.stop(12 + 7, signal.SIGTERM, "finetune", config, "--workdir", tmp_path / "run")
+    assert done.code == Preempted.exit_code and "step 7 of 12 is saved" in done.err, done.err
+    shutil.rmtree(source)
+    assert (tmp_path / "run" / "tokenizer" / "tokenizer.json").is_file()
+    done = tiny.run("finetune", config, "--workdir", tmp_path / "run")
+    assert done.code == 0 and "resuming at step 7 of 12" in done.err, done.err
+    for name in ("lr0.001-seed0", "lr0.002-seed0"):
+        run, whole = (tmp_path / which / "SST-2" / name for which in ("run", "whole"))
+        assert losses(run) == losses(whole)
+        assert [line["step"] for line in losses(run)] == [5, 10, 12]
+        for file in ("dev_predictions.npz", "hf/model.safetensors", "hf/masks.safetensors", "hf/tokenizer.json"):
+            assert (run / file).read_bytes() == (whole / file).read_bytes(), file
+        results = [json.loads((path / "result.json").read_text()) for path in (run, whole)]
+        assert results[0].pop("seconds_this_session") != results[1].pop("seconds_this_session")
+        assert results[0] == results[1]
+    assert len(starts(run)) == 2
+    assert main(["finetune", str(config), "--workdir", str(tmp_path / "run")]) == 0  # finished
+    assert main(["finetune", str(config), "--workdir", str(tmp_path / "new")]) == EXIT_USER
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("criterion", "mode", "devices"),
+    [("movement", "hard", 1), ("taylor", "soft", 1), ("movement", "soft", 8), ("taylor", "hard", 8)],
+)
+def test_what_a_criterion_remembers_is_part_of_a_checkpoint(tiny, tmp_path, monkeypatch, criterion, mode, devices):
+    """Stopped between two prunes, it prunes on as if it had not been; params and what is remembered may be split."""
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", str(devices))
+    prune = {"criterion": criterion, "mode": mode, "scope": "global", "begin": 2}
+    mesh = {"fsdp": 4} if devices == 8 else {}
+    config = tiny.pretrain_yaml(tmp_path / "c.yaml", prune=prune, mesh=mesh, train={"log_every": 5})
+    argv = ["pretrain", config, "--workdir"]
+    whole = tiny.run(*argv, tmp_path / "whole")
+    assert whole.code == 0, whole.err
+    assert tiny.stop(5, signal.SIGTERM, *argv, tmp_path / "run").code == Preempted.exit_code
+    _, state, _ = end_state(tmp_path / "run")
+    remembered = jax.device_get(state.pruner)
+    assert jax.tree.structure(remembered) == jax.tree.structure(state.masks)
+    for leaf, mask in zip(jax.tree.leaves(remembered), jax.tree.leaves(state.masks), strict=True):
+        assert leaf.shape == mask.shape and (leaf != 0).mean() > 0.2
+    done = tiny.run(*argv, tmp_path / "run")
+    assert done.code == 0 and "resuming at step 5 of 12" in done.err, done.err
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert [start["mesh"] for start in starts(tmp_path / "run")] == [
+        {"data": devices // 4 or 1, "fsdp": mesh.get("fsdp", 1)}
+    ] * 2
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["sparsity"] == pytest.approx(0.7, abs=1e-3)
+
+
+SECOND = """
+import os, signal, sys, threading, time
+from jaxprune.experiments import walk
+
+def evaluate_all(*_):
+    print("evaluating", flush=True)
+    time.sleep(600)
+
+walk.evaluate_all = evaluate_all
+from jaxprune.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_second_interrupt_stops_at_once(tiny, tmp_path):
+    """The first lets the step end with its evaluation and its checkpoint; the second waits for neither."""
+    argv = ["pretrain", tiny.root / "pretrain.yaml", "--workdir", tmp_path / "run", "--train.eval-every", 3]
+    tiny.pretrain_yaml(argv[1])
+    process = tiny.start(*argv, "--train.save-every", 3, program=("-c", SECOND))
+    try:
+        assert process.stdout.readline() == "evaluating\n", process.communicate()
+        process.send_signal(signal.SIGINT)
+        assert "stopping after this step; Ctrl-C stops at once" in process.stderr.readline()
+        assert process.poll() is None
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert time.monotonic() - began < 20
+    assert (process.returncode, out) == (130, "") and "Traceback" not in err, err
+    assert not [*(tmp_path / "run" / "checkpoints").iterdir()]
 
 
 @pytest.fixture
@@ -153,7 +317,7 @@ def test_no_good_checkpoint_stops_the_run_and_loses_nothing(tiny, interrupted, c
         flip(interrupted, step)
     kept = (interrupted / "metrics.jsonl").read_bytes()
     argv = ["pretrain", str(tiny.root / "pretrain.yaml"), "--workdir", str(interrupted)]
-    assert main(argv) == EXIT_CHECKPOINT
+    assert main(argv) == CheckpointError.exit_code
     assert "[8, 10, 12]" in capsys.readouterr().err
     assert (interrupted / "metrics.jsonl").read_bytes() == kept
     assert len([*(interrupted / "checkpoints").glob("*.corrupt")]) == 3
@@ -209,9 +373,9 @@ def test_divergence_stops_the_run_and_saves_no_bad_weights(tiny, tmp_path):
         tmp_path / "c.yaml", optimizer={"learning_rate": 1e30}, train={"save_every": 1, "keep": 50}
     )
     done = tiny.run("pretrain", config, "--workdir", tmp_path / "run")
-    assert done.code == EXIT_DIVERGED, done.err
-    said = done.err.splitlines()[-1]
-    assert "not finite" in said and "another --workdir" in said
+    assert done.code == Diverged.exit_code, done.err
+    message = done.err.splitlines()[-1]
+    assert "not finite" in message and "another --workdir" in message
     saved = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()]
     assert not (tmp_path / "run" / "result.json").exists()
     for line in read_records(tmp_path / "run" / "metrics.jsonl"):

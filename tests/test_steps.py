@@ -10,8 +10,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxprune.config import MeshConfig, OptimizerConfig, PruneConfig
-from jaxprune.pruning import CRITERIA, apply_masks, init_masks, leaf_counts
+from jaxprune.config import MeshConfig, OptimizerConfig
+from jaxprune.pruning import CRITERIA, apply_masks, init_masks, leaf_counts, pruner
 from jaxprune.training.compile import compile_steps
 from jaxprune.training.optimizer import adamw
 from jaxprune.training.sharding import DATA_AXES, batch_sharding, check_batch, make_mesh
@@ -50,21 +50,27 @@ def _params(seed=0):
 def _batch(n=16, seed=1):
     keys = jax.random.split(jax.random.key(seed), 3)
     weights = (jax.random.uniform(keys[2], (n,)) > 0.3).astype(jnp.float32)
-    return {"x": jax.random.normal(keys[0], (n, 8)), "y": jax.random.normal(keys[1], (n, 4)), "w": weights}
+    half = (jnp.arange(n) % 2 == 0).astype(jnp.float32)
+    x, y = jax.random.normal(keys[0], (n, 8)), jax.random.normal(keys[1], (n, 4))
+    return {"x": x, "y": y, "w": weights, "half": half}
 
 
-def _loss(params, batch, key):
+HARD, SOFT = pruner(), pruner(mode="soft")
+
+
+def _loss(params, frozen, batch, key):
     h = jnp.tanh(batch["x"] @ params["a"]["kernel"] + params["a"]["bias"][None])
     out = h @ params["b"]["kernel"] + params["b"]["bias"][None]
     errors = jnp.sum((out - batch["y"]) ** 2, -1)
-    half = (jnp.arange(len(errors)) % 1 == 0).astype(jnp.float32)
-    terms = {"fit": (jnp.sum(errors * batch["w"]), jnp.sum(batch["w"])), "size": (jnp.sum(jnp.abs(out)), jnp.sum(half))}
+    half = batch["half"]  # a count that is not the batch's size
+    size = jnp.sum(jnp.abs(out) * half[:, None])
+    terms = {"fit": (jnp.sum(errors * batch["w"]), jnp.sum(batch["w"])), "size": (size, jnp.sum(half))}
     return terms, {"error": (jnp.sum(errors), jnp.float32(len(errors)))}
 
 
-def _state(tx, seed=0):
+def _state(tx, seed=0, using=HARD):
     params = _params(seed)
-    return create(params, init_masks(params, [".*/kernel"]), tx)
+    return create(params, init_masks(params, [".*/kernel"]), tx, using)
 
 
 def _kernels(tree):
@@ -76,17 +82,18 @@ def _kernels(tree):
     [(name, "magnitude") for name in TX] + [("bert", other) for other in CRITERIA if other != "magnitude"],
 )
 def test_hard_masks_hold_after_every_step_for_every_transform(name, criterion):
-    tx = TX[name]()
-    state, key = _state(tx), jax.random.key(0)
-    train = jax.jit(partial(train_step, loss_fn=_loss, tx=tx))
-    prune = jax.jit(partial(prune_step, tx=tx, scope="global", criterion=criterion))
+    tx, using = TX[name](), pruner(criterion, scope="global")
+    state, key = _state(tx, using=using), jax.random.key(0)
+    train = jax.jit(partial(train_step, loss_fn=_loss, tx=tx, pruner=using))
+    prune = jax.jit(partial(prune_step, pruner=using))
     previous = _kernels(state.masks)
     for i in range(12):
         if i % 3 == 0:
-            state = prune(state, np.float32(0.2 + 0.05 * i), key)
+            target = round(0.2 + 0.05 * i, 6)
+            state, report = prune(state, using.amounts(state.masks, target), key)
             kept = sum(k for k, _ in leaf_counts(state.masks).values())
-            assert kept == round((1 - round(0.2 + 0.05 * i, 6)) * 192)
-        state, metrics = train(state, _batch(seed=i), key)
+            assert kept == round((1 - target) * 192) == sum(int(k) for k in jax.tree.leaves(report.kept))
+        state, metrics = train(state, (), _batch(seed=i), key)
         for w, m, old in zip(_kernels(state.params), _kernels(state.masks), previous):
             pruned = np.asarray(w)[~np.asarray(m)]
             assert (pruned.view(np.uint32) == 0).all()  # +0.0, not -0.0
@@ -101,11 +108,11 @@ def test_hard_masks_hold_after_every_step_for_every_transform(name, criterion):
 def test_moments_of_pruned_weights_are_zero(name):
     tx = TX[name]()
     state, key = _state(tx), jax.random.key(0)
-    train = jax.jit(partial(train_step, loss_fn=_loss, tx=tx))
+    train = jax.jit(partial(train_step, loss_fn=_loss, tx=tx, pruner=HARD))
     for i in range(4):
-        state, _ = train(state, _batch(seed=i), key)
-    state = jax.jit(partial(prune_step, tx=tx))(state, jnp.float32(0.5), key)
-    state, _ = train(state, _batch(seed=9), key)
+        state, _ = train(state, (), _batch(seed=i), key)
+    state, _ = jax.jit(partial(prune_step, pruner=HARD))(state, jnp.float32(0.5), key)
+    state, _ = train(state, (), _batch(seed=9), key)
     mask = np.asarray(state.masks["a"]["kernel"])
     moments = [x for x in jax.tree.leaves(state.opt_state) if getattr(x, "shape", ()) == mask.shape]
     assert moments
@@ -116,7 +123,7 @@ def test_moments_of_pruned_weights_are_zero(name):
 def test_clip_sees_live_gradients_only():
     """Training the pruned network equals training the small network that holds its live weights alone."""
     tx = optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.1))
-    train = jax.jit(partial(train_step, loss_fn=_loss, tx=tx))
+    train = jax.jit(partial(train_step, loss_fn=_loss, tx=tx, pruner=HARD))
     state = _state(tx)
     rows = np.arange(8) < 3  # keep three input rows of `a`
     state = state._replace(
@@ -125,11 +132,11 @@ def test_clip_sees_live_gradients_only():
     state = state._replace(params=apply_masks(state.params, state.masks))
     small = jax.tree.map(lambda x: x, state.params)
     small["a"]["kernel"] = state.params["a"]["kernel"][:3]
-    small_state = create(small, init_masks(small, [".*/kernel"]), tx)
+    small_state = create(small, init_masks(small, [".*/kernel"]), tx, HARD)
     for i in range(5):
         batch = _batch(seed=i)
-        state, big_metrics = train(state, batch, jax.random.key(0))
-        small_state, metrics = train(small_state, {**batch, "x": batch["x"][:, :3]}, jax.random.key(0))
+        state, big_metrics = train(state, (), batch, jax.random.key(0))
+        small_state, metrics = train(small_state, (), {**batch, "x": batch["x"][:, :3]}, jax.random.key(0))
         np.testing.assert_allclose(big_metrics["grad_norm"], metrics["grad_norm"], rtol=1e-5)
     np.testing.assert_allclose(state.params["a"]["kernel"][:3], small_state.params["a"]["kernel"], rtol=1e-5)
     np.testing.assert_allclose(state.params["b"]["kernel"], small_state.params["b"]["kernel"], rtol=1e-5)
@@ -137,38 +144,39 @@ def test_clip_sees_live_gradients_only():
 
 def test_soft_masks_keep_the_dense_value_and_let_it_return():
     tx = optax.sgd(0.05)
-    state, key = _state(tx), jax.random.key(0)
-    state = prune_step(state, jnp.float32(0.5), key, tx=tx, soft=True)
+    state, key = _state(tx, using=SOFT), jax.random.key(0)
+    state, _ = prune_step(state, jnp.float32(0.5), key, pruner=SOFT)
     hidden = ~np.asarray(state.masks["a"]["kernel"])
     before = np.asarray(state.params["a"]["kernel"])
     assert (before[hidden] != 0).all()
-    state, _ = train_step(state, _batch(), key, loss_fn=_loss, tx=tx, soft=True)
+    state, _ = train_step(state, (), _batch(), key, loss_fn=_loss, tx=tx, pruner=SOFT)
     after = np.asarray(state.params["a"]["kernel"])
     np.testing.assert_array_equal(after[hidden], before[hidden])  # no gradient under the mask
     assert (after[~hidden] != before[~hidden]).any()
     w, m = state.params["a"]["kernel"], state.masks["a"]["kernel"]
     shrunk = {**state.params["a"], "kernel": jnp.where(m, w * 1e-3, w)}
     state = state._replace(params={**state.params, "a": shrunk})
-    state = prune_step(state, jnp.float32(0.5), key, tx=tx, soft=True)
+    state, _ = prune_step(state, jnp.float32(0.5), key, pruner=SOFT)
     assert (np.asarray(state.masks["a"]["kernel"]) == hidden).all()  # they swapped places
 
 
 def test_soft_loss_is_the_loss_of_the_masked_weights():
     tx = optax.sgd(0.05)
-    state = prune_step(_state(tx), jnp.float32(0.5), jax.random.key(0), tx=tx, soft=True)
+    state, _ = prune_step(_state(tx, using=SOFT), jnp.float32(0.5), jax.random.key(0), pruner=SOFT)
     hard = state._replace(params=apply_masks(state.params, state.masks))
-    _, soft_metrics = train_step(state, _batch(), jax.random.key(0), loss_fn=_loss, tx=tx, soft=True)
-    _, hard_metrics = train_step(hard, _batch(), jax.random.key(0), loss_fn=_loss, tx=tx)
+    _, soft_metrics = train_step(state, (), _batch(), jax.random.key(0), loss_fn=_loss, tx=tx, pruner=SOFT)
+    _, hard_metrics = train_step(hard, (), _batch(), jax.random.key(0), loss_fn=_loss, tx=tx, pruner=HARD)
     jax.tree.map(np.testing.assert_array_equal, soft_metrics, hard_metrics)
-    sums = eval_step(state, _batch(), loss_fn=_loss)
+    sums = eval_step(state, (), _batch(), loss_fn=_loss)
     assert float(sums["fit"][0]) == float(soft_metrics["fit"][0])
 
 
 @pytest.mark.parametrize("pieces", [2, 4, 8])
 def test_accumulated_gradient_is_that_of_the_whole_batch(pieces):
     tx = optax.sgd(0.1)
-    whole, metrics = train_step(_state(tx), _batch(), jax.random.key(0), loss_fn=_loss, tx=tx)
-    parts, part_metrics = train_step(_state(tx), _batch(), jax.random.key(0), loss_fn=_loss, tx=tx, accumulate=pieces)
+    step = partial(train_step, loss_fn=_loss, tx=tx, pruner=HARD)
+    whole, metrics = step(_state(tx), (), _batch(), jax.random.key(0))
+    parts, part_metrics = step(_state(tx), (), _batch(), jax.random.key(0), accumulate=pieces)
     compare = partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-6)
     jax.tree.map(compare, whole.params, parts.params)
     jax.tree.map(compare, metrics, part_metrics)
@@ -182,25 +190,26 @@ def test_accumulated_gradient_is_that_of_the_whole_batch(pieces):
 def test_many_devices_train_and_prune_as_one(how, axes):
     tx, key, steps = adamw(OptimizerConfig(learning_rate=1e-2), 50), jax.random.key(0), 20
     kind, count = how.split()
-    prune_cfg = PruneConfig(scope="global")
+    using = pruner(scope="global")
 
     def run(step, prune, state, put=lambda b: b):
         losses = []
         for i in range(steps):
-            state, metrics = step(state, put(_batch(seed=i)), key)
+            state, metrics = step(state, (), put(_batch(seed=i)), key)
             first = jax.tree.map(lambda x: x.reshape(-1)[0], jax.device_get(metrics))
             losses.append(means(first, ("fit", "size"))["loss"])
             if i in (5, 10):
-                state = prune(state, np.float32(0.3 + 0.03 * i), key)
+                state, _ = prune(state, np.float32(0.3 + 0.03 * i), key)
                 jax.block_until_ready(state)
         return losses, state
 
-    one = partial(train_step, loss_fn=_loss, tx=tx)
-    expected, reference = run(jax.jit(one), jax.jit(partial(prune_step, tx=tx, scope="global")), _state(tx))
+    one = partial(train_step, loss_fn=_loss, tx=tx, pruner=using)
+    cut = partial(prune_step, pruner=using)
+    expected, reference = run(jax.jit(one), jax.jit(cut), _state(tx))
     if kind == "pmap":
         split = lambda b: jax.tree.map(lambda x: x.reshape(8, -1, *x.shape[1:]), b)  # noqa: E731
-        step = jax.pmap(partial(one, axis_name="batch"), axis_name="batch", in_axes=(0, 0, None))
-        prune = jax.pmap(partial(prune_step, tx=tx, scope="global"), in_axes=(0, None, None))
+        step = jax.pmap(partial(one, axis_name="batch"), axis_name="batch", in_axes=(0, None, 0, None))
+        prune = jax.pmap(cut, in_axes=(0, None, None))
         copies = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (8, *x.shape)), _state(tx))
         losses, state = run(step, prune, copies, split)
         state = jax.tree.map(lambda x: x[0], state)
@@ -208,22 +217,23 @@ def test_many_devices_train_and_prune_as_one(how, axes):
         mesh = make_mesh(MeshConfig(axes=axes))
         rows = P(DATA_AXES)
         mapped = partial(jax.shard_map, mesh=mesh, out_specs=P())
-        step = jax.jit(mapped(partial(one, axis_name=DATA_AXES), in_specs=(P(), rows, P())))
-        prune = jax.jit(mapped(partial(prune_step, tx=tx, scope="global"), in_specs=(P(), P(), P())))
+        step = jax.jit(mapped(partial(one, axis_name=DATA_AXES), in_specs=(P(), P(), rows, P())))
+        prune = jax.jit(mapped(cut, in_specs=(P(), P(), P())))
         state = jax.device_put(_state(tx), NamedSharding(mesh, P()))
         losses, state = run(step, prune, state, lambda b: jax.device_put(b, batch_sharding(mesh)))
     else:
         mesh = make_mesh(MeshConfig(fsdp=int(count) if kind == "fsdp" else 1, axes=axes))
         params = _params()
         program = compile_steps(
-            params, init_masks(params, [".*/kernel"]), mesh, loss_fn=_loss, tx=tx, prune=prune_cfg, num_heads=1
+            params, init_masks(params, [".*/kernel"]), mesh, loss_fn=_loss, tx=tx, pruner=using
         )
         state = program.init(params, init_masks(params, [".*/kernel"]))
         if kind == "fsdp":
             kernel = state.params["a"]["kernel"]
             assert kernel.addressable_shards[0].data.size == kernel.size // int(count)
             assert state.masks["a"]["kernel"].sharding == kernel.sharding
-        losses, state = run(program.train, program.prune, state, program.put)
+        prune = lambda state, target, key: program.prune(state, program.amounts(round(float(target), 6)), key)  # noqa: E731
+        losses, state = run(program.train, prune, state, program.put)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     for m, r in zip(_kernels(state.masks), _kernels(reference.masks)):
         np.testing.assert_array_equal(m, r)

@@ -4,7 +4,6 @@ import copy
 import json
 import os
 import random
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -14,19 +13,23 @@ import numpy as np
 import pandas
 import pytest
 import yaml
+from safetensors.numpy import load_file
 from workflow import write_yaml
 
+from jaxprune.analysis.paths import flat
 from jaxprune.cli import main
-from jaxprune.config import FinetuneConfig, PretrainConfig, StudyConfig
-from jaxprune.config.load import validate
-from jaxprune.experiments.conditions import Job, matrix, shard
-from jaxprune.experiments.finetune import pretrained
-from jaxprune.experiments.shared import Shared
-from jaxprune.experiments.study import _seeds_added, resolve, select
-from jaxprune.experiments.trainer import schedule
+from jaxprune.config import FinetuneConfig, StudyConfig
+from jaxprune.config.load import read_yaml, validate
+from jaxprune.errors import UserError
+from jaxprune.experiments import finetune
+from jaxprune.experiments.finetune import schedule
+from jaxprune.experiments.matrix import Job, matrix, shard
+from jaxprune.experiments.shelf import Shelf
+from jaxprune.experiments.study import _seeds_added, select
+from jaxprune.experiments.weights import completed
 from jaxprune.models.bert import bert
+from jaxprune.models.folder import read_folder
 from jaxprune.training.optimizer import learning_rate_at
-from jaxprune.training.workdir import read_records
 
 RUNS = Path("/study/runs")
 PLAIN = {
@@ -155,7 +158,7 @@ def test_only_keeps_what_matches_and_its_ancestors():
         "finetune/information_deletion/pruned-s0.9/CoLA/lr0.0002-seed0",
     ]
     for only, part, words in (("nothing", "", "matches none"), ("(", "", "regular expression"), ("", "3/2", "i/n")):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(UserError, match=words):
             select(jobs, only, part)
 
 
@@ -178,7 +181,7 @@ def test_only_keeps_what_matches_and_its_ancestors():
     ],
 )
 def test_a_wrong_study_is_refused(changes, words):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         study(**changes)
     assert all(word in str(error.value) for word in words), error.value
 
@@ -186,20 +189,20 @@ def test_a_wrong_study_is_refused(changes, words):
 def test_the_published_fine_tuning_rate():
     """Teeth of one epoch from peak / k, a warm-up in the first alone; a later run counts on."""
     steps = 30
-    first = FinetuneConfig(epochs=3, sawtooth=True, warmup_fraction=0.2)
-    rate = learning_rate_at(schedule(first, steps), steps, 1.0)
+    first = FinetuneConfig(epochs=3, sawtooth=True, warmup_fraction=0.2, learning_rates=(1.0,))
+    rate = learning_rate_at(schedule(first, steps), steps)
     teeth = [1 - t / (10 * (t // 10 + 1)) for t in range(steps)]
     np.testing.assert_allclose([rate(t) for t in range(steps)], [0, 0.5, *teeth[2:]], rtol=1e-6)
-    later = schedule(FinetuneConfig(epochs=2, sawtooth=True, epochs_before=3), 20)
-    assert learning_rate_at(later, 20, 1.0)(0) == pytest.approx(1 / 4)
-    assert learning_rate_at(later, 20, 1.0)(10) == pytest.approx(1 / 5)
-    plain = learning_rate_at(schedule(FinetuneConfig(epochs=3), steps), steps, 1.0)
+    later = schedule(first.model_copy(update={"epochs": 2, "epochs_before": 3}), 20)
+    assert learning_rate_at(later, 20)(0) == pytest.approx(1 / 4)
+    assert learning_rate_at(later, 20)(10) == pytest.approx(1 / 5)
+    plain = learning_rate_at(schedule(FinetuneConfig(epochs=3, learning_rates=(1.0,)), steps), steps)
     np.testing.assert_allclose([plain(t) for t in (3, 15, 29)], [1, 15 / 27, 1 / 27], rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
 def config(tiny) -> Path:
-    """A study of thirteen runs on the tiny corpus, of all conditions and two switches."""
+    """A study of twelve runs on the tiny corpus, of all conditions and two switches."""
     pretrain = yaml.safe_load(
         tiny.pretrain_yaml(tiny.root / "p.yaml", steps=8, prune={"begin": 2, "end": 6}).read_text()
     )
@@ -291,61 +294,23 @@ def test_killed_three_times_it_ends_with_the_same_results(tiny, config, shared):
 
 
 @pytest.mark.slow
-def test_a_study_whose_runs_train_together_ends_as_one_whose_runs_do_not(tiny, config, shared, tmp_path):
-    shutil.copytree(shared / "runs" / "dense", tmp_path / "runs" / "dense")
-    done = tiny.run("study", config, "--workdir", tmp_path, "--population", 2)
-    assert done.code == 0, done.err
-    assert "trained together: pretrain/pruned-s0.5, pretrain/pruned-s0.9" in done.err
-    assert "trained together: finetune/" in done.err
-    ours, theirs = results(tmp_path), results(shared)
-    assert {*ours} == {*theirs}
-    for path, result in ours.items():
-        assert result.keys() == theirs[path].keys()
-        if "dev" in result:
-            assert result["dev"] == pytest.approx(theirs[path]["dev"], rel=1e-3), path
-            for name in ("metrics", "prunes"):
-                lines = [read_records(root / "runs" / path / f"{name}.jsonl") for root in (tmp_path, shared)]
-                assert [r.keys() for r in lines[0]] == [r.keys() for r in lines[1]]
-                assert [r["sparsity"] for r in lines[0] if "sparsity" in r] == [
-                    r["sparsity"] for r in lines[1] if "sparsity" in r
-                ]
-        else:
-            assert result["train_loss"] == pytest.approx(theirs[path]["train_loss"], rel=1e-3), path
-            assert result["sparsity"] == theirs[path]["sparsity"]
-
-
-@pytest.mark.slow
-def test_a_population_takes_runs_of_its_own_model_alone(config, shared, tmp_path):
-    cfg = resolve(validate(StudyConfig, yaml.safe_load(config.read_text()) | {"population": 3}, str(config)))
-    listed, runs = by_path(matrix(cfg, shared / "runs")), shared / "runs"
-    job, mate = (listed[f"finetune/pruned/pruned-s{s}/SST-2/lr0.001-seed0"] for s in (0.5, 0.9))
-    other = shutil.copytree(runs / "pretrain" / "pruned-s0.9", tmp_path / "relu")
-    content = yaml.safe_load((other / "config.yaml").read_text())
-    content["model"]["sublayer_relu"] = True
-    write_yaml(other / "config.yaml", content)
-    relu = mate._replace(path="relu", cfg=mate.cfg.model_copy(update={"init_from": str(other)}))
-    for ready in ([relu, mate], [mate, relu]):
-        _, members = Shared(cfg).tuned_together(job.cfg, job, ready, runs)
-        assert [place for place, _, _ in members] == [runs / job.path, runs / mate.path]
-
-
-@pytest.mark.slow
 def test_the_cut_after_fine_tuning_is_one_shot_on_the_tuned_weights(shared):
     """Per matrix, the largest magnitudes of the fine-tuned dense weights survive to the end, and no others."""
-    before, after = (
-        dict(np.load(shared / "runs" / "finetune" / place / "SST-2" / "lr0.001-seed0" / "weights.npz"))
+    before, cut_and_tuned = (
+        read_folder(shared / "runs" / "finetune" / place / "SST-2" / "lr0.001-seed0" / "hf", head=None)
         for place in ("dense", "after_finetuning/dense-s0.9")
     )
+    before, after, masks = flat(before.params), flat(cut_and_tuned.params), flat(cut_and_tuned.masks)
     cut = 0
     for path, weight in after.items():
         if (weight == 0).mean() < 0.5 or not path.endswith(("kernel", "embedding")):
             continue
         kept = round(0.1 * weight.size)
-        assert (weight != 0).sum() == kept
+        assert (weight != 0).sum() == kept and (masks[path] == (weight != 0)).all()
         largest = np.argsort(np.abs(before[path]), axis=None)[-kept:]
         assert {*np.flatnonzero(weight)} == {*largest}
         cut += 1
-    assert cut == 8  # word embeddings, six matrices of the layer, pooler
+    assert cut == len(masks) == 8  # word embeddings, six matrices of the layer, pooler
     records = (shared / "runs/finetune/after_finetuning/dense-s0.9/SST-2/lr0.001-seed0/prunes.jsonl").read_text()
     assert [json.loads(line)["step"] for line in records.splitlines()] == [0]
 
@@ -353,13 +318,41 @@ def test_the_cut_after_fine_tuning_is_one_shot_on_the_tuned_weights(shared):
 @pytest.mark.slow
 def test_a_run_starts_from_a_fine_tuned_one_with_its_classifier(shared):
     place = shared / "runs/finetune/dense/SST-2/lr0.001-seed0"
-    cfg = FinetuneConfig(init_from=str(place))
-    run = validate(PretrainConfig, yaml.safe_load((shared / "runs/dense/config.yaml").read_text()), "config.yaml")
-    source = pretrained(cfg, run.model)
-    with np.load(place / "weights.npz") as saved:
-        np.testing.assert_array_equal(source.params["classifier"]["kernel"], saved["classifier/kernel"])
-    fresh = jax.eval_shape(bert(run.model, head="classification", num_labels=2).init, jax.random.key(0))
-    assert jax.tree.map(np.shape, source.params) == jax.tree.map(np.shape, fresh)
+    cfg = validate(FinetuneConfig, read_yaml(place / "config.yaml"), "config.yaml")
+    cfg = cfg.model_copy(update={"init_from": str(place)})
+    opened = finetune.tuning().open(finetune.resolve(cfg, None), None, Shelf())
+    params = completed(opened.start(), opened.blueprint.build().init, jax.random.key(7))
+    saved = load_file(place / "hf" / "model.safetensors")
+    np.testing.assert_array_equal(params["classifier"]["kernel"], saved["classifier.weight"].T)
+    np.testing.assert_array_equal(params["classifier"]["bias"], saved["classifier.bias"])
+    fresh = jax.eval_shape(bert(cfg.model, head="classification", num_labels=2).init, jax.random.key(0))
+    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, fresh)
+
+
+BEYOND = {
+    "recovery": (
+        {"recover": {"prune": {"sparsity": 0, "begin": 2, "end": 9}}},
+        "pretrain/pruned-s0.5",
+        ["prune.end = 9", "steps = 8"],
+    ),
+    "fine-tuning": (
+        {"conditions": {"after_finetuning": {"finetune": {"prune": {"schedule": "cubic", "end": 3}}}}},
+        "finetune/after_finetuning/dense-s0.9/SST-2/lr0.001-seed0",
+        ["prune.end = 3", "epochs x examples / batch_size = 1 x 32 / 16 = 2"],
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry run"])
+@pytest.mark.parametrize("case", BEYOND)
+def test_a_prune_that_would_come_after_the_last_step_is_refused(tiny, config, tmp_path, capsys, case, dry):
+    changes, run, words = BEYOND[case]
+    path = write_yaml(tmp_path / "c.yaml", {"base": str(config), **changes})
+    assert main(["study", str(path), "--workdir", str(tmp_path / "study"), *dry]) == 2
+    error = capsys.readouterr().err
+    assert all(word in error for word in [run, *words]) and error.count("\n") == 1, error
+    assert not (tmp_path / "study").exists()
 
 
 @pytest.mark.slow

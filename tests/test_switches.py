@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from jaxprune.config import ModelConfig, OptimizerConfig, PretrainConfig, PruneConfig
-from jaxprune.experiments.pretrain import prune_plan
-from jaxprune.experiments.start import start_config
+from jaxprune.experiments.pruning_plan import plan_of
+from jaxprune.experiments.weights import shaped, source_model
 from jaxprune.models.bert import bert
-from jaxprune.models.hf import load_hf, read_hf_config, save_hf
+from jaxprune.models.folder import read_config, read_folder, write_folder
 from jaxprune.training.optimizer import adamw, learning_rate_at, relative_rate, with_peak_rate
 
 SHAPE = {
@@ -66,22 +66,21 @@ def test_sublayer_relu_cuts_what_is_negative_and_only_that():
 
 
 def test_sublayer_relu_stays_with_the_weights(tmp_path):
-    save_hf(tmp_path, RELU, jax.device_get(_params(0)), head="pretraining")
+    write_folder(tmp_path, RELU, jax.device_get(_params(0)), head="pretraining")
     assert json.loads((tmp_path / "config.json").read_text())["sublayer_relu"] is True
     assert "transformers" in (tmp_path / "README.md").read_text()
-    assert read_hf_config(tmp_path).sublayer_relu and load_hf(tmp_path, head="pretraining")[0].sublayer_relu
-    assert start_config(str(tmp_path), "", ModelConfig()).sublayer_relu
-    save_hf(tmp_path / "plain", PLAIN, jax.device_get(_params(0)), head="pretraining")
+    assert read_config(tmp_path).sublayer_relu and read_folder(tmp_path, head="pretraining").model.sublayer_relu
+    assert shaped(ModelConfig(), source_model(str(tmp_path), ""), "init_from").sublayer_relu
+    write_folder(tmp_path / "plain", PLAIN, jax.device_get(_params(0)), head="pretraining")
     assert "sublayer_relu" not in json.loads((tmp_path / "plain" / "config.json").read_text())
-    assert start_config(str(tmp_path / "plain"), "", RELU.model_copy(update={"hidden_act": "gelu_new"})) == (
-        RELU.model_copy(update={"hidden_act": "gelu_new"})
-    )
+    wanted = RELU.model_copy(update={"hidden_act": "gelu_new"})
+    assert shaped(wanted, source_model(str(tmp_path / "plain"), ""), "init_from") == wanted
 
 
 def test_sawtooth_is_the_published_learning_rate():
     """19 jobs of 5,000 steps: the k-th falls from 2e-5 / k to 0, as an execution of the original code measured."""
     cfg = OptimizerConfig(learning_rate=2e-5, decay="sawtooth", period=5000)
-    rate = learning_rate_at(cfg, 95_000, cfg.learning_rate)
+    rate = learning_rate_at(cfg, 95_000)
     every = 2e-5 * np.asarray(jax.jit(jax.vmap(relative_rate(cfg, 95_000)))(jnp.arange(95_000)), np.float64)
     for chunk in range(1, 20):
         begin, end = 5000 * (chunk - 1), 5000 * chunk
@@ -117,8 +116,10 @@ def test_sawtooth_drives_the_update():
 
 def test_refresh_goes_on_to_the_last_step():
     prune = {"sparsity": 0.7, "begin": 2, "end": 9, "every": 3, "mode": "soft"}
-    frozen = prune_plan(PretrainConfig(steps=16, prune=prune))
-    forever = prune_plan(PretrainConfig(steps=16, prune=prune | {"refresh": True}))
+    frozen, forever = (
+        plan_of(PretrainConfig(steps=16, prune=prune | {"refresh": refresh}).prune, 16, "steps")
+        for refresh in (False, True)
+    )
     assert sorted(frozen) == [2, 5, 8, 9]
     assert sorted(forever) == [2, 5, 8, 9, 11, 14, 16]
     assert all(forever[step] == target for step, target in frozen.items())

@@ -58,16 +58,35 @@ def write_glue(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
+STOPPED = """
+import os, sys
+from jaxprune.training import processes
+
+class Stop(processes.Stop):
+    steps = 0
+    def requested(self, step):
+        Stop.steps += 1
+        if Stop.steps == int(sys.argv[1]):
+            os.kill(os.getpid(), int(sys.argv[2]))
+        return super().requested(step)
+
+processes.Stop = Stop
+from jaxprune.cli import main
+sys.exit(main(sys.argv[3:]))
+"""
+"""A program that runs the command line behind a step and a signal, which it sends itself in that step."""
+
+
 class Tiny(NamedTuple):
-    """Places of the tiny inputs."""
+    """Paths of the tiny inputs."""
 
     root: Path
     corpus: Path
     data: Path
     glue: Path
 
-    def prepare_yaml(self, place: Path, **changes: Any) -> Path:
-        """A prepare config over the tiny corpus, written to `place`."""
+    def prepare_yaml(self, path: Path, **changes: Any) -> Path:
+        """A prepare config over the tiny corpus, written to `path`."""
         config = {
             "command": "prepare",
             "sources": [{"kind": "local", "path": str(self.corpus)}],
@@ -75,15 +94,15 @@ class Tiny(NamedTuple):
             "seq_len": SEQ_LEN,
             "dev_fraction": 0.1,
         }
-        return write_yaml(place, _merge(config, changes))
+        return write_yaml(path, _merge(config, changes))
 
-    def pretrain_yaml(self, place: Path, **changes: Any) -> Path:
-        """A pre-train config with a cubic plan from step 4 to 8 of 12, written to `place`."""
+    def pretrain_yaml(self, path: Path, **changes: Any) -> Path:
+        """A pre-train config with a cubic plan from step 4 to 8 of 12, written to `path`."""
         config = {
             "command": "pretrain",
             "steps": 12,
             "batch_size": 8,
-            "data": {"path": str(self.data), "max_predictions": 5},
+            "data": {"path": str(self.data)},
             "model": {
                 "vocab_size": VOCAB,
                 "hidden_size": 16,
@@ -96,10 +115,10 @@ class Tiny(NamedTuple):
             "optimizer": {"learning_rate": 3e-3},
             "train": {"log_every": 1, "save_every": 2, "eval_batches": 2},
         }
-        return write_yaml(place, _merge(config, changes))
+        return write_yaml(path, _merge(config, changes))
 
-    def finetune_yaml(self, place: Path, **changes: Any) -> Path:
-        """A fine-tune config over the tiny GLUE folder, written to `place`."""
+    def finetune_yaml(self, path: Path, **changes: Any) -> Path:
+        """A fine-tune config over the tiny GLUE folder, written to `path`."""
         config = {
             "command": "finetune",
             "tasks": ["SST-2"],
@@ -111,7 +130,7 @@ class Tiny(NamedTuple):
             "max_len": SEQ_LEN,
             "train": {"log_every": 1},
         }
-        return write_yaml(place, _merge(config, changes))
+        return write_yaml(path, _merge(config, changes))
 
     def environment(self) -> dict[str, str]:
         """Of a real command: one CPU device, this checkout; programs compiled quickly, and once for all commands."""
@@ -125,11 +144,15 @@ class Tiny(NamedTuple):
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
 
-    def start(self, *argv: object) -> subprocess.Popen[str]:
-        """`jaxprune *argv` in a process of its own."""
-        command = [sys.executable, "-m", "jaxprune", *map(str, argv)]
+    def start(self, *argv: object, program: tuple[str, ...] = ("-m", "jaxprune")) -> subprocess.Popen[str]:
+        """`jaxprune *argv` in a process of its own; `program` are the words of Python that run it."""
+        command = [sys.executable, *program, *map(str, argv)]
         pipe = subprocess.PIPE
         return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=self.environment(), cwd=self.root)
+
+    def stop(self, step: int, number: int, *argv: object) -> "Done":
+        """`jaxprune *argv`, which gets the signal `number` in the `step`-th step that it makes (from 1 on)."""
+        return Done.of(self.start(step, number, *argv, program=("-c", STOPPED)))
 
     def run(self, *argv: object) -> "Done":
         """`jaxprune *argv` in a process of its own, to its end."""
@@ -159,11 +182,11 @@ def make(root: Path) -> Tiny:
     return tiny
 
 
-def write_yaml(place: Path, config: dict[str, Any]) -> Path:
-    """`config` as YAML in `place`."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text(yaml.safe_dump(config, sort_keys=False))
-    return place
+def write_yaml(path: Path, config: dict[str, Any]) -> Path:
+    """`config` as YAML in `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    return path
 
 
 def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

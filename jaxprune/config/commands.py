@@ -24,6 +24,8 @@ class PrepareConfig(Section):
     """The command this file is for."""
     sources: tuple[SourceConfig, ...] = Field(default=(), min_length=1)
     """Corpora, read in order."""
+    architecture: str = "bert"
+    """Kind of model that the data is for: it decides the special tokens."""
     tokenizer: TokenizerConfig = TokenizerConfig(path="bert-base-uncased")
     """The vocabulary."""
     seq_len: int = Field(default=128, ge=8)
@@ -61,10 +63,12 @@ class PretrainConfig(Section):
     """Weights to start from: a jaxprune workdir, a Hugging Face directory or a hub name; empty starts from scratch."""
     init_revision: str = ""
     """Hub commit to pin."""
+    masks: Literal["fixed", "none"] = "fixed"
+    """What `init_from` has pruned: `fixed` stays pruned, `none` lifts its masks at the start."""
     data: DataConfig = DataConfig()
     """Prepared data."""
     model: ModelConfig = ModelConfig()
-    """BERT's shape."""
+    """The model's shape."""
     prune: PruneConfig = PruneConfig()
     """What to prune, how far, and when."""
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -99,9 +103,11 @@ class FinetuneConfig(Section):
     revision: str = ""
     """Hub commit to pin."""
     init_from: str = ""
-    """A jaxprune pre-training workdir, a run that kept its weights, a Hugging Face directory or a hub name."""
+    """A jaxprune workdir (of fine-tuning: one that kept its weights), a Hugging Face directory or a hub name."""
     init_revision: str = ""
     """Hub commit to pin."""
+    model: ModelConfig = ModelConfig()
+    """The model's shape: `init_from` decides it."""
     tokenizer: str = ""
     """Tokenizer directory or hub name; empty takes the one beside `init_from`."""
     masks: Literal["fixed", "lifted", "none"] = "fixed"
@@ -129,7 +135,7 @@ class FinetuneConfig(Section):
     prune: PruneConfig = PruneConfig(schedule="one_shot")
     """Prune while fine-tuning, with `masks: fixed`; after fine-tuning, if `init_from` is a fine-tuned run."""
     keep_weights: bool = False
-    """Write the fine-tuned weights to `weights.npz` ({path: float32 array}); another run can start from them."""
+    """Write the fine-tuned model to `hf/`, a Hugging Face directory; another run can start from it."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout everywhere while fine-tuning."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -171,7 +177,7 @@ class DemoConfig(Section):
     dense: PretrainConfig = PretrainConfig(
         steps=1500,
         batch_size=32,
-        data=DataConfig(max_predictions=10),
+        data=DataConfig(),
         model=ModelConfig(
             vocab_size=2048,
             hidden_size=64,
@@ -189,7 +195,7 @@ class DemoConfig(Section):
     recover: PretrainConfig = PretrainConfig(
         steps=300,
         batch_size=32,
-        data=DataConfig(max_predictions=10),
+        data=DataConfig(),
         prune=PruneConfig(end=150, every=10, scope="matrix"),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=20),
         train=TrainConfig(save_every=10_000, eval_batches=40),

@@ -5,7 +5,7 @@ import difflib
 import functools
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -13,10 +13,16 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, ValidationError, create_model
 
+from jaxprune.errors import UserError
+
 MAX_BYTES = 1 << 20
-MAY_CHANGE = tuple(f"train.{key}:" for key in ("log_every", "eval_every", "eval_batches", "save_every", "keep"))
-"""Keys that may change between a start and its resumption: they change no weight."""
+MAY_CHANGE = re.compile(
+    r"train\.(log_every|eval_every|eval_batches|save_every|keep)|mesh\.\w+|data\.path|glue|tokenizer"
+)
+"""Keys that may change between a start and its resumption: they change no weight. (What the data holds is compared by
+its fingerprint.)"""
 C = TypeVar("C", bound=BaseModel)
+Offers = Callable[[], Mapping[str, Sequence[str]]]
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -25,7 +31,7 @@ class _StrictLoader(yaml.SafeLoader):
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
-            raise ValueError(f"line {event.start_mark.line + 1}: aliases are not supported; write the value out")
+            raise UserError(f"line {event.start_mark.line + 1}: aliases are not supported; write the value out")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
@@ -33,7 +39,7 @@ class _StrictLoader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                raise ValueError(f"line {key_node.start_mark.line + 1}: key {key!r} stands twice; remove one")
+                raise UserError(f"line {key_node.start_mark.line + 1}: key {key!r} stands twice; remove one")
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -41,19 +47,19 @@ class _StrictLoader(yaml.SafeLoader):
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in one YAML file, `base:` not followed. ValueError names the file, line and remedy."""
     if not path.is_file():
-        raise ValueError(f"config {path}: no such file")
+        raise UserError(f"config {path}: no such file")
     if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"config {path}: {path.stat().st_size} bytes; a config has at most {MAX_BYTES}")
+        raise UserError(f"config {path}: {path.stat().st_size} bytes; a config has at most {MAX_BYTES}")
     try:
         content = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_StrictLoader)
     except UnicodeDecodeError as error:
-        raise ValueError(f"config {path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+        raise UserError(f"config {path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
     except yaml.YAMLError as error:
-        raise ValueError(f"config {path}: {' '.join(str(error).split())}") from None
+        raise UserError(f"config {path}: {' '.join(str(error).split())}") from None
     except ValueError as error:
-        raise ValueError(f"config {path}: {error}") from None
+        raise UserError(f"config {path}: {error}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"config {path}: expected keys and values at the top, got {type(content).__name__}")
+        raise UserError(f"config {path}: expected keys and values at the top, got {type(content).__name__}")
     return content
 
 
@@ -61,7 +67,7 @@ def read_config(path: Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The mapping of a YAML file laid over those of its `base:` files, sections key by key."""
     path = path.resolve()
     if path in _seen:
-        raise ValueError(f"config {path}: base: leads back to this file")
+        raise UserError(f"config {path}: base: leads back to this file")
     content = read_yaml(path)
     base = content.pop("base", None)
     if base is None:
@@ -81,11 +87,11 @@ def validate(model: type[C], content: dict[str, Any], where: str) -> C:
     """`content` as a `model`; a ValueError lists every wrong key with its value and the nearest right one."""
     command = model.model_fields["command"].default if "command" in model.model_fields else None
     if command and content.get("command", command) != command:
-        raise ValueError(f"{where}: this config is for `jaxprune {content['command']}`, not `jaxprune {command}`")
+        raise UserError(f"{where}: this config is for `jaxprune {content['command']}`, not `jaxprune {command}`")
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise ValueError("\n".join(_explain(model, problem, where) for problem in error.errors())) from None
+        raise UserError("\n".join(_explain(model, problem, where) for problem in error.errors())) from None
 
 
 def _explain(model: type[BaseModel], problem: Any, where: str) -> str:
@@ -118,17 +124,20 @@ def _fields(model: Any, location: Sequence[str]) -> list[str]:
     return list(model.model_fields)
 
 
-def parse(model: type[C], path: Path | None, overrides: Sequence[str], *, prog: str) -> C:
-    """The config in `path` (or the defaults) with `--a.b value` overrides on top; `--help` prints and exits."""
+def parse(model: type[C], path: Path | None, overrides: Sequence[str], *, prog: str, offers: Offers | None = None) -> C:
+    """The config in `path` (or the defaults) with `--a.b value` overrides on top; `--help` prints and exits.
+
+    `offers()` gives the names that keys of a name take (criterion, scope, ...), which `--help` then lists.
+    """
     import tyro
 
-    if path is None:  # help, or a command whose keys all have defaults
-        return tyro.cli(model, args=list(overrides), prog=prog)
-    default = validate(model, read_config(path), str(path))
+    default: C = model() if path is None else validate(model, read_config(path), str(path))
+    if {"--help", "-h"} & {*overrides}:
+        described = _unchecked(model, offers)
+        start: Any = described.model_validate(default.model_dump())
+        tyro.cli(described, default=start, args=list(overrides), prog=prog)  # prints and exits
     if not overrides:
         return default
-    if {"--help", "-h"} & {*overrides}:
-        return tyro.cli(model, default=default, args=list(overrides), prog=prog)
     # tyro reads the overrides as types alone; what they may be is checked as in a file, with the same messages.
     unchecked = _unchecked(model)
     start = unchecked.model_validate(default.model_dump())
@@ -138,30 +147,33 @@ def parse(model: type[C], path: Path | None, overrides: Sequence[str], *, prog: 
                 unchecked, default=start, args=list(overrides), prog=prog, return_unknown_args=True
             )
         except SystemExit:
-            raise ValueError(f"command line: {_first_sentence(said.getvalue())}") from None
+            raise UserError(f"command line: {_first_sentence(said.getvalue())}") from None
     if unknown:
-        raise ValueError(f"command line: {_unknown(model, unknown[0])}")
+        raise UserError(f"command line: {_unknown(model, unknown[0])}")
     return validate(model, changed.model_dump(), "command line")
 
 
 @functools.cache
-def _unchecked(model: type[BaseModel]) -> type[BaseModel]:
+def _unchecked(model: type[BaseModel], offers: Offers | None = None) -> type[BaseModel]:
     """`model` with its fields, defaults and descriptions, but without bounds and validators."""
-    fields: dict[str, Any] = {
-        name: (_unchecked_type(field.annotation), Field(field.get_default(), description=field.description))
-        for name, field in model.model_fields.items()
-    }
+    names = offers() if offers else {}
+    fields: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        said = field.description or ""
+        if field.annotation in (str, tuple[str, ...]) and name in names:
+            said = f"{said} One of: {', '.join(names[name])}."
+        fields[name] = (_unchecked_type(field.annotation, offers), Field(field.get_default(), description=said))
     return create_model(model.__name__, **fields)
 
 
-def _unchecked_type(annotation: Any) -> Any:
+def _unchecked_type(annotation: Any, offers: Offers | None) -> Any:
     from tyro.conf import Fixed
 
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return _unchecked(annotation)
+        return _unchecked(annotation, offers)
     if get_origin(annotation) is tuple:
         inner, *rest = get_args(annotation)
-        return tuple[(_unchecked_type(inner), *rest)]
+        return tuple[(_unchecked_type(inner, offers), *rest)]
     if get_origin(annotation) is dict:
         return Fixed[dict[str, Any]]  # its names are free: a file says it, the command line does not
     return annotation
@@ -207,7 +219,7 @@ def differences(old: BaseModel, new: BaseModel) -> list[str]:
 def changes(model: type[C], old: str, new: str) -> list[str]:
     """`differences` of two configs given as YAML text, without the keys in MAY_CHANGE."""
     a, b = (validate(model, yaml.safe_load(text), "config.yaml") for text in (old, new))
-    return [line for line in differences(a, b) if not line.startswith(MAY_CHANGE)]
+    return [line for line in differences(a, b) if not MAY_CHANGE.fullmatch(line.partition(":")[0])]
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

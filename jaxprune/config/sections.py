@@ -1,5 +1,6 @@
 """Sections of a config file. The only place in jaxprune where defaults live; imports no jax."""
 
+import math
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -12,8 +13,10 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
-    """BERT's shape, under Hugging Face's names. With `init_from`, the checkpoint decides it."""
+    """The model's shape, under Hugging Face's names for BERT. With `init_from`, the checkpoint decides it."""
 
+    architecture: str = "bert"
+    """Kind of model, Hugging Face's `model_type`."""
     vocab_size: int = Field(default=30522, ge=8)
     """Rows of the word embedding table; at least the tokenizer's vocabulary."""
     hidden_size: int = Field(default=768, ge=1)
@@ -62,8 +65,10 @@ class PruneConfig(Section):
     """Final fraction in [0, 1] of the prunable weights that is pruned."""
     initial: float = Field(default=0.0, ge=0, le=1)
     """Sparsity at `begin`."""
-    schedule: Literal["one_shot", "linear", "cubic"] = "cubic"
-    """How sparsity rises from `initial` to `sparsity` (cubic: Zhu & Gupta 2017, the paper's choice)."""
+    amounts: dict[str, float | None] = Field(default={})
+    """Regex over whole parameter paths -> a final sparsity of their own; null leaves them alone."""
+    schedule: str = "cubic"
+    """How sparsity rises from `initial` to its final value (cubic: Zhu & Gupta 2017, the paper's choice)."""
     begin: int = Field(default=0, ge=0)
     """Step of the first prune."""
     end: int = Field(default=0, ge=0)
@@ -72,21 +77,19 @@ class PruneConfig(Section):
     """Steps between two prunes; the final sparsity is reached at `end` even off this grid."""
     refresh: bool = False
     """Soft masks: recompute them every `every` steps after `end` too, to the last step; else they are frozen there."""
-    scope: Literal["global", "matrix", "layer", "head"] = "matrix"
+    scope: str = "matrix"
     """The set over which one threshold holds."""
-    criterion: Literal["magnitude", "random"] = "magnitude"
+    structure: str = "weights"
+    """Which weights live or die together: each by itself, n of m consecutive ones (2:4), or blocks (block(4, 4))."""
+    criterion: str = "magnitude"
     """Which weights score low and go first."""
-    method: Literal["exact", "quantile", "hist256"] = "exact"
+    method: str = "exact"
     """`exact` counts in integers; `quantile` is jnp.quantile; `hist256` is TensorFlow <= 1.13's histogram."""
     mode: Literal["hard", "soft"] = "hard"
     """`hard`: a pruned weight is 0 and stays 0. `soft`: its dense value is kept under the mask and may return."""
-    include: tuple[str, ...] = (
-        r"embeddings/word_embeddings/embedding",
-        r"encoder/layer_\d+/attention/(query|key|value|output)/kernel",
-        r"encoder/layer_\d+/(intermediate|output)/kernel",
-        r"pooler/kernel",
-    )
-    """Regexes over whole parameter paths: the prunable weights (default: the paper's 74 matrices of BERT-Base)."""
+    include: tuple[str, ...] = ()
+    """Regexes over whole parameter paths: the prunable weights; empty takes the architecture's (for BERT-Base the
+    paper's 74 matrices)."""
     exclude: tuple[str, ...] = ()
     """Regexes over whole parameter paths taken out of `include`."""
 
@@ -96,6 +99,9 @@ class PruneConfig(Section):
             raise ValueError(f"begin = {self.begin} lies after end = {self.end}; set begin <= end")
         if self.initial > self.sparsity:
             raise ValueError(f"initial = {self.initial} is above sparsity = {self.sparsity}; set initial <= sparsity")
+        for regex, amount in self.amounts.items():
+            if amount is not None and not 0 <= amount <= 1:
+                raise ValueError(f"amounts: {regex}: {amount} is no sparsity; use a fraction in [0, 1]")
         if self.mode == "soft" and self.criterion == "random":
             raise ValueError("mode = soft needs a criterion of the weights; criterion = random would redraw its masks")
         if self.refresh and self.mode == "hard":
@@ -104,15 +110,17 @@ class PruneConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW as BERT uses it: decoupled decay off LayerNorm and biases, clip by global norm, warm-up, linear decay."""
+    """AdamW: decoupled decay off LayerNorm and biases, clip by global norm, linear warm-up, decay of the rate."""
 
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak learning rate."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps of linear warm-up from 0."""
-    decay: Literal["linear", "constant", "sawtooth"] = "linear"
-    """After warm-up: `linear` falls to 0 at the last step; `sawtooth` falls to 0 at the end of every `period`, from
-    peak / k in the k-th, as jobs do that resume with a decay over all steps up to their own end."""
+    decay: Literal["linear", "published", "constant", "sawtooth"] = "linear"
+    """After warm-up: `linear` (ours) falls from the peak to 0 at the last step; `published` is 1 - step / steps from
+    the very first step, cut off below the end of the warm-up, as in google-research/bert; `sawtooth` falls to 0 at the
+    end of every `period`, from peak / k in the k-th, as jobs do that resume with a decay over all steps up to their own
+    end."""
     period: int = Field(default=0, ge=0)
     """sawtooth: steps of one period (the published study: 5,000)."""
     offset: int = Field(default=0, ge=0)
@@ -163,18 +171,14 @@ class MeshConfig(Section):
     """Devices along `data`: the batch is split, params are copied."""
     fsdp: int = Field(default=1, ge=-1)
     """Devices along `fsdp`: the batch and the params are split."""
-    member: int = Field(default=1, ge=-1)
-    """Devices along `member`: the runs of a population are split."""
     axes: Literal["auto", "explicit"] = "auto"
     """Who places intermediate values: the compiler, or JAX's sharding-in-types, which refuses what it cannot place."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        sizes = (self.data, self.fsdp, self.member)
+        sizes = (self.data, self.fsdp)
         if 0 in sizes or sizes.count(-1) > 1:
-            raise ValueError(
-                f"data = {self.data}, fsdp = {self.fsdp}, member = {self.member}: sizes are >= 1, at most one is -1"
-            )
+            raise ValueError(f"data = {self.data}, fsdp = {self.fsdp}: sizes are >= 1, at most one is -1")
         return self
 
 
@@ -237,7 +241,14 @@ class DataConfig(Section):
     """Directory written by `jaxprune prepare`."""
     masked_prob: float = Field(default=0.15, ge=0, le=1)
     """Fraction of the tokens that is predicted."""
-    max_predictions: int = Field(default=20, ge=1)
-    """Predictions per example, at most."""
+    max_predictions: int | None = Field(default=None, ge=1)
+    """Predictions per example, at most; none takes `masked_prob` of the length (20 of 128 tokens, 77 of 512)."""
+    masking: Literal["known", "published"] = "known"
+    """`known` (ours): [UNK] is never predicted and no special token stands in for another. `published`: as in
+    google-research/bert, all but [CLS] and [SEP] may be predicted, and any piece of the vocabulary stand in."""
     whole_word: bool = False
     """Mask all pieces of a word together."""
+
+    def predictions(self, seq_len: int) -> int:
+        """Predictions per example of so many tokens, at most."""
+        return self.max_predictions or math.ceil(self.masked_prob * seq_len) or 1

@@ -106,9 +106,6 @@ class StudyConfig(Section):
     """Which conditions, at which sparsities."""
     switches: dict[str, SwitchConfig] = Field(default={})
     """Name -> a change; each runs once at `switch_sparsity`."""
-    population: int = Field(default=1, ge=1)
-    """Train so many runs that differ in sparsity, seed, learning rate or condition alone as one program, in full
-    groups; for an accelerator, which a small model leaves mostly idle. On a CPU 1 is as fast."""
     switch_sparsity: float = Field(default=0.7, ge=0, le=1)
     """Sparsity of the switches."""
     switch_tasks: tuple[str, ...] = ()

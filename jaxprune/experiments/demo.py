@@ -11,16 +11,22 @@ import jax
 import numpy as np
 
 import jaxprune
-from jaxprune.analysis.report import report
-from jaxprune.config import DemoConfig, PretrainConfig
+from jaxprune.config.commands import DemoConfig, FinetuneConfig, PretrainConfig
 from jaxprune.config.load import to_yaml
-from jaxprune.data import builtin, glue, tokenizer
+from jaxprune.data import builtin
+from jaxprune.data.glue_examples import Examples
+from jaxprune.data.glue_tasks import Task
+from jaxprune.data.holdout import held_out, text_hash
 from jaxprune.data.mlm import PretrainData
-from jaxprune.data.prepare import held_out, prepare, text_hash
-from jaxprune.data.tasks import Task
-from jaxprune.experiments import finetune, pretrain
+from jaxprune.data.prepare import prepare
+from jaxprune.experiments import finetune
 from jaxprune.experiments.environment import environment
-from jaxprune.experiments.trainer import Splits, Trainer
+from jaxprune.experiments.pretrain import pretrain
+from jaxprune.experiments.pruning_plan import plan_of
+from jaxprune.experiments.shelf import Shelf
+from jaxprune.experiments.walk import walk
+from jaxprune.models import architecture
+from jaxprune.reports.runs_page import runs_page
 from jaxprune.training.workdir import Workdir, read_records
 
 log = logging.getLogger("jaxprune")
@@ -28,40 +34,40 @@ log = logging.getLogger("jaxprune")
 
 def demo(workdir: Path, cfg: DemoConfig | None = None) -> Path:
     """Run `cfg` (default: the embedded one) in `workdir`, or resume it there; returns the path of report.html."""
-    cfg = cfg or DemoConfig()
+    cfg, shelf = cfg or DemoConfig(), Shelf()
     timings: dict[str, float] = {}
-    with Workdir(workdir) as place:
-        place.check_same("config.yaml", to_yaml(cfg), lambda old, new: [] if old == new else ["the demo's settings"])
-        data = place / "data"
+    with Workdir(workdir) as directory:
+        text = to_yaml(cfg)
+        directory.check_same("config.yaml", text, lambda old, new: [] if old == new else ["the demo's settings"])
+        data = directory / "data"
         with _timed(timings, "read documentation, train a vocabulary, pack examples"):
-            prepare(cfg.prepare, data)
+            prepare(cfg.prepare, data, architecture(cfg.prepare.architecture).special_tokens)
         with _timed(timings, "pre-train the dense model"):
             dense_cfg = _with_data(cfg.dense, data)
-            pretrain.pretrain(dense_cfg, place / "dense")
+            pretrain(dense_cfg, directory / "dense")
+        recoveries = {s: _recovery(cfg, data, directory / "dense", s) for s in cfg.sparsities}
         with _timed(timings, "prune to each sparsity and recover"):
-            recoveries = {s: pretrain.resolve(_recovery(cfg, data, place / "dense", s)) for s in cfg.sparsities}
-            shared = pretrain.compile_run(recoveries[cfg.sparsities[0]])
-            results = {s: pretrain.pretrain_in(run, place / _name(s), shared) for s, run in recoveries.items()}
-            runs = [_run_record(place / _name(s), s, result) for s, result in results.items()]
+            results = {s: pretrain(run, directory / _name(s), shelf=shelf) for s, run in recoveries.items()}
+            runs = [_run_record(directory / _name(s), s, result) for s, result in results.items() if result]
         with _timed(timings, "fine-tune each on two tasks"):
-            scores = _finetune_all(cfg, place, data)
-        page = report(
+            scores = _finetune_all(cfg, directory, data, shelf)
+        page = runs_page(
             runs,
             scores,
-            out_dir=place.path,
+            out_dir=directory.path,
             title="What pruning does to a small BERT",
-            plan={s: pretrain.prune_plan(run) for s, run in recoveries.items()},
+            plan={s: plan_of(run.prune, run.steps, "steps") for s, run in recoveries.items()},
             facts=_facts(cfg, dense_cfg, data),
             timings=timings,
             commands=["pip install jaxprune", "jaxprune demo"],
-            config=to_yaml(cfg),
+            config=text,
             notes=[
                 "The text is documentation of the packages on this machine, so another machine gets other numbers.",
                 "`package`: which package a sentence comes from.",
                 "`word order`: whether the words of a sentence run forwards or backwards.",
             ],
         )
-        place.finish({"report": str(page), "seconds": timings})
+        directory.finish({"report": str(page), "seconds": timings})
     log.info("open %s", page)
     return page
 
@@ -88,8 +94,8 @@ def _recovery(cfg: DemoConfig, data: Path, dense: Path, sparsity: float) -> Pret
     return run.model_copy(update={"init_from": str(dense), "prune": prune})
 
 
-def _run_record(place: Path, target: float, result: dict[str, Any]) -> dict[str, Any]:
-    metrics, prunes = (read_records(place / name) for name in ("metrics.jsonl", "prunes.jsonl"))
+def _run_record(workdir: Path, target: float, result: dict[str, Any]) -> dict[str, Any]:
+    metrics, prunes = (read_records(workdir / name) for name in ("metrics.jsonl", "prunes.jsonl"))
     return {
         "target": target,
         "sparsity": result["sparsity"],
@@ -104,25 +110,29 @@ def _run_record(place: Path, target: float, result: dict[str, Any]) -> dict[str,
     }
 
 
-def _finetune_all(cfg: DemoConfig, place: Workdir, data: Path) -> list[dict[str, Any]]:
-    vocabulary = tokenizer.load(str(data / "tokenizer")).tokenizer
-    runs = {s: cfg.finetune.model_copy(update={"init_from": str(place / _name(s))}) for s in cfg.sparsities}
-    starts = {s: finetune.pretrained(run, finetune.model_config(run)) for s, run in runs.items()}
-    scores = []
-    for task, examples in _tasks(cfg):
-        encoded = (glue.encode(part, vocabulary, cfg.finetune.max_len) for part in examples)
-        trainer = Trainer(cfg.finetune, starts[cfg.sparsities[0]].model, task, Splits(*encoded))
-        for sparsity, source in starts.items():
+def _finetune_all(cfg: DemoConfig, directory: Workdir, data: Path, shelf: Shelf) -> list[dict[str, Any]]:
+    examples = {task.name: splits for task, splits in _tasks(cfg)}
+
+    def read(run: FinetuneConfig, name: str) -> Any:
+        del run
+        return examples[name]
+
+    command, scores = finetune.tuning(read), []
+    rate = cfg.finetune.learning_rates[0]
+    for sparsity in cfg.sparsities:
+        source = {"init_from": str(directory / _name(sparsity)), "tokenizer": str(data / "tokenizer")}
+        for task in examples:
             for seed in cfg.finetune.seeds:
-                folder = place / f"finetune-{sparsity:g}" / task.name.replace(" ", "-")
-                run = finetune.one_run(runs[sparsity], task.name, cfg.finetune.learning_rates[0], seed)
-                result = trainer.run(folder / f"seed{seed}", source, run)
+                run = finetune.one_run(cfg.finetune.model_copy(update=source), task, rate, seed)
+                folder = directory / f"finetune-{sparsity:g}" / task.replace(" ", "-") / f"seed{seed}"
+                result = walk(command, run, folder, shelf)
+                assert result is not None
                 kept = {key: result[key] for key in ("task", "seed", "metric", "score", "train_loss")}
                 scores.append({"target": sparsity, **kept, "majority": result["majority_accuracy"]})
     return scores
 
 
-def _tasks(cfg: DemoConfig) -> list[tuple[Task, list[glue.Examples]]]:
+def _tasks(cfg: DemoConfig) -> list[tuple[Task, list[Examples]]]:
     """Two tasks from the corpus itself; dev examples come from the documents that pre-training held out too."""
     documents = builtin.harvest(cfg.prepare.sources[0].max_chars)
     split = [[], []]
@@ -133,7 +143,7 @@ def _tasks(cfg: DemoConfig) -> list[tuple[Task, list[glue.Examples]]]:
     return [_package_task(cfg, pools), _order_task(cfg, pools)]
 
 
-def _package_task(cfg: DemoConfig, pools: list[list[tuple[str, str]]]) -> tuple[Task, list[glue.Examples]]:
+def _package_task(cfg: DemoConfig, pools: list[list[tuple[str, str]]]) -> tuple[Task, list[Examples]]:
     counts = Counter(package for _, package in pools[0]) & Counter(package for _, package in pools[1])
     names = tuple(sorted(name for name, _ in counts.most_common(cfg.packages)))
     task = Task("package", "", ("sentence",), "package", names, ("accuracy",))
@@ -141,11 +151,11 @@ def _package_task(cfg: DemoConfig, pools: list[list[tuple[str, str]]]) -> tuple[
     for number, (pool, count) in enumerate(zip(pools, (cfg.train_examples, cfg.dev_examples), strict=True)):
         rows = _sample([row for row in pool if row[1] in names], count, number)
         labels = np.array([names.index(package) for _, package in rows], np.int32)
-        splits.append(glue.Examples(task, "builtin", [text for text, _ in rows], None, labels))
+        splits.append(Examples(task, "builtin", [text for text, _ in rows], None, labels))
     return task, splits
 
 
-def _order_task(cfg: DemoConfig, pools: list[list[tuple[str, str]]]) -> tuple[Task, list[glue.Examples]]:
+def _order_task(cfg: DemoConfig, pools: list[list[tuple[str, str]]]) -> tuple[Task, list[Examples]]:
     task = Task("word order", "", ("sentence",), "intact", ("reversed", "intact"), ("accuracy",))
     splits = []
     for number, (pool, count) in enumerate(zip(pools, (cfg.train_examples, cfg.dev_examples), strict=True)):
@@ -153,7 +163,7 @@ def _order_task(cfg: DemoConfig, pools: list[list[tuple[str, str]]]) -> tuple[Ta
         rows = _sample(pool, count, 2 + number)
         labels = rng.integers(0, 2, len(rows)).astype(np.int32)
         texts = [text if label else _turn(text) for (text, _), label in zip(rows, labels, strict=True)]
-        splits.append(glue.Examples(task, "builtin", texts, None, labels))
+        splits.append(Examples(task, "builtin", texts, None, labels))
     return task, splits
 
 
@@ -169,7 +179,7 @@ def _sample(rows: list[Any], count: int, seed: int) -> list[Any]:
 
 
 def _facts(cfg: DemoConfig, dense: PretrainConfig, data: Path) -> dict[str, str]:
-    prepared = PretrainData(data, dense.data, split="train", batch_size=dense.batch_size, seed=dense.seed)
+    prepared = PretrainData(str(data), dense.data, split="train", batch_size=dense.batch_size, seed=dense.seed)
     model, env = dense.model, environment()
     tokens = (dense.steps * dense.batch_size + len(cfg.sparsities) * cfg.recover.steps * cfg.recover.batch_size) * (
         prepared.seq_len

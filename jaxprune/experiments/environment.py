@@ -1,7 +1,6 @@
 """What a run ran on: versions, devices, flags."""
 
 import importlib.metadata
-import json
 import os
 import platform
 import sys
@@ -41,8 +40,3 @@ def environment(**extra: Any) -> dict[str, Any]:
         "command": " ".join(sys.argv),
         **extra,
     }
-
-
-def environment_json(**extra: Any) -> str:
-    """`environment` as JSON text."""
-    return json.dumps(environment(**extra), indent=1) + "\n"

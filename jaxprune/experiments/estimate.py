@@ -6,24 +6,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxprune.config import FinetuneConfig, ModelConfig, PretrainConfig
-from jaxprune.data import glue
+from jaxprune.config.sections import ModelConfig
+from jaxprune.data.glue_batches import eval_batches
 from jaxprune.experiments import finetune, pretrain
-from jaxprune.experiments.conditions import Job
-from jaxprune.experiments.dryrun import duration
-from jaxprune.experiments.shared import Shared, is_finished, program_key, trainer_key
-from jaxprune.experiments.start import Start, shaped, start_config
-from jaxprune.experiments.trainer import Trainer
-from jaxprune.models.bert import bert
-from jaxprune.pruning import init_masks
-from jaxprune.training.prunes import plan_of
+from jaxprune.experiments.dry_run import duration
+from jaxprune.experiments.matrix import Job
+from jaxprune.experiments.shelf import Shelf
+from jaxprune.experiments.walk import Ready, compile_run
+from jaxprune.experiments.weights import shaped, source_model
+from jaxprune.training.compile import Program
 
 SECONDS, REPEATS = 3.0, 20
 """A measurement ends after so long, or so many steps."""
+SWITCHES = {"sublayer_relu": False, "hidden_act": "gelu"}
+"""What hardly changes the time of a step."""
 
 
 class Speed(NamedTuple):
@@ -35,103 +34,83 @@ class Speed(NamedTuple):
     compile: float
 
 
-def estimate(jobs: list[Job], runs: Path, shared: Shared) -> None:
+def estimate(jobs: list[Job], runs: Path, shelf: Shelf) -> None:
     """Print every run with the time it would take on this machine, and sums."""
     models: dict[str, ModelConfig] = {}
-    speeds: dict[str, Speed] = {}
     compiling: dict[str, float] = {}
     seconds: dict[str, float] = {}
     for job in jobs:
         models[job.path] = _model(job, models, runs)
-        if is_finished(runs / job.path):
+        if (runs / job.path / "result.json").is_file():
             continue
-        model = models[job.path]
-        if isinstance(job.cfg, PretrainConfig):
-            cfg = job.cfg.model_copy(update={"model": model, "init_from": ""})
-            program, speed = program_key(cfg), _pretraining_speed(cfg, shared, speeds)
-            seconds[job.path] = _pretraining(cfg, speed)
-        else:
-            trainer = shared.trainer(job.cfg, model)
-            program = f"{trainer_key(job.cfg, model)} {job.cfg.masks}"
-            speed = _finetuning_speed(job.cfg, model, trainer, speeds)
-            seconds[job.path] = _finetuning(job.cfg, trainer, speed)
-        compiling[program] = speed.compile
+        ready = _ready(job, models[job.path], shelf)
+        blueprint = ready.opened.blueprint
+        shape = blueprint._replace(model=blueprint.model.model_copy(update=SWITCHES), steps=0)
+        kind = (f"{shape.model} {shape.head} {shape.masked}", job.cfg.batch_size, ready.opened.data.tokens_per_step)
+        speed = shelf.get("speed", kind, lambda ready=ready: _measured(ready))
+        batches, prunes = _evaluated(ready), len(ready.opened.plan)
+        seconds[job.path] = blueprint.steps * speed.step + prunes * speed.prune + batches * speed.evaluate
+        compiling[blueprint.key()] = speed.compile
     _show(jobs, seconds, sum(compiling.values()))
-    if shared.population > 1:
-        print(f"population = {shared.population} is left out of account: these are the times of runs one by one")
 
 
 def _model(job: Job, models: dict[str, ModelConfig], runs: Path) -> ModelConfig:
     """The shape that a run will have, though what it starts from may not exist yet."""
     inside = {str(runs / path): path for path in models}
-    if isinstance(job.cfg, FinetuneConfig):
-        found = models[inside[job.cfg.init_from]] if job.cfg.init_from in inside else finetune.model_config(job.cfg)
-        return finetune.tuned_model(job.cfg, found)
-    if job.cfg.init_from in inside:
-        return shaped(job.cfg.model, models[inside[job.cfg.init_from]], job.cfg.init_from)
-    return start_config(job.cfg.init_from, job.cfg.init_revision, job.cfg.model)
+    source = job.cfg.init_from
+    if source in inside:
+        return shaped(job.cfg.model, models[inside[source]], source)
+    return shaped(job.cfg.model, source_model(source, job.cfg.init_revision), source) if source else job.cfg.model
 
 
-def _pretraining_speed(cfg: PretrainConfig, shared: Shared, speeds: dict[str, Speed]) -> Speed:
-    """Measured once per shape: a switch hardly changes it."""
-    switches = {"sublayer_relu": False, "hidden_act": "gelu"}
-    key = f"{cfg.model.model_copy(update=switches)} {cfg.batch_size} {cfg.train.accumulate} {cfg.mesh}"
-    if key not in speeds:
-        began, seed = time.perf_counter(), jax.random.key(0)
-        run = shared.program(cfg)
-        state = run.program.draw(bert(cfg.model, head="pretraining").init, seed)
-        batch = run.program.put(next(run.data.iterator(0, prefetch=0)))
-        dev = run.program.put(next(iter(run.dev.eval_batches(1))))
-        speeds[key] = _measured(run.program, state, batch, dev, seed, began)
-    return speeds[key]
+def _ready(job: Job, model: ModelConfig, shelf: Shelf) -> Ready:
+    """A run of the job's shape that starts from scratch."""
+    cfg = job.cfg.model_copy(update={"model": model, "init_from": ""})
+    command = pretrain.PRETRAIN if job.pretrains else finetune.tuning()
+    return compile_run(command.open(command.resolve(cfg, None), None, shelf), shelf)
 
 
-def _pretraining(cfg: PretrainConfig, speed: Speed) -> float:
-    evaluations = 1 + (cfg.steps // cfg.train.eval_every if cfg.train.eval_every else 0)
-    batches = evaluations * cfg.train.eval_batches
-    return cfg.steps * speed.step + len(pretrain.prune_plan(cfg)) * speed.prune + batches * speed.evaluate
+def _evaluated(ready: Ready) -> int:
+    """Batches that a run evaluates."""
+    cfg, data = ready.opened.decisions.cfg, ready.opened.data
+    if data.dev is None:
+        return sum(-(-len(part) // cfg.batch_size) for part in (data.source.train, data.source.dev))
+    times = 1 + (cfg.steps // cfg.train.eval_every if cfg.train.eval_every else 0)
+    return times * cfg.train.eval_batches
 
 
-def _finetuning_speed(cfg: FinetuneConfig, model: ModelConfig, trainer: Trainer, speeds: dict[str, Speed]) -> Speed:
-    """Measured once per task."""
-    shapes = [part.input_ids.shape for part in trainer.splits]
-    key = f"{cfg.tasks} {shapes} {cfg.batch_size} {cfg.dtype}"
-    if key not in speeds:
-        began, seed = time.perf_counter(), jax.random.key(0)
-        params = bert(model, head="classification", num_labels=2).init(seed)
-        params = {name: part for name, part in params.items() if name != "classifier"}
-        masks = init_masks(params, cfg.prune.include, cfg.prune.exclude)
-        params, masks = trainer.weights(Start(model, params, masks, ""), seed)
-        program = trainer.program(params, masks)
-        batch, dev = (program.put_whole(next(glue.eval_batches(part, cfg.batch_size))) for part in trainer.splits)
-        speeds[key] = _measured(program, program.init(params, masks), batch, dev, seed, began)
-    return speeds[key]
+def _batches(ready: Ready) -> tuple[Any, Any]:
+    """A batch to train on and one to evaluate, on the device."""
+    program, data = ready.program, ready.opened.data
+    if data.dev is not None:
+        return program.put(next(data.batches())), program.put(next(iter(data.dev())))
+    batch = program.put_whole(next(data.batches()))
+    return batch, program.put_whole(next(eval_batches(data.source.dev, len(batch["labels"]))))
 
 
-def _finetuning(cfg: FinetuneConfig, trainer: Trainer, speed: Speed) -> float:
-    batches = sum(-(-len(part) // cfg.batch_size) for part in trainer.splits)
-    prunes = len(plan_of(cfg.prune, trainer.steps))
-    return trainer.steps * speed.step + prunes * speed.prune + batches * speed.evaluate
-
-
-def _measured(program: Any, state: Any, batch: Any, dev: Any, key: jax.Array, began: float) -> Speed:
-    """`began`: when building the program started."""
+def _measured(ready: Ready) -> Speed:
+    began, key = time.perf_counter(), jax.random.key(0)
+    program: Program = ready.program
+    batch, dev = _batches(ready)
+    state = program.draw(ready.opened.blueprint.build().init, key)
+    amounts = program.amounts(0.5) if jax.tree.leaves(state.masks) else None
 
     def train() -> None:
         nonlocal state
-        state = jax.block_until_ready(program.train(state, batch, key)[0])
+        state = jax.block_until_ready(program.train(state, (), batch, key)[0])
 
     def prune() -> None:
         nonlocal state
-        state = jax.block_until_ready(program.prune(state, np.float32(0.5), key))
+        if amounts is not None:
+            state = jax.block_until_ready(program.prune(state, amounts, key)[0])
 
     def evaluate() -> None:
-        jax.block_until_ready(program.evaluate(state, dev))
+        jax.block_until_ready(program.evaluate(state, (), dev))
 
-    for run in (train, prune, evaluate):
-        run()
-    ready = time.perf_counter()
-    return Speed(_seconds(train), _seconds(prune), _seconds(evaluate), ready - began)
+    for call in (train, prune, evaluate):
+        call()
+    ready_after = time.perf_counter() - began
+    return Speed(_seconds(train), _seconds(prune), _seconds(evaluate), ready_after)
 
 
 def _seconds(run: Callable[[], None]) -> float:

@@ -5,20 +5,19 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from jaxprune.analysis import weights
-from jaxprune.analysis.churn import churn
-from jaxprune.analysis.distance import distance
 from jaxprune.analysis.heads import head_sparsity
-from jaxprune.analysis.leaves import flat
-from jaxprune.analysis.movement import RANDOM, movement
-from jaxprune.config import ModelConfig
-from jaxprune.experiments.start import is_workdir, restore_state, zeros_as_masks
-from jaxprune.models.hf import load_hf
+from jaxprune.analysis.mask_distance import mask_distance
+from jaxprune.analysis.paths import flat
+from jaxprune.analysis.rank_movement import RANDOM, movement
+from jaxprune.config.sections import ModelConfig, PruneConfig
+from jaxprune.experiments.pruning_plan import included
+from jaxprune.experiments.weights import read_weights, start_masks, stored_config, there
+from jaxprune.models import architecture
 
 
 class Checkpoint(NamedTuple):
@@ -34,54 +33,54 @@ class Checkpoint(NamedTuple):
         return {path: self.params[path] for path in self.masks}
 
 
-def load(place: str) -> Checkpoint:
-    """Read a pre-training workdir (its newest good checkpoint), or a Hugging Face directory or hub name, where exact
-    zeros count as pruned."""
-    if is_workdir(place):
-        cfg, state = restore_state(place)
-        model, params, masks = cfg.model, state.params, state.masks
-    else:
-        model, params = load_hf(place, head="pretraining")
-        masks = zeros_as_masks(params, place)
-    kept = flat(jax.device_get(masks))
-    values = flat(jax.device_get(params))
-    return Checkpoint(model, {p: np.where(kept[p], w, 0) if p in kept else w for p, w in values.items()}, kept)
+def load(source: str) -> Checkpoint:
+    """Read a workdir (its newest good checkpoint, or the model that a fine-tuning run kept), or a Hugging Face
+    directory or hub name, of which only what is in it counts."""
+    held, cfg = read_weights(source), stored_config(source)
+    prune = there(included(cfg.prune if cfg else PruneConfig(), held.model), held, default=True)
+    masks = held.masks if held.masks is not None else start_masks(held.params, held, prune)
+    kept, values = flat(masks), flat(held.params)
+    params = {path: np.where(kept[path], w, 0) if path in kept else w for path, w in values.items()}
+    return Checkpoint(held.model, params, kept)
 
 
-def inspect_checkpoint(place: str, *, as_json: bool = False) -> dict[str, Any]:
+def inspect_checkpoint(source: str, *, as_json: bool = False) -> dict[str, Any]:
     """Print and return sparsity per matrix and per head, weight statistics and memory by part of one checkpoint."""
-    loaded = load(place)
+    loaded = load(source)
     rows = [
         {**row, "kept": int(np.count_nonzero(loaded.masks[row["path"]]))}
         for row in weights.moments(loaded.prunable, loaded.masks)
     ]
     size, kept = (sum(row[key] for row in rows) for key in ("size", "kept"))
-    found = {
-        "checkpoint": place,
-        "sparsity": (size - kept) / size,
+    record = architecture(loaded.model.architecture)
+    report = {
+        "checkpoint": source,
+        "sparsity": (size - kept) / size if size else 0.0,
         "matrices": [{**row, "sparsity": 1 - row["kept"] / row["size"]} for row in rows],
         "heads": {
-            layer: values.tolist()
-            for layer, values in head_sparsity(loaded.masks, loaded.model.num_attention_heads).items()
+            group.rpartition("/")[0]: values.tolist()  # `encoder/layer_00/attention`: the layer that holds the heads
+            for group, values in head_sparsity(loaded.masks, record.scopes(loaded.model)["head"]).items()
         },
-        "memory": weights.memory(loaded.params, loaded.masks),
+        "memory": weights.memory(loaded.params, record.parts, loaded.masks),
     }
     if as_json:
-        _print_json(found)
-        return found
+        _print_json(report)
+        return report
     columns = ("size", "kept", "sparsity", "mean", "std", "kept_std", "abs_mean")
-    _print(f"{place}: {found['sparsity']:.6f} of {size:,} prunable weights are 0", "path", columns, found["matrices"])
-    heads = [{"layer": layer, **dict(enumerate(values))} for layer, values in found["heads"].items()]
+    _print(
+        f"{source}: {report['sparsity']:.6f} of {size:,} prunable weights are 0", "path", columns, report["matrices"]
+    )
+    heads = [{"layer": layer, **dict(enumerate(values))} for layer, values in report["heads"].items()]
     _print("sparsity per attention head", "layer", range(loaded.model.num_attention_heads), heads)
-    _print("memory by part (weights, biases and LayerNorm)", "part", ("weights", "share", "kept"), found["memory"])
-    return found
+    _print("memory by part (weights, biases and LayerNorm)", "part", ("weights", "share", "kept"), report["memory"])
+    return report
 
 
 def diff_checkpoints(a: str, b: str, *, as_json: bool = False) -> dict[str, Any]:
     """Print and return what lies between two checkpoints of one shape, per matrix and over all: mask distance,
     sort-order movement of |w| and cosine of the weights."""
     first, second = load(a), load(b)
-    apart = distance(first.masks, second.masks)
+    apart = mask_distance(first.masks, second.masks)
     moved = movement(first.prunable, second.prunable)
     cosines = [weights.cosine(first.params[path], second.params[path]) for path in first.masks]
     vectors = [np.concatenate([w.reshape(-1) for w in side.prunable.values()]) for side in (first, second)]
@@ -89,12 +88,11 @@ def diff_checkpoints(a: str, b: str, *, as_json: bool = False) -> dict[str, Any]
         {**row, "movement": move.mean, "movement_std": move.std, "cosine": cosine}
         for row, move, cosine in zip(apart, moved, [*cosines, weights.cosine(*vectors)], strict=True)
     ]
-    (changed,) = churn([(0, first.masks), (1, second.masks)])
-    changed = {name: changed[name] for name in ("regrown", "newly_pruned")}
-    found = {"a": a, "b": b, "movement_of_random_orders": RANDOM, **changed, "matrices": rows}
+    changed = {name: apart[-1][name] for name in ("regrown", "newly_pruned")}
+    report = {"a": a, "b": b, "movement_of_random_orders": RANDOM, **changed, "matrices": rows}
     if as_json:
-        _print_json(found)
-        return found
+        _print_json(report)
+        return report
     columns = ("sparsity_a", "sparsity_b", "hamming", "iou", "ratio", "movement", "movement_std", "cosine")
     _print(f"a = {a}, b = {b}", "path", columns, rows)
     print(f"b keeps {changed['regrown']:,} weights that a prunes, and prunes {changed['newly_pruned']:,} that a keeps")
@@ -103,7 +101,7 @@ def diff_checkpoints(a: str, b: str, *, as_json: bool = False) -> dict[str, Any]
         "give; iou: kept by both / by either; movement: in the order of |w|, as a share of all places "
         f"(random: {RANDOM:.3f})"
     )
-    return found
+    return report
 
 
 def _print(title: str, first: str, columns: Iterable[Any], rows: Sequence[Mapping[Any, Any]]) -> None:
@@ -122,8 +120,8 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
-def _print_json(found: Mapping[str, Any]) -> None:
-    print(json.dumps(_plain(found), indent=1, allow_nan=False))
+def _print_json(report: Mapping[str, Any]) -> None:
+    print(json.dumps(_plain(report), indent=1, allow_nan=False))
 
 
 def _plain(value: Any) -> Any:

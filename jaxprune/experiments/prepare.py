@@ -2,26 +2,29 @@
 
 from pathlib import Path
 
-from jaxprune.config import PrepareConfig
+from jaxprune.config.commands import PrepareConfig
 from jaxprune.data import corpus, tokenizer
+from jaxprune.data.corpus_files import size_hint
 from jaxprune.data.prepare import prepare
+from jaxprune.models import architecture
 
 
 def prepare_data(cfg: PrepareConfig, workdir: Path, *, dry_run: bool = False) -> None:
     """Write prepared data to `workdir`; the same call again does nothing. `dry_run` checks sources and tokenizer."""
+    special = architecture(cfg.architecture).special_tokens
     if not dry_run:
-        manifest = prepare(cfg, workdir)
+        manifest = prepare(cfg, workdir, special)
         for split, counts in manifest["splits"].items():
             documents, tokens, examples = (f"{counts[key]:,} {key}" for key in ("documents", "tokens", "examples"))
             print(f"{split}: {documents}, {tokens}, {examples}")
         return
     if cfg.tokenizer.path:
-        print(f"tokenizer: {tokenizer.load(cfg.tokenizer.path, cfg.tokenizer.revision).size:,} pieces")
+        print(f"tokenizer: {tokenizer.load(cfg.tokenizer.path, cfg.tokenizer.revision, special=special).size:,} pieces")
     else:
         print(f"tokenizer: {cfg.tokenizer.train_size:,} pieces, trained on the corpus")
     for source in cfg.sources:
         first = next(corpus.documents(source))
-        size = corpus.size_hint(source)
+        size = size_hint(source)
         about = f"about {size / 1e6:,.0f} MB of text" if size else "size unknown until read"
         print(f"{corpus.label(source)}: {about}; begins {first[:60]!r}")
     kind = "pairs of segments" if cfg.next_sentence else "single segments"

@@ -12,23 +12,25 @@ from typing import Any
 import jax
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-from jaxprune.config import StudyConfig
+from jaxprune.config.commands import PretrainConfig
 from jaxprune.config.load import differences, read_yaml, to_yaml, validate
-from jaxprune.experiments import pretrain
-from jaxprune.experiments.conditions import Job, matrix, shard, with_ancestors
-from jaxprune.experiments.shared import Shared, is_finished
-from jaxprune.experiments.start import is_workdir
-from jaxprune.training.loop import Diverged
-from jaxprune.training.records import Bar
-from jaxprune.training.workdir import InUse, write_atomically
+from jaxprune.config.study import StudyConfig
+from jaxprune.errors import Diverged, InUse, UserError
+from jaxprune.experiments import finetune, pretrain
+from jaxprune.experiments.matrix import Job, matrix, shard, with_ancestors
+from jaxprune.experiments.program import pruner_of
+from jaxprune.experiments.pruning_plan import plan_of
+from jaxprune.experiments.shelf import Shelf
+from jaxprune.experiments.walk import walk
+from jaxprune.experiments.weights import absolute, stored_config
+from jaxprune.files import write_atomically
+from jaxprune.training.progress import Bar
 
 log = logging.getLogger("jaxprune")
 
 WAIT_SECONDS = 10.0
 """Between two looks at runs that another process has in hand."""
-_MAY_GROW = re.compile(
-    r"conditions\.\w+\.sparsities|switch_\w+|population|.*\btrain\.(log|eval|save)_\w+|.*\btrain\.keep"
-)
+_MAY_GROW = re.compile(r"conditions\.\w+\.sparsities|switch_\w+|.*\btrain\.(log|eval|save)_\w+|.*\btrain\.keep")
 
 
 def study(cfg: StudyConfig, workdir: Path | None, *, dry_run: bool = False, only: str = "", part: str = "") -> None:
@@ -39,21 +41,22 @@ def study(cfg: StudyConfig, workdir: Path | None, *, dry_run: bool = False, only
     `dry_run` prints the runs, their number and an estimate of their time, and writes nothing.
     """
     if jax.process_count() > 1:
-        raise ValueError("--distributed: a study is made of runs that fit one process each; share it out with --shard")
+        raise UserError("--distributed: a study is made of runs that fit one process each; share it out with --shard")
     root = Path(workdir or "DIR").expanduser().resolve()
-    cfg = resolve(cfg)
-    shared = Shared(cfg)
-    jobs = select(matrix(cfg, root / "runs"), only, part)
+    cfg, shelf = resolve(cfg), Shelf()
+    jobs = matrix(cfg, root / "runs")
+    check(jobs, shelf)
+    jobs = select(jobs, only, part)
     if dry_run:
         from jaxprune.experiments.estimate import estimate
 
-        estimate(jobs, root / "runs", shared)
+        estimate(jobs, root / "runs", shelf)
         return
     _keep_config(cfg, root)
     lost: Diverged | None = None
     with _compiled_once():
         try:
-            run_all(jobs, root / "runs", shared)
+            run_all(jobs, root / "runs", shelf)
         except Diverged as error:
             lost = error
     if part or only:
@@ -66,45 +69,75 @@ def study(cfg: StudyConfig, workdir: Path | None, *, dry_run: bool = False, only
 
 def make_report(root: Path) -> None:
     """Write `tables/` and `report.html` of a study, from its finished runs alone."""
-    from jaxprune.analysis.paper import paper_report
-    from jaxprune.experiments.measure import measure
+    from jaxprune.experiments.tables import write_tables
+    from jaxprune.reports.study_page import study_page
 
-    measure(root)
-    log.info("open %s", paper_report(root))
+    write_tables(root)
+    log.info("open %s", study_page(root))
 
 
 def resolve(cfg: StudyConfig) -> StudyConfig:
-    """`cfg` with paths that hold from any directory; ValueError when `dense` is no workdir."""
+    """`cfg` with paths that hold from any directory; UserError when `dense` is no workdir."""
     if not cfg.data:
-        raise ValueError("data is empty; give the directory that `jaxprune prepare` wrote")
-    if cfg.dense and not is_workdir(cfg.dense):
-        raise ValueError(f"dense = {cfg.dense}: is no pre-training workdir; leave it empty to train one")
+        raise UserError("data is empty; give the directory that `jaxprune prepare` wrote")
+    if cfg.dense and not isinstance(stored_config(cfg.dense), PretrainConfig):
+        raise UserError(f"dense = {cfg.dense}: is no pre-training workdir; leave it empty to train one")
     if cfg.dense and not is_finished(Path(cfg.dense).expanduser()):
         log.warning("dense = %s: is not finished; all runs start from what it holds when they begin", cfg.dense)
-    changes = {"data": pretrain.absolute(cfg.data), "dense": pretrain.absolute(cfg.dense)}
-    finetune_cfg = cfg.finetune.model_copy(update={"glue": pretrain.absolute(cfg.finetune.glue)})
-    return cfg.model_copy(update=changes | {"finetune": finetune_cfg})
+    data = absolute(cfg.data)
+    paths = {"glue": absolute(cfg.finetune.glue), "tokenizer": cfg.finetune.tokenizer or f"{data}/tokenizer"}
+    tuning = cfg.finetune.model_copy(update=paths)
+    return cfg.model_copy(update={"data": data, "dense": absolute(cfg.dense), "finetune": tuning})
+
+
+def is_finished(workdir: Path) -> bool:
+    """Whether the run in this workdir wrote its result."""
+    return (workdir / "result.json").is_file()
+
+
+def check(jobs: list[Job], shelf: Shelf) -> None:
+    """UserError for what is wrong with any run of a study: its names, its plan, its data; before hours are spent."""
+    for job in jobs:
+        try:
+            pruner_of(job.cfg.prune, job.cfg.model)
+            if isinstance(job.cfg, PretrainConfig):
+                plan_of(job.cfg.prune, job.cfg.steps, "steps")
+            else:  # from scratch: the weights it starts from may not exist yet
+                decisions = finetune.resolve(job.cfg.model_copy(update={"init_from": ""}), None)
+                finetune.tuning().open(decisions, None, shelf)
+        except UserError as error:
+            raise UserError(f"{job.path}: {error}") from None
+
+
+def run(job: Job, runs: Path, shelf: Shelf) -> str:
+    """Run a job to its end, or resume it; returns its result in a few words."""
+    command = pretrain.PRETRAIN if job.pretrains else finetune.tuning()
+    result = walk(command, job.cfg, runs / job.path, shelf)
+    assert result is not None
+    if job.pretrains:
+        return f"dev loss {result['dev']['loss']:.3f}, sparsity {result['sparsity']:.3f}"
+    return f"{result['metric']} {result['score']:.3f}, {result['seconds_this_session']:.0f} s"
 
 
 def select(jobs: list[Job], only: str, part: str) -> list[Job]:
-    """The jobs that `--only` and `--shard` leave, with their ancestors. ValueError when there are none."""
+    """The jobs that `--only` and `--shard` leave, with their ancestors. UserError when there are none."""
     if part:
-        found = re.fullmatch(r"(\d+)/(\d+)", part)
-        if not found or not 1 <= int(found[1]) <= int(found[2]):
-            raise ValueError(f"--shard {part}: give i/n with 1 <= i <= n, such as 2/4")
-        jobs = shard(jobs, int(found[1]), int(found[2]))
+        numbers = re.fullmatch(r"(\d+)/(\d+)", part)
+        if not numbers or not 1 <= int(numbers[1]) <= int(numbers[2]):
+            raise UserError(f"--shard {part}: give i/n with 1 <= i <= n, such as 2/4")
+        jobs = shard(jobs, int(numbers[1]), int(numbers[2]))
     if only:
         try:
             pattern = re.compile(only)
         except re.error as error:
-            raise ValueError(f"--only {only}: no regular expression ({error})") from None
+            raise UserError(f"--only {only}: no regular expression ({error})") from None
         jobs = with_ancestors(jobs, {job.path for job in jobs if pattern.search(job.path)})
     if not jobs:
-        raise ValueError(f"--only {only}: matches none of the runs; --dry-run without it lists them")
+        raise UserError(f"--only {only}: matches none of the runs; --dry-run without it lists them")
     return jobs
 
 
-def run_all(jobs: list[Job], runs: Path, shared: Shared) -> None:
+def run_all(jobs: list[Job], runs: Path, shelf: Shelf) -> None:
     """Run every job that is not finished, ancestors first; one that another process owns is tried again at the end.
 
     A run that diverges is reported and left out with what needs it; Diverged is raised when all others are done.
@@ -127,7 +160,7 @@ def run_all(jobs: list[Job], runs: Path, shared: Shared) -> None:
                     later.append(job)
                     continue
                 try:
-                    result = shared.run(job, runs, pending)
+                    result = run(job, runs, shelf)
                 except InUse:
                     later.append(job)
                     continue
@@ -154,8 +187,8 @@ def _compiled_once() -> Iterator[None]:
     if settings.jax_compilation_cache_dir:
         yield
         return
-    with tempfile.TemporaryDirectory(prefix="jaxprune-") as place:
-        settings.update("jax_compilation_cache_dir", place)
+    with tempfile.TemporaryDirectory(prefix="jaxprune-") as folder:
+        settings.update("jax_compilation_cache_dir", folder)
         try:
             yield
         finally:
@@ -164,7 +197,7 @@ def _compiled_once() -> Iterator[None]:
 
 
 def _keep_config(cfg: StudyConfig, root: Path) -> None:
-    """Write config.yaml; ValueError when the study was begun with another one, but for what only adds runs."""
+    """Write config.yaml; UserError when the study was begun with another one, but for what only adds runs."""
     path = root / "config.yaml"
     if path.exists():
         old = validate(StudyConfig, read_yaml(path), str(path))
@@ -172,7 +205,7 @@ def _keep_config(cfg: StudyConfig, root: Path) -> None:
             old = old.model_copy(update={"tasks": cfg.tasks})
         changed = [line for line in differences(old, cfg) if not _only_adds(line, old)]
         if changed:
-            raise ValueError(
+            raise UserError(
                 f"study {root}: begun with another config ({'; '.join(changed)}); "
                 "use another --workdir, or the old values to resume"
             )

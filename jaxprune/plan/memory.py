@@ -18,6 +18,7 @@ def memory_parts(state: TrainState, batch: Any, found: Any) -> dict[str, int]:
         "params": shard_bytes(state.params),
         "masks": shard_bytes(state.masks),
         "optimizer": shard_bytes(state.opt_state),
+        "criterion": shard_bytes(state.pruner),
         "batch": shard_bytes(batch),
     }
     parts["layout_padding"] = found.argument_size_in_bytes - sum(parts.values())

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from jaxprune.plan.chips import Chip
 
 PRUNE_PASSES = 12
-"""Passes of a loop over the scores: a threshold is found in about a third of its 32 bits (pruning/search.py)."""
+"""Passes of a loop over the scores: a threshold is found in about a third of its 32 bits."""
 
 
 class Roofline(NamedTuple):

@@ -5,6 +5,7 @@ import math
 import re
 from typing import NamedTuple
 
+from jaxprune.errors import UserError
 from jaxprune.plan.chips import CHIPS, Chip
 
 # The number in a name counts chips for v5e and v6e and cores, two a chip, for v4 and v5p; shapes are those of the
@@ -44,7 +45,7 @@ class Slice(NamedTuple):
 
 
 def find(name: str) -> Slice:
-    """The slice of a name (v5e-8) or a topology (v5e:2x4). ValueError lists the known names."""
+    """The slice of a name (v5e-8) or a topology (v5e:2x4). UserError lists the known names."""
     topology = NAMES.get(name, name)
     kind, _, shape = topology.partition(":")
     axes = 3 if kind in ("v4", "v5p") else 2
@@ -52,5 +53,5 @@ def find(name: str) -> Slice:
         near = difflib.get_close_matches(name, NAMES, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         known = f"{', '.join(NAMES)}, or a shape such as v5e:4x8"
-        raise ValueError(f"--topology {name}: unknown slice; {hint}known are {known}")
+        raise UserError(f"--topology {name}: unknown slice; {hint}known are {known}")
     return Slice(topology, CHIPS[kind], tuple(int(n) for n in shape.split("x")))

@@ -12,17 +12,16 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxprune.errors import CheckpointError
+from jaxprune.files import write_atomically
 from jaxprune.training.processes import from_first, is_first
-from jaxprune.training.workdir import write_atomically
 
 log = logging.getLogger("jaxprune")
 
 _NONE = 2**31 - 1
-
-
-class CheckpointError(RuntimeError):
-    """No usable checkpoint, or one could not be written."""
 
 
 class Checkpoints:
@@ -55,8 +54,8 @@ class Checkpoints:
         """Committed steps, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: Any, data: dict[str, int | str]) -> None:
-        """Start writing `state` (arrays) and `data` (the position in the data). Errors surface at the next call."""
+    def save(self, step: int, state: Any, data: dict[str, Any]) -> None:
+        """Start writing `state` (arrays) and `data` (what JSON can hold). Errors surface at the next call."""
         self.wait()
         if is_first():
             self._record(step).unlink(missing_ok=True)
@@ -81,20 +80,22 @@ class Checkpoints:
                 if int(record.stem) not in self._manager.all_steps():
                     record.unlink()
 
-    def restore(self, abstract: Any) -> tuple[int, Any, dict[str, Any]] | None:
+    def restore(self, abstract: Any = None) -> tuple[int, Any, dict[str, Any]] | None:
         """(step, state, data) of the newest good checkpoint, or None when there is none at all.
 
-        `abstract` holds a ShapeDtypeStruct with a sharding per leaf. A damaged step is renamed to `<step>.corrupt`
+        `abstract` holds a ShapeDtypeStruct with a sharding per leaf; without it the state comes as nested dicts as it
+        was saved, a copy on every device. A damaged step is renamed to `<step>.corrupt`
         and the one before it used. CheckpointError when steps exist and none is good, or when a step that is as it
         was written does not fit `abstract`: nothing starts over silently. In a job process 0 verifies the files, and
-        all processes restore the step it found; damage that one alone met in a restore would leave the others waiting.
+        all processes restore the step it names; damage that one alone met in a restore would leave the others waiting.
         """
-        found = self.steps()
+        steps = self.steps()
         while (step := from_first(self._newest_good() if is_first() else 0)) != _NONE:
             self._manager.reload()  # what process 0 moved away is gone
             problem: Exception | None = None
             try:
-                args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
+                wanted = self._as_saved(step) if abstract is None else abstract
+                args = ocp.args.Composite(state=ocp.args.StandardRestore(wanted), data=ocp.args.JsonRestore())
                 restored = self._manager.restore(step, args=args)
                 return step, restored["state"], restored["data"]
             except Exception as error:
@@ -105,12 +106,18 @@ class Checkpoints:
                     f"({_one_line(problem)}); resume with the version and config that wrote it"
                 ) from problem
             self._quarantine(step, _one_line(problem))
-        if found:
+        if steps:
             raise CheckpointError(
-                f"checkpoints {found} under {self._path}: none can be read (see the warnings above); "
+                f"checkpoints {steps} under {self._path}: none can be read (see the warnings above); "
                 "start again in another --workdir, or put a good copy back"
             )
         return None
+
+    def _as_saved(self, step: int) -> Any:
+        """The shapes of a saved state, copied everywhere."""
+        metadata: Any = ocp.StandardCheckpointHandler().metadata(epath.Path(self._path) / str(step) / "state")
+        copied = NamedSharding(jax.make_mesh((jax.device_count(),), ("device",)), PartitionSpec())
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=copied), metadata)
 
     def _newest_good(self) -> int:
         """The newest step whose files are as they were written, or _NONE; damaged ones are moved away."""
@@ -147,12 +154,12 @@ class Checkpoints:
             log.warning("checkpoint %s: %s; trying the one before", path, problem)
             self._passed_over.add(step)
             return
-        place, number = self._path / f"{step}.corrupt", 1
-        while place.exists():
+        aside, number = self._path / f"{step}.corrupt", 1
+        while aside.exists():
             number += 1
-            place = self._path / f"{step}.corrupt{number}"
-        log.warning("checkpoint %s: %s; moved to %s, trying the one before", path, problem, place)
-        path.rename(place)
+            aside = self._path / f"{step}.corrupt{number}"
+        log.warning("checkpoint %s: %s; moved to %s, trying the one before", path, problem, aside)
+        path.rename(aside)
         self._record(step).unlink(missing_ok=True)
         self._manager.reload()
 

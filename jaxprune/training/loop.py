@@ -1,6 +1,5 @@
 """The one training loop, for pre-training and fine-tuning, pruned or not."""
 
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -10,39 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.config import TrainConfig
-from jaxprune.training.population import sparsity_of
+from jaxprune.config.sections import TrainConfig
+from jaxprune.errors import Diverged, Preempted
+from jaxprune.pruning.masks import sparsity as sparsity_of
+from jaxprune.training.checkpoint import Checkpoints
+from jaxprune.training.compile import Program
 from jaxprune.training.processes import Stop
-from jaxprune.training.records import Bar
-from jaxprune.training.state import Masks, TrainState
-from jaxprune.training.steps import means
-
-log = logging.getLogger("jaxprune")
-
+from jaxprune.training.progress import Bar
+from jaxprune.training.records import Records
+from jaxprune.training.state import TrainState
+from jaxprune.training.steps import added, means
 
 _REMEDY = "lower the learning rate and start in another --workdir"
-
-
-class Preempted(Exception):
-    """SIGTERM or SIGINT arrived and the state is saved; the same command resumes. The process exits with 75."""
-
-
-class Diverged(Exception):
-    """Loss or gradient is not finite; nothing was saved since. The process exits with 77."""
-
-
-class Kept(Protocol):
-    """Where metrics and prunes are written: `Records`, or those of every member of a population."""
-
-    def metrics(self, step: int, values: dict[str, Any]) -> None: ...
-    def pruned(self, step: int, target: Any, before: Masks, state: TrainState) -> None: ...
-
-
-class Saved(Protocol):
-    """Where states are saved: `Checkpoints`, or those of every member of a population."""
-
-    def save(self, step: int, state: Any, data: Any) -> None: ...
-    def wait(self) -> None: ...
 
 
 class Batches(Iterator[dict[str, np.ndarray]], Protocol):
@@ -52,63 +30,93 @@ class Batches(Iterator[dict[str, np.ndarray]], Protocol):
     def set_state(self, state: dict[str, Any]) -> None: ...
 
 
+class Window:
+    """Sums of the metrics since the last line of the log; part of a checkpoint, so that a resumed run logs the same."""
+
+    def __init__(self, saved: Mapping[str, Any] | None):
+        self.steps: int = saved["steps"] if saved else 0
+        self.sums: dict[str, Any] = dict(saved["sums"]) if saved else {}
+
+    def add(self, metrics: dict[str, Any]) -> None:
+        """Take in the metrics of one more step, on the host."""
+        self.steps, self.sums = self.steps + 1, added(self.sums, metrics)
+
+    def clear(self) -> None:
+        """Begin the next line of the log."""
+        self.steps, self.sums = 0, {}
+
+    def saved(self) -> dict[str, Any]:
+        """What JSON can hold, to begin another with."""
+        return {"steps": self.steps, "sums": self.sums}
+
+
 def fit(
     state: TrainState,
     batches: Batches,
+    program: Program,
     *,
     key: jax.Array,
     steps: int,
-    train_step: Callable[..., tuple[TrainState, dict[str, Any]]],
-    put: Callable[[dict[str, np.ndarray]], Any],
+    plan: Mapping[int, Any],
     terms: tuple[str, ...],
+    put: Callable[[dict[str, np.ndarray]], Any],
     cfg: TrainConfig,
-    records: Kept,
-    checkpoints: Saved,
+    records: Records,
+    checkpoints: Checkpoints,
     title: str,
-    plan: Mapping[int, Any] | None = None,
-    prune_step: Callable[..., TrainState] | None = None,
-    evaluate: Callable[[TrainState], dict[str, Any]] | None = None,
-    learning_rate: Callable[[int], Any] | None = None,
+    frozen: Any = (),
+    window: Window | None = None,
+    position: Mapping[str, Any] | None = None,
+    evaluate: Callable[[TrainState], dict[str, float]] | None = None,
+    learning_rate: Callable[[int], float] | None = None,
     tokens_per_step: int = 0,
 ) -> TrainState:
-    """Train from `state.step` to `steps` and return the last state.
+    """Train from `state.step` to `steps` and return the last state: dense, then pruned as `plan` says, then recovery.
 
     After step i: check that it was finite, prune if the plan names i, log, evaluate, save, stop if asked to; a
-    resumed run goes through the same sequence. train_step(state, batch, key), prune_step(state, sparsity, key) and
-    evaluate(state) are compiled by the caller. Raises Preempted or Diverged.
-    A population (population.py) goes through as one state: what is a number for a run is an array (M,) then, `key`
-    and the sparsities of `plan` too, and `records` and `checkpoints` are those of its members.
+    resumed run goes through the same sequence. `window` goes on from a checkpoint's; `position` is saved beside the
+    place in the data. Raises Preempted or Diverged.
     """
-    plan = plan or {}
-    step = int(np.asarray(state.step).max())
-    ahead = _steps_in_flight()
+    step = int(state.step)
+    window = window or Window(None)
+    sparsity = sparsity_of(state.masks)
     in_flight: deque[tuple[int, dict[str, Any]]] = deque()
-    window: list[dict[str, Any]] = []
-    sparsity = sparsity_of(state)
-    since, shown = time.monotonic(), {}
+    ahead = _steps_in_flight()
+    since, shown, unlogged = time.monotonic(), "", 0
 
     def drain(limit: int) -> None:
+        nonlocal unlogged
         while len(in_flight) > limit:
-            done, metrics = in_flight.popleft()
+            number, metrics = in_flight.popleft()
             metrics = jax.device_get(metrics)
             if not all(np.isfinite(x).all() for x in jax.tree.leaves(metrics)):
-                raise Diverged(f"step {done}: loss or gradient is not finite; {_REMEDY}")
-            window.append(metrics)
+                raise Diverged(f"step {number}: loss or gradient is not finite; {_REMEDY}")
+            window.add(metrics)
+            unlogged += 1
 
-    def prune_now() -> None:
+    def prune() -> None:
         nonlocal state, sparsity
-        assert prune_step is not None
         _check_finite(state, step)
-        before = _copy(state.masks)  # the step takes its own
-        state = prune_step(state, np.asarray(plan[step], np.float32), key)
-        records.pruned(step, plan[step], before, state)
-        sparsity = sparsity_of(state)
+        state, report = program.prune(state, program.amounts(plan[step]), key)
+        sparsity = records.pruned(step, plan[step], report)
+
+    def log() -> None:
+        nonlocal since, shown, unlogged
+        values = means(window.sums, terms) | {"sparsity": sparsity}
+        if learning_rate is not None:
+            values["learning_rate"] = learning_rate(step - 1)
+        values["tokens_per_second"] = tokens_per_step * unlogged / (time.monotonic() - since)
+        records.metrics(step, values)
+        rate = f"{values['tokens_per_second']:,.0f} tokens/s  " if tokens_per_step else ""
+        shown = f"loss {values['loss']:.3f}  {rate}sparsity {sparsity:.3f}"
+        window.clear()
+        since, unlogged = time.monotonic(), 0
 
     if step == 0 and 0 in plan:
-        prune_now()
+        prune()
     with Bar(title, total=steps, done=step) as bar, Stop() as stop:
         while step < steps:
-            state, metrics = train_step(state, put(next(batches)), key)
+            state, metrics = program.train(state, frozen, put(next(batches)), key)
             step += 1
             in_flight.append((step, metrics))
             last, stopping = step == steps, stop.requested(step)
@@ -117,27 +125,19 @@ def fit(
             save_now = last or stopping or step % cfg.save_every == 0
             drain(0 if step in plan or log_now or eval_now or save_now else ahead)
             if step in plan:
-                prune_now()
+                prune()
             if log_now:
-                values = means(_add(window) | {"grad_norm": window[-1]["grad_norm"]}, terms) | {"sparsity": sparsity}
-                if learning_rate is not None:
-                    values["learning_rate"] = learning_rate(step - 1)
-                elapsed = time.monotonic() - since
-                values["tokens_per_second"] = tokens_per_step * len(window) / elapsed
-                records.metrics(step, values)
-                shown = values
-                window, since = [], time.monotonic()
+                log()
             if shown:
-                rate = f"{shown['tokens_per_second']:,.0f} tokens/s  " if tokens_per_step else ""
-                bar.update(step, f"loss {np.mean(shown['loss']):.3f}  {rate}sparsity {np.mean(sparsity):.3f}")
-            if eval_now:
-                assert evaluate is not None
+                bar.update(step, shown)
+            if evaluate is not None and eval_now:
                 before = time.monotonic()
                 records.metrics(step, {f"dev_{name}": value for name, value in evaluate(state).items()})
                 since += time.monotonic() - before
             if save_now:
                 _check_finite(state, step)
-                checkpoints.save(step, state, batches.get_state())
+                beside = {"batches": batches.get_state(), "window": window.saved(), **(position or {})}
+                checkpoints.save(step, state, beside)
             if stopping and not last:
                 checkpoints.wait()
                 raise Preempted(f"step {step} of {steps} is saved; run the same command to resume")
@@ -150,15 +150,6 @@ def _steps_in_flight() -> int:
     if jax.default_backend() != "cpu":
         return 2
     return 1 if jax.device_count() == 1 else 0
-
-
-def _add(window: list[dict[str, Any]]) -> dict[str, Any]:
-    return jax.tree.map(lambda *values: sum(np.float64(value) for value in values), *window)
-
-
-@jax.jit
-def _copy(masks: Masks) -> Masks:
-    return jax.tree.map(jnp.copy, masks)
 
 
 @jax.jit

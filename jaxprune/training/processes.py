@@ -15,10 +15,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxprune.errors import EXIT_PEER, UserError
+
 log = logging.getLogger("jaxprune")
 
-EXIT_PEER = 76
-"""Exit code of a process whose peer was lost, as in `cli`."""
 HEARTBEAT_SECONDS = 120
 """After so long JAX itself aborts the job."""
 SILENT_SECONDS = 30.0
@@ -32,7 +32,7 @@ def join(spec: str) -> None:
 
     `auto` takes everything from the environment (Cloud TPU, GKE, SLURM, Open MPI). `HOST:PORT,PROCESSES,ID` says it:
     the address of process 0, how many there are, and which one this is. The port has no authentication: bind it in a
-    private network only. ValueError for another spec.
+    private network only. UserError for another spec.
     """
     if spec == "auto":
         jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
@@ -45,10 +45,10 @@ def join(spec: str) -> None:
 def _address(spec: str) -> tuple[str, int, int]:
     address, *numbers = spec.split(",")
     if len(numbers) != 2 or not all(n.isdigit() for n in numbers) or not address.rpartition(":")[2].isdigit():
-        raise ValueError(f"--distributed {spec}: give HOST:PORT,PROCESSES,ID, or nothing to take it from the machine")
+        raise UserError(f"--distributed {spec}: give HOST:PORT,PROCESSES,ID, or nothing to take it from the machine")
     count, number = map(int, numbers)
     if number >= count:
-        raise ValueError(f"--distributed {spec}: process {number} is outside 0 to {count - 1}; they count from 0")
+        raise UserError(f"--distributed {spec}: process {number} is outside 0 to {count - 1}; they count from 0")
     return address, count, number
 
 
@@ -99,17 +99,17 @@ def together(what: str) -> Iterator[None]:
     if problem is not None:
         raise problem
     if failed.size:
-        raise ValueError(f"{what}: failed on process {failed[0]} of {jax.process_count()}; its output says why")
+        raise UserError(f"{what}: failed on process {failed[0]} of {jax.process_count()}; its output says why")
 
 
 def agree(values: Mapping[str, str]) -> None:
-    """ValueError on every process unless all hold the same values; it names the keys that differ."""
+    """UserError on every process unless all hold the same values; it names the keys that differ."""
     digests = [hashlib.sha256(value.encode()).digest()[:_DIGEST_BYTES] for value in values.values()]
     mine = np.frombuffer(b"".join(digests), np.uint8).reshape(len(values), _DIGEST_BYTES)
     theirs = _gather(mine)
     differ = [key for key, same in zip(values, (theirs == theirs[0]).all((0, 2)), strict=True) if not same]
     if differ:
-        raise ValueError(f"{', '.join(differ)}: not the same on all {jax.process_count()} processes; make them equal")
+        raise UserError(f"{', '.join(differ)}: not the same on all {jax.process_count()} processes; make them equal")
 
 
 def from_first(number: int) -> int:
@@ -130,11 +130,12 @@ def _gather(x: np.ndarray) -> np.ndarray:
 class Stop:
     """SIGTERM or SIGINT asks for a stop instead of killing, so that the step in flight can finish and be saved.
 
-    In a job JAX's preemption service passes the notice on, and all processes stop after the same step.
+    SIGINT after either raises KeyboardInterrupt. In a job JAX's preemption service passes the notice on, and all
+    processes stop after the same step.
     """
 
     def __init__(self) -> None:
-        self._asked = False
+        self._asked = self._signalled = False
         self._job = jax.distributed.is_initialized()
         self._before: dict[int, Any] = {}
 
@@ -153,10 +154,13 @@ class Stop:
 
     def _ask(self, number: int, frame: Any) -> None:
         del frame
+        if self._signalled and number == signal.SIGINT:  # a second Ctrl-C
+            raise KeyboardInterrupt
+        self._signalled = True
         if self._job:
             os.kill(os.getpid(), signal.SIGTERM)  # which the preemption service listens for
             return
-        log.warning("%s: stopping after this step", signal.Signals(number).name)
+        log.warning("%s: stopping after this step; Ctrl-C stops at once", signal.Signals(number).name)
         self._asked = True
 
     def __exit__(self, *_: object) -> None:

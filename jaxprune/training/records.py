@@ -1,22 +1,14 @@
-"""What a run writes while it trains: JSON lines, TensorBoard files, a progress bar."""
+"""What a run writes while it trains: JSON lines and TensorBoard files."""
 
-import logging
 import math
-import sys
-import time
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+import numpy as np
 
-from jaxprune.pruning import changed_counts, leaf_counts, smallest_kept
-from jaxprune.training.processes import is_first
-from jaxprune.training.state import Masks, TrainState
+from jaxprune.pruning.interface import PruneReport
+from jaxprune.pruning.names import path_of
 from jaxprune.training.workdir import Workdir
-
-log = logging.getLogger("jaxprune")
 
 
 class Records:
@@ -38,24 +30,26 @@ class Records:
         self._workdir.append("metrics.jsonl", {"step": step, **values})
         self._draw(step, values)
 
-    def pruned(self, step: int, target: float, before: Masks, state: TrainState) -> None:
-        """A line of prunes.jsonl: what a prune to the sparsity `target` made of the masks `before`."""
-        regrown, newly_pruned = changed_counts(before, state.masks)
-        counts = leaf_counts(state.masks)
-        kept, size = (sum(pair[i] for pair in counts.values()) for i in (0, 1))
-        smallest = smallest_kept(_magnitudes(state.params), state.masks)
+    def pruned(self, step: int, target: Any, report: PruneReport) -> float:
+        """A line of prunes.jsonl about a prune to the sparsity `target`; the sparsity that it came to."""
+        counts = {name: _leaves(getattr(report, name)) for name in ("kept", "regrown", "removed", "size")}
+        kept, size, regrown, removed = (
+            sum(int(n) for n in counts[name].values()) for name in ("kept", "size", "regrown", "removed")
+        )
+        sparsity = 1 - kept / size
         record = {
             "target": target,
-            "sparsity": 1 - kept / size,
+            "sparsity": sparsity,
             "kept": kept,
             "size": size,
             "regrown": regrown,
-            "newly_pruned": newly_pruned,
-            "leaves": {path: 1 - k / n for path, (k, n) in counts.items()},
-            "smallest_kept": {path: x if math.isfinite(x) else None for path, x in smallest.items()},
+            "newly_pruned": removed,
+            "leaves": {path: 1 - int(counts["kept"][path]) / int(n) for path, n in counts["size"].items()},
+            "thresholds": {path: _plain(value) for path, value in _leaves(report.threshold).items()},
         }
         self._workdir.append("prunes.jsonl", {"step": step, **record})
-        self._draw(step, {"sparsity": record["sparsity"]})
+        self._draw(step, {"sparsity": sparsity})
+        return sparsity
 
     def _draw(self, step: int, values: dict[str, float]) -> None:
         if self._board:
@@ -70,43 +64,12 @@ class Records:
             self._board.close()
 
 
-@jax.jit
-def _magnitudes(params: Any) -> Any:
-    return jax.tree.map(jnp.abs, params)
+def _leaves(tree: Any) -> dict[str, Any]:
+    """{path: value} of a tree on the host."""
+    return {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(tree))}
 
 
-class Bar:
-    """A progress bar on a terminal, below the one that is open there; elsewhere a log line every half minute."""
-
-    _open: ClassVar[Progress | None] = None
-
-    def __init__(self, title: str, *, total: int, done: int, quiet_seconds: float = 30.0):
-        self._title, self._total, self._quiet_seconds = title, total, quiet_seconds
-        self._said = time.monotonic()
-        self._progress = Bar._open
-        self._outer = False
-        if self._progress is None and sys.stderr.isatty() and is_first():
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._progress = Progress(*columns, TextColumn("{task.fields[text]}"), console=Console(stderr=True))
-            self._outer, Bar._open = True, self._progress
-            self._progress.start()
-        if self._progress:
-            self._task = self._progress.add_task(title, total=total, completed=done, text="")
-
-    def __enter__(self) -> "Bar":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._outer and self._progress:
-            Bar._open = None
-            self._progress.stop()
-        elif self._progress:
-            self._progress.remove_task(self._task)
-
-    def update(self, step: int, text: str) -> None:
-        """Show `step` and a short text."""
-        if self._progress:
-            self._progress.update(self._task, completed=step, text=text)
-        elif time.monotonic() - self._said >= self._quiet_seconds:
-            self._said = time.monotonic()
-            log.info("%s %d/%d  %s", self._title, step, self._total, text)
+def _plain(threshold: Any) -> Any:
+    """A number, or a list of them; None where nothing is kept."""
+    values = [float(x) if math.isfinite(x) else None for x in np.ravel(threshold)]
+    return values[0] if np.ndim(threshold) == 0 else values

@@ -8,23 +8,23 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxprune.config import MeshConfig
+from jaxprune.config.sections import MeshConfig
+from jaxprune.errors import UserError
 
 DATA_AXES = ("data", "fsdp")
-AXES = ("member", *DATA_AXES)
 
 
 def make_mesh(cfg: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """A (member, data, fsdp) mesh over all devices. ValueError names the sizes when they do not fit."""
+    """A (data, fsdp) mesh over all devices. UserError names the sizes when they do not fit."""
     devices = jax.devices() if devices is None else devices
-    sizes = {axis: getattr(cfg, axis) for axis in AXES}
+    sizes = {axis: getattr(cfg, axis) for axis in DATA_AXES}
     known = int(np.prod([size for size in sizes.values() if size > 0]))
     sizes = {axis: size if size > 0 else max(len(devices) // known, 1) for axis, size in sizes.items()}
     if int(np.prod([*sizes.values()])) != len(devices):
-        given = ", ".join(f"mesh.{axis} = {getattr(cfg, axis)}" for axis in AXES)
-        raise ValueError(f"{given} do not cover {len(devices)} devices; set one of them to -1")
+        given = ", ".join(f"mesh.{axis} = {getattr(cfg, axis)}" for axis in DATA_AXES)
+        raise UserError(f"{given} do not cover {len(devices)} devices; set one of them to -1")
     kind = AxisType.Explicit if cfg.axes == "explicit" else AxisType.Auto
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(kind,) * len(AXES), devices=devices)
+    return jax.make_mesh(tuple(sizes.values()), DATA_AXES, axis_types=(kind,) * len(DATA_AXES), devices=devices)
 
 
 def within(mesh: Mesh) -> AbstractContextManager[Any]:
@@ -82,7 +82,7 @@ def put_whole(tree: Any, shardings: Any) -> Any:
 
 
 def gathered(loss_fn: Any, mesh: Mesh) -> Any:
-    """`loss_fn` with split params copied to every device first: one all-gather each, none inside the layers.
+    """`loss_fn` with split params and frozen data copied to every device first: one all-gather each, no more.
 
     Explicit axes want that to be said. Left alone under Auto axes, XLA splits some activations like the params instead
     and moves them about.
@@ -91,14 +91,18 @@ def gathered(loss_fn: Any, mesh: Mesh) -> Any:
         return loss_fn
     copied = everywhere(mesh)
     copy = jax.sharding.reshard if mesh.explicit_axes else jax.lax.with_sharding_constraint
-    return lambda params, *rest: loss_fn(jax.tree.map(lambda p: copy(p, copied), params), *rest)
+
+    def whole(params, frozen, *rest):
+        return loss_fn(*jax.tree.map(lambda p: copy(p, copied), (params, frozen)), *rest)
+
+    return whole
 
 
 def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
-    """ValueError unless every device gets the same number of rows in every micro-batch."""
+    """UserError unless every device gets the same number of rows in every micro-batch."""
     pieces = int(np.prod([mesh.shape[axis] for axis in DATA_AXES]))
     if batch_size % (pieces * accumulate):
-        raise ValueError(
+        raise UserError(
             f"batch_size = {batch_size} does not split over {pieces} devices x train.accumulate = {accumulate}; "
             f"use a multiple of {pieces * accumulate}"
         )

@@ -6,34 +6,26 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.pruning import apply_masks
+from jaxprune.pruning.interface import Pruner
+from jaxprune.pruning.masks import apply_masks
 
 Params = Any
 Masks = Any
 
 
 class TrainState(NamedTuple):
-    """step () int32: optimizer steps taken. masks: like params, bool (True = kept) or None where not prunable."""
+    """step () int32: optimizer steps taken. masks: like params, bool (True = kept) or None where not prunable.
+    pruner: what the pruner's criterion remembers."""
 
     step: jax.Array
     params: Params
     masks: Masks
     opt_state: optax.OptState
+    pruner: Any
 
 
-def create(params: Params, masks: Masks, tx: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
-    return TrainState(jnp.zeros((), jnp.int32), params, masks, tx.init(params))
-
-
-def mask_moments(tx: optax.GradientTransformation, opt_state: optax.OptState, masks: Masks, params: Params):
-    """`opt_state` with 0 where a pruned weight has moments, so no norm or trust ratio in `tx` sees it again.
-
-    Arrays of the optimizer that are not shaped like their parameter (Adafactor's factored moments) stay as they are.
-    """
-    everywhere = jax.tree.map(lambda p, m: jnp.ones((), bool) if m is None else m, params, masks)
-
-    def mask(moment, kept):
-        return apply_masks(moment, kept) if getattr(moment, "shape", None) == kept.shape != () else moment
-
-    return optax.tree_utils.tree_map_params(tx, mask, opt_state, everywhere)
+def create(params: Params, masks: Masks, tx: optax.GradientTransformation, pruner: Pruner) -> TrainState:
+    """The state before the first step; with hard masks, pruned weights are +0.0 from the very start."""
+    if pruner.mode == "hard":
+        params = apply_masks(params, masks)
+    return TrainState(jnp.zeros((), jnp.int32), params, masks, tx.init(params), pruner.init(params, masks))

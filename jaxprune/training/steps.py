@@ -8,34 +8,40 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxprune.pruning import CRITERIA, apply_masks, prune
-from jaxprune.training.state import TrainState, mask_moments
+from jaxprune.optax import mask_moments, masked
+from jaxprune.pruning.interface import Pruner, PruneReport
+from jaxprune.pruning.masks import apply_masks
+from jaxprune.training.state import TrainState
 
 Batch = dict[str, jax.Array]
 Sums = dict[str, tuple[jax.Array, jax.Array]]
-LossFn = Callable[[Any, Batch, jax.Array | None], tuple[Sums, Sums]]
-"""(params, batch, key) -> (terms, metrics), each name -> (sum, count); counts are functions of the batch alone.
-The loss is the sum over terms of sum / count."""
+LossFn = Callable[[Any, Any, Batch, jax.Array | None], tuple[Sums, Sums]]
+"""(params, frozen, batch, key) -> (terms, metrics), each name -> (sum, count); counts are functions of the batch alone.
+The loss is the sum over terms of sum / count. `frozen` is data beside the batch that is not trained, such as a
+teacher's weights; () where there is none."""
 
 
 def train_step(
     state: TrainState,
+    frozen: Any,
     batch: Batch,
     key: jax.Array,
     *,
     loss_fn: LossFn,
     tx: optax.GradientTransformation,
-    soft: bool = False,
+    pruner: Pruner,
     accumulate: int = 1,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, Any]]:
     """One optimizer step, and its metrics as (sum, count) pairs plus `grad_norm`.
 
-    Gradients are masked before the optimizer, so clipping and moments see live weights only; pruned weights are
-    +0.0 afterwards. With `soft` masks the forward pass sees masked weights while the stored ones keep their value.
+    With hard masks the optimizer is `masked(tx)`: clipping and moments see live weights only, and pruned weights are
+    +0.0 afterwards. With soft masks the forward pass sees masked weights while the stored ones keep their value, and
+    gradients are masked. The pruner observes the gradients of all weights, as the forward pass sees them.
     `accumulate` splits the batch (leading axis) into that many micro-batches whose gradients add up to the
     gradient of the whole batch. Under `pmap` or `shard_map` name the mapped axis in `axis_name`.
     """
+    soft = pruner.mode == "soft"
     key = jax.random.fold_in(key, state.step)
     if axis_name is not None:
         key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
@@ -44,30 +50,33 @@ def train_step(
         return sums if axis_name is None else jax.lax.psum(sums, axis_name)
 
     def loss(params, micro, micro_key, counts):
-        terms, metrics = loss_fn(apply_masks(params, state.masks) if soft else params, micro, micro_key)
+        terms, metrics = loss_fn(params, frozen, micro, micro_key)
         if counts is None:
             counts = {name: total(count) for name, (_, count) in terms.items()}
         return sum(value / jnp.maximum(counts[name], 1) for name, (value, _) in terms.items()), terms | metrics
 
     gradient = jax.grad(loss, has_aux=True)
+    effective = apply_masks(state.params, state.masks) if soft else state.params
     if accumulate == 1:
-        grads, metrics = gradient(state.params, batch, key, None)
+        grads, metrics = gradient(effective, batch, key, None)
     else:
-        grads, metrics = _accumulate(gradient, loss_fn, total, state.params, batch, key, accumulate)
+        terms, _ = loss_fn(effective, frozen, batch, None)  # XLA drops this forward pass but for the counts
+        counts = {name: total(count) for name, (_, count) in terms.items()}
+        grads, metrics = _accumulated(gradient, effective, batch, key, counts, accumulate)
     grads, metrics = total(grads), total(metrics)
+    remembered = pruner.observe(state.pruner, state.params, state.masks, grads)
     grads = apply_masks(grads, state.masks)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    if soft:
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    else:
+        updates, opt_state = masked(tx).update(grads, state.opt_state, state.params, masks=state.masks)
     params = optax.apply_updates(state.params, updates)
-    if not soft:
-        params = apply_masks(params, state.masks)
     metrics = metrics | {"grad_norm": optax.tree.norm(grads)}
-    return TrainState(state.step + 1, params, state.masks, opt_state), metrics
+    return TrainState(state.step + 1, params, state.masks, opt_state, remembered), metrics
 
 
-def _accumulate(gradient, loss_fn, total, params, batch, key, pieces):
-    # Counts of the whole batch come first: they weigh every micro-batch. XLA drops the unused forward pass.
-    terms, _ = loss_fn(params, batch, None)
-    counts = {name: total(count) for name, (_, count) in terms.items()}
+def _accumulated(gradient, params, batch, key, counts, pieces):
+    """Gradient and metrics, added over micro-batches; the counts of the whole batch weigh each."""
     # Every micro-batch takes rows from all shards of the batch, so splitting moves no data between devices.
     micro_batches = jax.tree.map(lambda x: x.reshape(-1, pieces, *x.shape[1:]).swapaxes(0, 1), batch)
 
@@ -80,60 +89,40 @@ def _accumulate(gradient, loss_fn, total, params, batch, key, pieces):
     return jax.lax.scan(add, zeros, (jnp.arange(pieces), micro_batches))[0]
 
 
-def prune_step(
-    state: TrainState,
-    sparsity: jax.Array,
-    key: jax.Array,
-    *,
-    tx: optax.GradientTransformation,
-    criterion: str = "magnitude",
-    scope: str = "matrix",
-    method: str = "exact",
-    soft: bool = False,
-    num_heads: int | None = None,
-) -> TrainState:
-    """`state` with masks of the given sparsity (float32 in [0, 1]).
+def prune_step(state: TrainState, sparsity: Any, key: jax.Array, *, pruner: Pruner) -> tuple[TrainState, PruneReport]:
+    """`state` with masks of the given sparsity (`Amounts`, or what `Pruner.update` takes), and what changed.
 
     Hard masks are monotone, and what they prune becomes +0.0 in params and optimizer moments. Soft masks are
-    recomputed from the stored dense values.
+    made anew from the stored dense values.
     """
-    masks = prune(
-        state.params,
-        state.masks,
-        sparsity,
-        criterion=CRITERIA[criterion],
-        scope=scope,
-        method=method,
-        num_heads=num_heads,
-        key=jax.random.fold_in(key, state.step),
-        monotone=not soft,
-    )
-    if soft:
-        return state._replace(masks=masks)
-    params = apply_masks(state.params, masks)
-    return TrainState(state.step, params, masks, mask_moments(tx, state.opt_state, masks, params))
+    key = jax.random.fold_in(key, state.step)
+    params, masks, remembered, report = pruner.update(state.pruner, state.params, state.masks, sparsity, key)
+    opt_state = state.opt_state if pruner.mode == "soft" else mask_moments(state.opt_state, masks)
+    return TrainState(state.step, params, masks, opt_state, remembered), report
 
 
-def eval_step(state: TrainState, batch: Batch, *, loss_fn: LossFn) -> Sums:
+def eval_step(state: TrainState, frozen: Any, batch: Batch, *, loss_fn: LossFn) -> Sums:
     """Terms and metrics of one batch without dropout, as (sum, count) pairs to add up over batches."""
-    terms, metrics = loss_fn(apply_masks(state.params, state.masks), batch, None)
+    terms, metrics = loss_fn(apply_masks(state.params, state.masks), frozen, batch, None)
     return terms | metrics
 
 
-def means(sums: dict[str, Any], terms: tuple[str, ...]) -> dict[str, Any]:
-    """Host floats: sum / count by name (0 / 0 is 0), scalars as they are, and `loss` = the sum of the `terms`.
-
-    Of a population, whose sums are arrays (M,), so are the means, float64.
-    """
-    values: dict[str, Any] = {}
+def means(sums: dict[str, Any], terms: tuple[str, ...]) -> dict[str, float]:
+    """Host floats: sum / count by name (0 / 0 is 0), scalars as they are, and `loss` = the sum of the `terms`."""
+    values: dict[str, float] = {}
     for name, value in sums.items():
-        if isinstance(value, tuple):
-            total, count = (np.asarray(part, np.float64) for part in value)
-            values[name] = _plain(total / np.maximum(count, 1.0))
-        else:
-            values[name] = _plain(np.asarray(value, np.float64))
+        values[name] = float(value[0]) / max(float(value[1]), 1.0) if isinstance(value, tuple | list) else float(value)
     return {"loss": sum(values[name] for name in terms)} | values
 
 
-def _plain(value: Any) -> Any:
-    return float(value) if np.ndim(value) == 0 else value
+def added(total: dict[str, Any] | None, sums: dict[str, Any]) -> dict[str, Any]:
+    """`total` plus the (sum, count) pairs of one more step or batch, in float64; other values are the last ones."""
+    total = total or {}
+    result: dict[str, Any] = {}
+    for name, value in sums.items():
+        if isinstance(value, tuple):
+            before = total.get(name, (0.0, 0.0))
+            result[name] = tuple(float(np.float64(a) + np.float64(b)) for a, b in zip(before, value, strict=True))
+        else:
+            result[name] = float(value)
+    return result

@@ -10,13 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from jaxprune.errors import InUse, UserError
+from jaxprune.files import write_atomically
 from jaxprune.training.processes import is_first, together
 
 _SHARED_SECONDS = 20.0  # network file systems show a new file late
-
-
-class InUse(ValueError):
-    """Another run owns the workdir."""
 
 
 class Workdir:
@@ -34,7 +32,7 @@ class Workdir:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("a+")
         except OSError as error:
-            raise ValueError(f"workdir {self.path}: cannot be written ({error.strerror}); choose another") from None
+            raise UserError(f"workdir {self.path}: cannot be written ({error.strerror}); choose another") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -76,7 +74,7 @@ class Workdir:
         write_atomically(path, "".join(line + "\n" for line in kept))
 
     def check_same(self, name: str, text: str, compare: Callable[[str, str], list[str]]) -> None:
-        """Write `text` to a new file; ValueError when the file is there and `compare(old, new)` lists differences."""
+        """Write `text` to a new file; UserError when the file is there and `compare(old, new)` lists differences."""
         path = self / name
         if not self.owner:
             return
@@ -85,7 +83,7 @@ class Workdir:
             return
         changed = compare(path.read_text(), text)
         if changed:
-            raise ValueError(
+            raise UserError(
                 f"workdir {self.path}: made with another config ({'; '.join(changed)}); "
                 "use another --workdir, or the old values to resume"
             )
@@ -94,6 +92,12 @@ class Workdir:
         """Replace a text file."""
         if self.owner:
             write_atomically(self / name, text)
+
+    def add_start(self, start: dict[str, Any]) -> None:
+        """Add what a start runs on to run.json, below the starts before."""
+        path = self / "run.json"
+        starts = json.loads(path.read_text())["starts"] if self.owner and path.exists() else []
+        self.write("run.json", json.dumps({"starts": [*starts, start]}, indent=1) + "\n")
 
     def result(self) -> dict[str, Any] | None:
         """What a finished run wrote last, or None."""
@@ -109,25 +113,25 @@ class Workdir:
 def owned_workdir(path: str | Path, config: str, compare: Callable[[str, str], list[str]]) -> Iterator[Workdir]:
     """The workdir of a run with this config: process 0 owns it, and all processes must see it.
 
-    ValueError on every process when it is in use, made with another config (see `Workdir.check_same`), or not shared.
+    UserError on every process when it is in use, made with another config (see `Workdir.check_same`), or not shared.
     """
-    place = Workdir(path, owner=False)
-    with together(f"workdir {place.path}"):
+    workdir = Workdir(path, owner=False)
+    with together(f"workdir {workdir.path}"):
         if is_first():
-            place = Workdir(path)
+            workdir = Workdir(path)
             try:
-                place.check_same("config.yaml", config, compare)
-            except ValueError:
-                place.close()
+                workdir.check_same("config.yaml", config, compare)
+            except UserError:
+                workdir.close()
                 raise
-    with place:
-        with together(f"workdir {place.path}"):
+    with workdir:
+        with together(f"workdir {workdir.path}"):
             deadline = time.monotonic() + _SHARED_SECONDS
-            while not (place / "config.yaml").exists():
+            while not (workdir / "config.yaml").exists():
                 if time.monotonic() > deadline:
-                    raise ValueError(f"workdir {place.path}: not seen here; use storage that all hosts share")
+                    raise UserError(f"workdir {workdir.path}: not seen here; use storage that all hosts share")
                 time.sleep(0.2)
-        yield place
+        yield workdir
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -140,10 +144,3 @@ def _step(line: str) -> float:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, KeyError, TypeError):
         return float("inf")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file in one move, so that a kill leaves the old or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)

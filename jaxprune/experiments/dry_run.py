@@ -9,10 +9,7 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
-from jaxprune.config import PretrainConfig
-from jaxprune.data.mlm import PretrainData
-from jaxprune.models.flops import train_flops
-from jaxprune.training.compile import Program
+from jaxprune.models import architecture
 
 
 def matmul_rate(size: int = 1024, seconds: float = 0.5) -> float:
@@ -27,24 +24,26 @@ def matmul_rate(size: int = 1024, seconds: float = 0.5) -> float:
     return runs * 2 * size**3 / (time.perf_counter() - begin)
 
 
-def describe(cfg: PretrainConfig, program: Program, data: PretrainData, plan: dict[int, float]) -> None:
-    """Print parameters, masks, steps, tokens, memory and an estimate of time to standard output."""
+def describe_pretraining(ready: Any) -> None:
+    """Print parameters, masks, steps, tokens, memory and an estimate of time of a compiled run to standard output."""
+    opened, program = ready
+    cfg, data, plan = opened.decisions.cfg, opened.data.source, opened.plan
     console = Console()
     console.print(parameter_table(program.abstract.params, program.abstract.masks))
     leaves = jax.tree.leaves(program.abstract)
     state_bytes = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
-    tokens = cfg.steps * cfg.batch_size * data.seq_len
-    flops = (
-        cfg.steps * cfg.batch_size * train_flops(cfg.model, seq_len=data.seq_len, predictions=cfg.data.max_predictions)
-    )
+    sequences = cfg.steps * cfg.batch_size
+    count = architecture(cfg.model.architecture).train_flops
+    flops = sequences * count(cfg.model, seq_len=data.seq_len, predictions=data.predictions)
     rate = matmul_rate() * len(program.mesh.devices.flat)
     table = Table("what", "how much", show_header=False, box=None)
     rows = [
         ("mesh", ", ".join(f"{axis} {size}" for axis, size in program.mesh.shape.items())),
         ("state per device", f"{state_bytes / 2**20:,.1f} MiB"),
         ("training examples", f"{data.examples:,} of {data.seq_len} tokens"),
+        ("predicted", f"{data.predicted_share:.1%} of the tokens, at most {data.predictions} of an example"),
         ("steps", f"{cfg.steps:,} of {cfg.batch_size} sequences"),
-        ("tokens", f"{tokens:,} ({cfg.steps * cfg.batch_size / data.examples:.2f} epochs)"),
+        ("tokens", f"{sequences * data.seq_len:,} ({sequences / data.examples:.2f} epochs)"),
         ("prunes", f"{len(plan)} between step {min(plan)} and {max(plan)}, to {plan[max(plan)]}" if plan else "none"),
         ("arithmetic", f"{flops:.3g} FLOPs"),
         ("time, estimated", f"{duration(flops / rate)} at this device's measured matrix-product rate, a lower bound"),

@@ -12,20 +12,23 @@ import jax
 import numpy as np
 
 from jaxprune.analysis import weights
-from jaxprune.analysis.distance import distance
 from jaxprune.analysis.features import Batch, similarity
 from jaxprune.analysis.heads import head_sparsity
-from jaxprune.analysis.leaves import WORDS, flat, kind_of, layer_of
-from jaxprune.analysis.magnitude import cut, removed
-from jaxprune.analysis.movement import by_rank, movement
-from jaxprune.analysis.study import PRETRAINED, UNTUNED, read_tables, transfer_table, write_table
-from jaxprune.config import FinetuneConfig, ModelConfig, PretrainConfig
+from jaxprune.analysis.magnitude_pruning import magnitude_masks, removed_magnitude
+from jaxprune.analysis.mask_distance import mask_distance
+from jaxprune.analysis.paths import flat, kinds, layer_of
+from jaxprune.analysis.rank_movement import by_rank, movement
+from jaxprune.analysis.study_tables import PRETRAINED, UNTUNED, read_tables, transfer_table, write_table
+from jaxprune.config.commands import FinetuneConfig, PretrainConfig
 from jaxprune.config.load import read_yaml
+from jaxprune.config.sections import ModelConfig
 from jaxprune.data import tokenizer
 from jaxprune.data.mlm import PretrainData
-from jaxprune.experiments.start import is_workdir, workdir_config
-from jaxprune.models.bert import bert
-from jaxprune.models.hf import load_hf
+from jaxprune.errors import UserError
+from jaxprune.experiments.weights import stored_config
+from jaxprune.models import architecture
+from jaxprune.models.architecture import Architecture
+from jaxprune.models.folder import read_folder
 from jaxprune.training.workdir import read_records
 
 log = logging.getLogger("jaxprune")
@@ -43,7 +46,7 @@ class Pretrained(NamedTuple):
     name: str
     variant: str
     target: float
-    place: Path
+    workdir: Path
     cfg: PretrainConfig
     result: Row
 
@@ -52,16 +55,15 @@ class Pretrained(NamedTuple):
         """The columns that say which run a row is of."""
         return {"name": self.name, "variant": self.variant, "target": self.target}
 
+    @property
+    def architecture(self) -> Architecture:
+        """What is known of its architecture."""
+        return architecture(self.cfg.model.architecture)
+
     def load(self) -> "Weights":
-        """From the Hugging Face directory that the run wrote, where exact zeros are what it pruned."""
-        _, tree = load_hf(self.place / "hf", head="pretraining")
-        params = flat(tree)
-        taken = {
-            path: any(re.fullmatch(regex, path) for regex in self.cfg.prune.include)
-            and not any(re.fullmatch(regex, path) for regex in self.cfg.prune.exclude)
-            for path in params
-        }
-        return Weights(tree, params, {path: w != 0 for path, w in params.items() if taken[path]})
+        """From the Hugging Face directory that the run wrote, with its masks."""
+        folder = read_folder(self.workdir / "hf", head="pretraining")
+        return Weights(folder.params, flat(folder.params), flat(folder.masks or {}))
 
 
 class Weights(NamedTuple):
@@ -77,25 +79,24 @@ class Weights(NamedTuple):
         return {path: self.params[path] for path in self.masks}
 
 
-def measure(study: Path) -> Path:
+def write_tables(study: Path) -> Path:
     """Write `study/tables/*.csv` and the same as Parquet; returns that directory.
 
     Unfinished runs are left out; a table that no finished run can fill is not written (and an old one removed).
-    ValueError when the study has no finished run at all.
+    UserError when the study has no finished run at all.
     """
     study = Path(study).expanduser()
     runs, dense = pretrained(study), _dense(study)
     tuned = list(_finetuned(study, {run.name: run for run in runs}))
     if not runs and not tuned and dense is None:
-        raise ValueError(f"{study}: has no finished run; let `jaxprune study` finish one first")
+        raise UserError(f"{study}: has no finished run; let `jaxprune study` finish one first")
     every = ([dense] if dense else []) + runs
     tables: dict[str, list[Row]] = {"runs": tuned, "pretrain": [_pretrain_row(run) for run in every]}
     tables["curves"] = [row for run in every for row in _curve(run)]
     tables["churn"] = [row for run in runs for row in _churn(run)]
     if dense is not None:
         log.info("%s: measuring %d models", study.name, len(every))
-        for name, rows in _of_models(study, dense, runs).items():
-            tables[name] = rows
+        tables |= _of_models(study, dense, runs)
     out = study / "tables"
     for name, rows in tables.items():
         write_table(out / f"{name}.csv", rows)
@@ -105,31 +106,31 @@ def measure(study: Path) -> Path:
 
 def pretrained(study: Path) -> list[Pretrained]:
     """The finished runs under `runs/pretrain`, by variant and target; a directory is called `<variant>-s<sparsity>`."""
-    found = (_read_pretrained(place) for place in sorted((study / "runs" / "pretrain").glob("*")))
-    return sorted((run for run in found if run), key=lambda run: (run.variant, run.target))
+    runs = (_read_pretrained(workdir) for workdir in sorted((study / "runs" / "pretrain").glob("*")))
+    return sorted((run for run in runs if run), key=lambda run: (run.variant, run.target))
 
 
 def name_parts(name: str) -> tuple[str, float]:
     """(variant, target) of a run's name: `soft-s0.7` -> ("soft", 0.7); without a sparsity the target is 0."""
-    found = re.fullmatch(r"(.+)-s(\d[\d.e-]*)", name)
-    return (found[1], float(found[2])) if found else (name, 0.0)
+    parts = re.fullmatch(r"(.+)-s(\d[\d.e-]*)", name)
+    return (parts[1], float(parts[2])) if parts else (name, 0.0)
 
 
-def _read_pretrained(place: Path) -> Pretrained | None:
-    if not (is_workdir(str(place)) and (place / "result.json").is_file()):
+def _read_pretrained(workdir: Path) -> Pretrained | None:
+    cfg = stored_config(workdir)
+    if not isinstance(cfg, PretrainConfig) or not (workdir / "result.json").is_file():
         return None
-    result = json.loads((place / "result.json").read_text())
-    return Pretrained(place.name, *name_parts(place.name), place, workdir_config(str(place)), result)
+    result = json.loads((workdir / "result.json").read_text())
+    return Pretrained(workdir.name, *name_parts(workdir.name), workdir, cfg, result)
 
 
 def _dense(study: Path) -> Pretrained | None:
     """The dense start: the study's own, or the one elsewhere that its runs began from."""
-    places = [study / "runs" / "dense"]
-    for run in pretrained(study):
-        places.append(Path(run.cfg.init_from).expanduser())
-    for place in places:
-        if (found := _read_pretrained(place)) is not None:
-            return found._replace(name="dense", variant="dense", target=0.0)
+    workdirs = [study / "runs" / "dense"]
+    workdirs += [Path(run.cfg.init_from).expanduser() for run in pretrained(study)]
+    for workdir in workdirs:
+        if (run := _read_pretrained(workdir)) is not None:
+            return run._replace(name="dense", variant="dense", target=0.0)
     return None
 
 
@@ -173,14 +174,14 @@ def _pretrain_row(run: Pretrained) -> Row:
 
 
 def _curve(run: Pretrained) -> Iterator[Row]:
-    for record in read_records(run.place / "metrics.jsonl"):
+    for record in read_records(run.workdir / "metrics.jsonl"):
         row = {key: record[key] for key in ("loss", "sparsity", "dev_loss", "learning_rate") if key in record}
         yield {**run.label, "step": record["step"], **row}
 
 
 def _churn(run: Pretrained) -> Iterator[Row]:
     """What each prune brought back and took away, where the run recorded it."""
-    for record in read_records(run.place / "prunes.jsonl"):
+    for record in read_records(run.workdir / "prunes.jsonl"):
         if "regrown" in record:
             keys = ("step", "size", "kept", "regrown", "newly_pruned")
             yield {**run.label, **{key: record.get(key) for key in keys}}
@@ -188,11 +189,11 @@ def _churn(run: Pretrained) -> Iterator[Row]:
 
 def _of_models(study: Path, dense: Pretrained, runs: list[Pretrained]) -> dict[str, list[Row]]:
     """The tables that need the weights; one model is held at a time, beside the dense one."""
-    names = ("weights", "memory", "heads", "features", "distance", "movement", "movement_rank", "magnitude")
-    tables: dict[str, list[Row]] = {name: [] for name in (*names, "heatmaps", "tokens")}
+    names = ("weights", "memory", "heads", "features", "distance", "movement", "movement_rank", "tokens")
+    tables: dict[str, list[Row]] = {name: [] for name in names}
     start = dense.load()
-    tables["magnitude"] = removed(start.prunable, [i / 50 for i in range(51)])
-    tables["heatmaps"] = list(_heatmaps(start.params))
+    tables["magnitude"] = removed_magnitude(start.prunable, [i / 50 for i in range(51)])
+    tables["heatmaps"] = list(_heatmaps(start.params, dense))
     baseline = next((run for run in runs if run.variant == "pruned" and run.target == 0), dense)
     reference = baseline.load().tree
     vocabulary = _vocabulary(dense)
@@ -200,32 +201,36 @@ def _of_models(study: Path, dense: Pretrained, runs: list[Pretrained]) -> dict[s
     for run in [dense, *runs]:
         model = start if run is dense else run.load()
         _model_rows(tables, run, model, vocabulary)
-        found = similarity(_features(run.cfg, model.tree, baseline.cfg, reference))
+        features = similarity(_features(run.cfg, model.tree, baseline.cfg, reference))
         tables["features"] += [
-            {**run.label, "against": baseline.name, "layer": i, "cosine": c, "cka": k, "tokens": found.tokens}
-            for i, (c, k) in enumerate(zip(found.cosine.tolist(), found.cka.tolist(), strict=True))
+            {**run.label, "against": baseline.name, "layer": i, "cosine": c, "cka": k, "tokens": features.tokens}
+            for i, (c, k) in enumerate(zip(features.cosine.tolist(), features.cka.tolist(), strict=True))
         ]
         if run.variant == "pruned" and run.target > 0:
             cuts[run.target] = model.masks
-    starts = {run.place.resolve(): run for run in runs}
+    starts = {run.workdir.resolve(): run for run in runs}
     for label, init_from, tuned in _kept_weights(study):
         before = starts[init_from].load() if init_from in starts else start
-        _tuned_rows(tables, label, before.prunable, {path: tuned[path] for path in before.masks}, cuts)
+        after = {path: tuned[path] for path in before.masks}
+        _tuned_rows(tables, label, before.prunable, after, cuts, dense.architecture.word_embeddings)
     return tables
 
 
 def _model_rows(tables: dict[str, list[Row]], run: Pretrained, model: Weights, vocabulary: list[str]) -> None:
+    record = run.architecture
     _, params, masks = model
+    kind = kinds(params)
     for row in weights.moments(model.prunable, masks):
         path = row["path"]
-        place = {"layer": layer_of(path), "kind": kind_of(path), "sparsity": 1 - float(masks[path].mean())}
-        tables["weights"].append({**run.label, **row, **place})
-    tables["memory"] += [{**run.label, **row} for row in weights.memory(params, masks)]
-    for layer, values in head_sparsity(masks, run.cfg.model.num_attention_heads).items():
-        number = layer_of(f"{layer}/")
+        matrix = {"layer": layer_of(path), "kind": kind[path], "sparsity": 1 - float(masks[path].mean())}
+        tables["weights"].append({**run.label, **row, **matrix})
+    tables["memory"] += [{**run.label, **row} for row in weights.memory(params, record.parts, masks)]
+    for group, values in head_sparsity(masks, record.scopes(run.cfg.model)["head"]).items():
+        number = layer_of(f"{group}/")
         tables["heads"] += [{**run.label, "layer": number, "head": h, "sparsity": s} for h, s in enumerate(values)]
     if vocabulary and run.variant in ("dense", "pruned"):
-        rows = weights.tokens(params[WORDS], vocabulary, masks.get(WORDS))
+        words = record.word_embeddings
+        rows = weights.token_rows(params[words], vocabulary, masks.get(words), special=record.special_tokens)
         tables["tokens"] += [{**run.label, **row} for row in rows]
 
 
@@ -235,50 +240,52 @@ def _tuned_rows(
     before: dict[str, np.ndarray],
     tuned: dict[str, np.ndarray],
     cuts: dict[float, dict[str, np.ndarray]],
+    words: str,
 ) -> None:
     """Movement by fine-tuning (without the word embeddings, as in Table 2), and the masks that cutting the tuned
     weights gives, against two others."""
-    inside = [{p: side[p] for p in side if p != WORDS} for side in (before, tuned)]
+    inside = [{p: side[p] for p in side if p != words} for side in (before, tuned)]
+    kind = kinds(before)
     for row in movement(*inside):
-        place = {"layer": layer_of(row.path), "kind": kind_of(row.path)}
-        tables["movement"].append({**label, **row._asdict(), **place})
+        matrix = {"layer": layer_of(row.path), "kind": kind.get(row.path, row.path)}
+        tables["movement"].append({**label, **row._asdict(), **matrix})
     shares = (by_rank(*inside), by_rank(*inside, by="after"))
     tables["movement_rank"] += [
         {**label, "bin": i, "before": a, "after": b} for i, (a, b) in enumerate(zip(*map(np.ndarray.tolist, shares)))
     ]
     for target, masks in sorted(cuts.items()):
-        late = cut(tuned, target)
-        for other, reference in ((PRETRAINED, masks), (UNTUNED, cut(before, target))):
-            rows = distance(late, reference)
+        late = magnitude_masks(tuned, target)
+        for other, reference in ((PRETRAINED, masks), (UNTUNED, magnitude_masks(before, target))):
+            rows = mask_distance(late, reference)
             tables["distance"] += [{**label, "target": target, "against": other, **row} for row in rows]
 
 
 def _kept_weights(study: Path) -> Iterator[tuple[Row, Path, dict[str, np.ndarray]]]:
     """(label, where it started, weights) of the fine-tuned dense models whose weights the study kept."""
     root = study / "runs" / "finetune" / "dense"
-    for path in sorted(root.rglob("weights.npz")):
-        result = path.with_name("result.json")
-        if not result.is_file():
+    for path in sorted(root.rglob("result.json")):
+        if not (path.parent / "hf").is_dir():
             continue
-        found, cfg = json.loads(result.read_text()), read_yaml(path.with_name("config.yaml"))
+        result, cfg = json.loads(path.read_text()), read_yaml(path.with_name("config.yaml"))
         switch = path.relative_to(root).parts[:-3]
         label = {"variant": switch[0] if switch else "dense", "epochs": cfg.get("epochs", FinetuneConfig().epochs)}
-        label |= {key: found[key] for key in ("task", "learning_rate", "seed")}
-        with np.load(path) as saved:
-            yield label, Path(cfg["init_from"]).expanduser().resolve(), dict(saved)
+        label |= {key: result[key] for key in ("task", "learning_rate", "seed")}
+        tuned = read_folder(path.parent / "hf", head=None).params
+        yield label, Path(cfg["init_from"]).expanduser().resolve(), flat(tuned)
 
 
-def _heatmaps(params: dict[str, np.ndarray]) -> Iterator[Row]:
+def _heatmaps(params: dict[str, np.ndarray], dense: Pretrained) -> Iterator[Row]:
     """Fig 7: a key matrix of the second layer (or the first); Fig 8: the word embeddings."""
-    keys = [path for path in sorted(params) if path.endswith("attention/key/kernel")]
-    for figure, path in (("key", keys[min(1, len(keys) - 1)]), ("words", WORDS)):
+    words = dense.architecture.word_embeddings
+    keys = [path for path, kind in kinds(params).items() if kind == "key" and params[path].ndim == 2]
+    for figure, path in (("key", keys[min(1, len(keys) - 1)]), ("words", words)):
         values = weights.heatmap(params[path].T if figure == "key" else params[path], KEEP_ROWS, KEEP_ROWS)
         for (i, j), value in np.ndenumerate(values):
             yield {"figure": figure, "path": path, "row": i, "column": j, "abs_mean": float(value)}
 
 
 def _features(cfg: PretrainConfig, ours: Any, dense_cfg: PretrainConfig, dense: Any) -> Iterator[Batch]:
-    data = PretrainData(Path(dense_cfg.data.path).expanduser(), dense_cfg.data, split="dev", batch_size=32, seed=0)
+    data = PretrainData(dense_cfg.data.path, dense_cfg.data, split="dev", batch_size=32, seed=0)
     tokens, (run, run_dense) = 0, (_states(c.model.model_dump_json()) for c in (cfg, dense_cfg))
     for batch in data.eval_batches():
         real = batch["attention_mask"] * batch["example_weights"][:, None].astype(np.int32)
@@ -291,13 +298,13 @@ def _features(cfg: PretrainConfig, ours: Any, dense_cfg: PretrainConfig, dense: 
 @cache
 def _states(model: str) -> Any:
     """(params, batch) -> hidden states of a ModelConfig, given as JSON, which can be hashed."""
-    apply = bert(ModelConfig.model_validate_json(model), head="pretraining").apply
+    cfg = ModelConfig.model_validate_json(model)
+    apply = architecture(cfg.architecture).build(cfg, head="pretraining").apply
     run = jax.jit(lambda params, batch: apply(params, batch, hidden_states=True)["hidden_states"])
     names = ("input_ids", "token_type_ids", "attention_mask", "masked_positions")
     return lambda params, batch: jax.device_get(run(params, {name: batch[name] for name in names}))
 
 
 def _vocabulary(dense: Pretrained) -> list[str]:
-    loaded = tokenizer.load(str(Path(dense.cfg.data.path).expanduser() / "tokenizer"))
-    pieces = loaded.tokenizer.get_vocab()
-    return sorted(pieces, key=pieces.__getitem__)
+    folder = Path(dense.cfg.data.path).expanduser() / "tokenizer"
+    return list(tokenizer.load(str(folder), special=dense.architecture.special_tokens).pieces)

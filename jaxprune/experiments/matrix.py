@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxprune.config import FinetuneConfig, PretrainConfig, StudyConfig
+from jaxprune.config.commands import FinetuneConfig, PretrainConfig
 from jaxprune.config.load import overlaid
-from jaxprune.config.study import SwitchConfig, TaskConfig
+from jaxprune.config.study import StudyConfig, SwitchConfig, TaskConfig
 
 NO_SWITCH = SwitchConfig()
 
@@ -82,8 +82,8 @@ def _pruned_before(
     masks = "lifted" if condition == "information_deletion" else "fixed"
     for task, rate, seed in _grid(cfg, finetune, switch):
         one = _single(task, rate, seed) | {"init_from": str(runs / path), "masks": masks}
-        place = f"finetune/{condition}/{name}/{task.name}/{_leaf(rate, seed)}"
-        yield Job(place, overlaid(finetune, one, place), (*needs, path), path)
+        folder = f"finetune/{condition}/{name}/{task.name}/{_leaf(rate, seed)}"
+        yield Job(folder, overlaid(finetune, one, folder), (*needs, path), path)
 
 
 def _pruned_after(cfg: StudyConfig, runs: Path, variant: str, sparsity: float, switch: SwitchConfig) -> Iterator[Job]:
@@ -96,13 +96,13 @@ def _pruned_after(cfg: StudyConfig, runs: Path, variant: str, sparsity: float, s
         before = f"finetune/{shared}/{task.name}/{_leaf(rate, seed)}"
         one = _single(task, rate, seed) | {"masks": "fixed", "keep_weights": True}
         yield Job(before, overlaid(first, one | {"init_from": dense}, before), needs, before)
-        place = f"finetune/after_finetuning/{variant}-s{sparsity:g}/{task.name}/{_leaf(rate, seed)}"
+        folder = f"finetune/after_finetuning/{variant}-s{sparsity:g}/{task.name}/{_leaf(rate, seed)}"
         cut = {"sparsity": sparsity, "scope": recover.prune.scope, "method": recover.prune.method}
         cut |= {"include": recover.prune.include, "exclude": recover.prune.exclude}
         one = _single(task, rate, seed) | {"masks": "fixed", "init_from": str(runs / before), "prune": cut}
         if after.sawtooth:
             one["epochs_before"] = first.epochs
-        yield Job(place, overlaid(after, one, place), (*needs, before), before)
+        yield Job(folder, overlaid(after, one, folder), (*needs, before), before)
 
 
 def _grid(cfg: StudyConfig, finetune: FinetuneConfig, switch: SwitchConfig) -> Iterator[tuple[TaskConfig, float, int]]:

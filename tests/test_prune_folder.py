@@ -144,6 +144,78 @@ def test_a_place_that_holds_something_is_left_alone(source, tmp_path, capsys):
         assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
+WORDS, DECODER = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"
+
+
+@pytest.fixture
+def tied(source):
+    """The checkpoint as older transformers saved it, with a copy of the word embeddings as the decoder."""
+    tensors = load_file(source / "model.safetensors")
+    tensors[DECODER] = tensors[WORDS].copy()
+    tensors["cls.predictions.decoder.bias"] = tensors["cls.predictions.bias"].copy()
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    return source
+
+
+def test_a_stored_decoder_stays_the_word_embeddings(tied, tmp_path, capsys):
+    """One matrix in every copy: the zeros are the same bits, and the result is read again as what it is."""
+    before = load_file(tied / "model.safetensors")
+    assert main(["prune", str(tied), str(tmp_path / "a"), "--sparsity", "0.7"]) == 0
+    assert main(["prune", str(tmp_path / "a"), str(tmp_path / "b"), "--sparsity", "0.8"]) == 0
+    for name, sparsity in (("a", 0.7), ("b", 0.8)):
+        after = load_file(tmp_path / name / "model.safetensors")
+        assert after.keys() == before.keys()
+        assert after[WORDS].tobytes() == after[DECODER].tobytes() != before[DECODER].tobytes()
+        assert np.count_nonzero(after[DECODER]) == round((1 - sparsity) * after[DECODER].size)
+        assert after["cls.predictions.decoder.bias"].tobytes() == before["cls.predictions.bias"].tobytes()
+        assert DECODER not in load_file(tmp_path / name / "masks.safetensors")
+        capsys.readouterr()
+        assert main(["inspect", str(tmp_path / name), "--json"]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["sparsity"] == pytest.approx(sparsity, abs=1e-3)
+        assert len(report["matrices"]) == 6 * CONFIG["num_hidden_layers"] + 2
+        (words,) = (row for row in report["matrices"] if "word_embeddings" in row["path"])
+        assert words["kept"] == np.count_nonzero(after[WORDS])
+
+
+@pytest.mark.parity
+def test_transformers_loads_a_stored_decoder_tied(tied, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    assert main(["prune", str(tied), str(tmp_path / "out"), "--sparsity", "0.7"]) == 0
+    model, info = transformers.AutoModelForPreTraining.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["missing_keys"] and not info["mismatched_keys"]
+    words, decoder = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    assert words.data_ptr() == decoder.data_ptr()
+    assert decoder.detach().numpy().tobytes() == load_file(tmp_path / "out" / "model.safetensors")[DECODER].tobytes()
+
+
+def test_masks_of_the_source_hold_or_are_lifted(source, tmp_path):
+    """What is pruned stays so by the masks beside the weights, not by zeros; `--masks none` lifts them."""
+    assert main(["prune", str(source), str(tmp_path / "a"), "--sparsity", "0.5", "--criterion", "random"]) == 0
+    first = load_file(tmp_path / "a" / "model.safetensors")
+    grown = {name: np.where(w == 0, np.float32(9), w) if is_prunable(name) else w for name, w in first.items()}
+    save_file(grown, tmp_path / "a" / "model.safetensors", {"format": "pt"})  # its masks are beside it
+    argv = ["prune", str(tmp_path / "a"), str(tmp_path / "b"), "--sparsity", "0.6"]
+    assert main(argv) == 0
+    argv[2] = str(tmp_path / "c")
+    assert main([*argv, "--masks", "none"]) == 0
+    held, lifted = (load_file(tmp_path / name / "model.safetensors") for name in "bc")
+    for name in filter(is_prunable, first):
+        assert not (held[name] == 9).any()
+        assert (lifted[name] == 9).sum() == round(0.4 * lifted[name].size)
+        assert np.count_nonzero(held[name]) == np.count_nonzero(lifted[name]) == round(0.4 * first[name].size)
+
+
+@pytest.mark.parametrize("absent", [[], ["bert.pooler.dense.weight", "bert.pooler.dense.bias"]])
+def test_nothing_left_to_prune_is_one_line(source, tmp_path, capsys, absent):
+    tensors = load_file(source / "model.safetensors")
+    save_file({k: v for k, v in tensors.items() if k not in absent}, source / "model.safetensors", {"format": "pt"})
+    assert main(["prune", str(source), str(tmp_path / "out"), "--sparsity", "0.5", "--exclude", ".*"]) == 2
+    err = capsys.readouterr().err
+    assert "exclude" in err and "['.*'] leaves nothing to prune" in err and not (tmp_path / "out").exists()
+    assert err.count("\n") == 1
+
+
 @pytest.mark.parity
 def test_transformers_loads_the_result(source, tmp_path):
     transformers = pytest.importorskip("transformers")

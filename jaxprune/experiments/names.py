@@ -1,0 +1,26 @@
+"""The names that a config may use: the keys of the registries."""
+
+from jaxprune.config.sections import ModelConfig
+from jaxprune.data.glue_tasks import TASKS
+from jaxprune.models import ARCHITECTURES
+from jaxprune.pruning.criteria import CRITERIA
+from jaxprune.pruning.groups import SCOPES
+from jaxprune.pruning.schedules import SCHEDULES
+from jaxprune.pruning.structures import STRUCTURES
+from jaxprune.pruning.thresholds import METHODS
+
+
+def offers() -> dict[str, list[str]]:
+    """Config key -> the names it takes."""
+    scopes = (
+        name for record in ARCHITECTURES.values() for name in record.scopes(ModelConfig(architecture=record.name))
+    )
+    return {
+        "criterion": [*CRITERIA],
+        "scope": [*SCOPES, *dict.fromkeys(scopes)],
+        "structure": [*STRUCTURES],
+        "method": [*METHODS],
+        "schedule": [*SCHEDULES],
+        "architecture": [*ARCHITECTURES],
+        "tasks": [*TASKS],
+    }

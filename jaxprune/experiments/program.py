@@ -1,0 +1,79 @@
+"""The compiled steps of a run: the one place where a model, its loss, an optimizer and a pruner become a program."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxprune.config.sections import MeshConfig, ModelConfig, OptimizerConfig, PruneConfig
+from jaxprune.errors import UserError
+from jaxprune.experiments.weights import unpruned
+from jaxprune.models import architecture
+from jaxprune.models.architecture import Head, Model
+from jaxprune.models.losses import LOSSES
+from jaxprune.pruning.groups import SCOPES
+from jaxprune.pruning.interface import Pruner
+from jaxprune.pruning.pruner import pruner
+from jaxprune.training.compile import Program, compile_steps
+from jaxprune.training.optimizer import adamw
+from jaxprune.training.sharding import make_mesh
+
+
+class Blueprint(NamedTuple):
+    """All that a program depends on; runs that agree in it share one."""
+
+    model: ModelConfig
+    head: Head
+    num_labels: int
+    prune: PruneConfig
+    """`include` must be filled in (`pruning_plan.included`)."""
+    masked: bool
+    """False: a dense run, without masks."""
+    optimizer: OptimizerConfig
+    steps: int
+    mesh: MeshConfig
+    accumulate: int
+
+    def key(self) -> str:
+        """Equal for runs that share a program: when and how far they prune, and the peak rate, are data to it."""
+        keep = ("scope", "structure", "criterion", "method", "mode", "include", "exclude")
+        prune = {name: getattr(self.prune, name) for name in keep} | {"amounts": sorted(self.prune.amounts)}
+        optimizer = self.optimizer.model_dump(exclude={"learning_rate"})
+        rest = (self.model.model_dump(), self.head, self.num_labels, self.masked, self.steps, self.accumulate)
+        return json.dumps([prune, optimizer, self.mesh.model_dump(), rest], sort_keys=True)
+
+    def build(self) -> Model:
+        """The model as pure functions."""
+        return architecture(self.model.architecture).build(self.model, head=self.head, num_labels=self.num_labels)
+
+    def masks(self, params: Any) -> Any:
+        """All-True masks of params (or of their shapes): None where nothing is prunable."""
+        if not self.masked:
+            return jax.tree.map(lambda _: None, params)
+        return unpruned(self.prune, params)
+
+
+def pruner_of(prune: PruneConfig, model: ModelConfig, prefix: str = "prune.") -> Pruner:
+    """The pruner of a config; UserError for a name that is none, with the key that holds it under its `prefix`."""
+    scopes = SCOPES | architecture(model.architecture).scopes(model)
+    names = {"structure": prune.structure, "scope": prune.scope, "method": prune.method, "mode": prune.mode}
+    try:
+        return pruner(prune.criterion, **names, scopes=scopes)
+    except UserError as error:
+        raise UserError(f"{prefix}{error}") from None
+
+
+def compile_program(blueprint: Blueprint, devices: Sequence[Any] | None = None) -> Program:
+    """The steps of a blueprint on a mesh over `devices` (default: all), from shapes alone; compiled on first use."""
+    model = blueprint.build()
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    return compile_steps(
+        params,
+        blueprint.masks(params),
+        make_mesh(blueprint.mesh, devices),
+        loss_fn=LOSSES[blueprint.head](model.apply),
+        tx=adamw(blueprint.optimizer, blueprint.steps),
+        pruner=pruner_of(blueprint.prune, blueprint.model),
+        accumulate=blueprint.accumulate,
+    )

@@ -1,0 +1,42 @@
+"""What a config prunes: its paths, its pruner, its plan."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jaxprune.config.sections import ModelConfig, PruneConfig
+from jaxprune.errors import UserError
+from jaxprune.models import architecture
+from jaxprune.pruning.names import chosen
+from jaxprune.pruning.schedules import SCHEDULES, plan
+
+
+def included(prune: PruneConfig, model: ModelConfig, also: Sequence[str] = ()) -> PruneConfig:
+    """`prune` with the regexes of the architecture's prunable paths, and `also` these, where it names none."""
+    if prune.include:
+        return prune
+    include = dict.fromkeys((*architecture(model.architecture).prunable, *also))
+    return prune.model_copy(update={"include": tuple(include)})
+
+
+def plan_of(prune: PruneConfig, steps: int, whose: str) -> dict[int, Any]:
+    """Step -> sparsity, or {regex: sparsity} with "" for the rest, of every prune; empty without any.
+
+    UserError when the final sparsity would come after the last of `steps`; `whose` names the key that sets them.
+    """
+    scheduled = chosen("prune.schedule", prune.schedule, SCHEDULES)
+    finals = {"": prune.sparsity, **prune.amounts}
+    if not any(finals.values()):
+        return {}
+    if prune.end > steps:
+        raise UserError(f"prune.end = {prune.end} lies after {whose} = {steps}, so the final sparsity is never reached")
+    plans: dict[str, dict[int, float]] = {}
+    for regex, final in finals.items():
+        if final is not None:
+            initial = min(prune.initial, final)
+            schedule = scheduled(final, begin=prune.begin, end=prune.end, initial=initial)
+            plans[regex] = plan(schedule, begin=prune.begin, end=prune.end, every=prune.every)
+            if prune.refresh:
+                plans[regex] |= plan(schedule, begin=prune.begin, end=steps, every=prune.every)
+    if not prune.amounts:
+        return plans[""]
+    return {step: {regex: plans[regex][step] if regex in plans else None for regex in finals} for step in plans[""]}

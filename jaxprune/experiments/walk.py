@@ -1,0 +1,222 @@
+"""The one way of a run: resolve -> open -> compile -> fit -> finish; commands differ in what they pass."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxprune.config.load import changes, to_yaml
+from jaxprune.config.sections import PruneConfig, TrainConfig
+from jaxprune.errors import UserError
+from jaxprune.experiments.environment import environment, versions
+from jaxprune.experiments.program import Blueprint, compile_program
+from jaxprune.experiments.shelf import Shelf
+from jaxprune.experiments.weights import Weights, completed, start_masks
+from jaxprune.pruning.masks import apply_masks
+from jaxprune.training.checkpoint import Checkpoints
+from jaxprune.training.compile import Program, evaluate_all
+from jaxprune.training.loop import Batches, Window, fit
+from jaxprune.training.optimizer import learning_rate_at, with_peak_rate
+from jaxprune.training.processes import agree, from_first, together
+from jaxprune.training.records import Records
+from jaxprune.training.sharding import within
+from jaxprune.training.state import TrainState
+from jaxprune.training.steps import means
+from jaxprune.training.workdir import Workdir, owned_workdir
+
+log = logging.getLogger("jaxprune")
+
+_SAVED = ("checkpoints", "result.json")
+
+
+class Data(NamedTuple):
+    """The data of a run."""
+
+    batches: Callable[[], Batches]
+    """Batches from the first step on."""
+    dev: Callable[[], Iterable[Any]] | None
+    """Batches of the dev set, for an evaluation while training; None evaluates at the end alone, in `finish`."""
+    whole: bool
+    """Whether every process makes whole batches; else its own rows of them."""
+    key: str
+    """The config key that names it, and its value, for errors."""
+    fingerprint: str
+    """Hash of all that decides the batches."""
+    terms: tuple[str, ...]
+    """Terms of the loss."""
+    tokens_per_step: int
+    source: Any
+    """What the batches are made of, for `finish` and the dry run."""
+
+
+class Decisions(NamedTuple):
+    """What a config means: `cfg` is resolved, as it is written to config.yaml; nothing is opened yet."""
+
+    cfg: Any
+    seed: int
+    prune: PruneConfig
+    masks: str
+    """`fixed`, `lifted` (pruned weights start at 0 and train) or `none` (dense)."""
+    train: TrainConfig
+    keep: int
+    """Checkpoints to keep."""
+    title: str
+
+
+class Opened(NamedTuple):
+    """Data, plan and, for a run that begins, weights."""
+
+    decisions: Decisions
+    blueprint: Blueprint
+    plan: dict[int, Any]
+    data: Data
+    start: Callable[[], Weights | None]
+    """The weights to begin with, read once; None draws them."""
+
+
+class Ready(NamedTuple):
+    """A run with its compiled steps."""
+
+    opened: Opened
+    program: Program
+
+
+class Fitted(NamedTuple):
+    """A trained run."""
+
+    ready: Ready
+    workdir: Workdir
+    state: TrainState
+    dev: dict[str, float]
+    """The last evaluation; empty without `Data.dev`."""
+    seconds: float
+    """Of this session."""
+
+
+class Command(NamedTuple):
+    """What a command passes to the walk."""
+
+    resolve: Callable[[Any, Path | None], Decisions]
+    """(config, workdir) -> decisions; a workdir that was begun decides where the config leaves it open."""
+    open: Callable[[Decisions, Path | None, Shelf], Opened]
+    describe: Callable[[Ready], None]
+    """The dry run."""
+    finish: Callable[[Fitted], dict[str, Any]]
+    """Write what comes out; what goes into result.json."""
+
+
+def walk(
+    command: Command, cfg: Any, workdir: Path | None, shelf: Shelf | None = None, *, dry_run: bool = False
+) -> dict[str, Any] | None:
+    """Run `cfg` in `workdir`, or resume it there; what result.json holds, at once where it is finished.
+
+    Everything that can be wrong with the input is checked before the workdir is made. `dry_run` describes the run and
+    writes nothing.
+    """
+    shelf = shelf or Shelf()
+    with together("config and data"):
+        decisions = command.resolve(cfg, workdir)
+        opened = command.open(decisions, workdir, shelf)
+        ready = compile_run(opened, shelf)
+    text = to_yaml(decisions.cfg)
+    agree({"config": text, "data": opened.data.fingerprint} | versions())
+    if dry_run or workdir is None:
+        command.describe(ready)
+        return None
+    with owned_workdir(workdir, text, partial(changes, type(decisions.cfg))) as directory:
+        result = directory.result()
+        if result is not None:
+            log.info("%s: finished before; nothing to do", directory.path)
+            return result
+        with within(ready.program.mesh):
+            result = command.finish(fit_run(ready, directory))
+        directory.finish(result)
+    return result
+
+
+def begun(workdir: Path | None) -> bool:
+    """Whether a run in this workdir goes on from what it saved, or is finished, on every process."""
+    saved = workdir is not None and any((Path(workdir).expanduser() / name).exists() for name in _SAVED)
+    return bool(from_first(int(saved)))
+
+
+def compile_run(opened: Opened, shelf: Shelf) -> Ready:
+    """A run with its steps, which runs of one blueprint share; XLA compiles them when they are first called."""
+    blueprint = opened.blueprint
+    program = shelf.get("program", blueprint.key(), lambda: compile_program(blueprint))
+    if opened.plan:  # what does not fit the masks is said before any step
+        amounts = program.amounts(opened.plan[max(opened.plan)])
+        with within(program.mesh):
+            jax.eval_shape(program.prune, program.abstract, amounts, jax.random.key(0))
+    return Ready(opened, program)
+
+
+def fit_run(ready: Ready, workdir: Workdir) -> Fitted:
+    """Train, prune and recover, from the newest good checkpoint or from the start."""
+    began = time.monotonic()
+    opened, program = ready
+    decisions, blueprint, data = opened.decisions, opened.blueprint, opened.data
+    batches, latest = data.batches(), {}
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        assert data.dev is not None
+        latest.clear()
+        latest.update(means(evaluate_all(program, state, map(put, data.dev())), data.terms))
+        return latest
+
+    put = program.put_whole if data.whole else program.put
+    with ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(workdir.path, keep=decisions.keep))
+        restored = checkpoints.restore(program.abstract)
+        if restored is None:
+            step, state, saved = 0, first_state(opened, program), {}
+        else:
+            step, state, saved = restored
+            if saved["data"] != data.fingerprint:
+                raise UserError(f"{data.key}: changed since this run began; put the old data back")
+            batches.set_state(saved["batches"])
+            log.info("%s: resuming at step %d of %d", workdir.path.name, step, blueprint.steps)
+        workdir.add_start(environment(seed=decisions.seed, mesh=dict(program.mesh.shape), step=step))
+        records = stack.enter_context(Records(workdir, step=step))
+        state = fit(
+            state,
+            batches,
+            program,
+            key=jax.random.fold_in(jax.random.key(decisions.seed), 1),
+            steps=blueprint.steps,
+            plan=opened.plan,
+            terms=data.terms,
+            put=put,
+            cfg=decisions.train,
+            records=records,
+            checkpoints=checkpoints,
+            title=decisions.title or workdir.path.name,
+            window=Window(saved.get("window")),
+            position={"data": data.fingerprint},
+            evaluate=evaluate if data.dev else None,
+            learning_rate=learning_rate_at(blueprint.optimizer, blueprint.steps),
+            tokens_per_step=data.tokens_per_step,
+        )
+    if data.dev and not latest:  # a run that had only its result left to write
+        evaluate(state)
+    return Fitted(ready, workdir, state, latest, time.monotonic() - began)
+
+
+def first_state(opened: Opened, program: Program) -> TrainState:
+    """The state before the first step: weights and masks of the start, or drawn from the seed."""
+    decisions, blueprint, weights = opened.decisions, opened.blueprint, opened.start()
+    key = jax.random.key(decisions.seed)
+    if weights is None:
+        state = program.draw(blueprint.build().init, key)
+    else:
+        params = completed(weights, blueprint.build().init, key)
+        masks = start_masks(params, weights, decisions.prune, lift=decisions.masks == "none")
+        if decisions.masks == "lifted":
+            params = apply_masks(params, masks)
+        state = program.init(params, masks if blueprint.masked else blueprint.masks(params))
+    return state._replace(opt_state=with_peak_rate(state.opt_state, blueprint.optimizer.learning_rate))

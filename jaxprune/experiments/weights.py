@@ -1,0 +1,195 @@
+"""Where a run's weights and masks come from: a workdir, a Hugging Face directory, or a hub name."""
+
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from jaxprune.config.commands import FinetuneConfig, PretrainConfig
+from jaxprune.config.load import read_yaml, validate
+from jaxprune.config.sections import ModelConfig, PruneConfig
+from jaxprune.errors import UserError
+from jaxprune.models import architecture
+from jaxprune.models.architecture import Head
+from jaxprune.models.folder import read_config, read_folder
+from jaxprune.models.tensors import tensor_name
+from jaxprune.models.weights import read_masks
+from jaxprune.pruning.masks import init_masks, sparsity
+from jaxprune.training.checkpoint import Checkpoints
+
+log = logging.getLogger("jaxprune")
+
+SHAPE_FIELDS = (
+    *("architecture", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+    *("max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pad_token_id"),
+)
+FUNCTION_FIELDS = ("hidden_act", "sublayer_relu")
+"""What the same weights may be asked to compute instead; unset (at its default), the checkpoint decides."""
+
+
+class Weights(NamedTuple):
+    """What a source holds, and nothing else: params on the host, and masks (None where the source has none)."""
+
+    model: ModelConfig
+    params: Any
+    masks: Any
+    tokenizer: str
+    """Directory or hub name."""
+    source: str
+
+
+def absolute(path: str, before: str = "") -> str:
+    """`path` as it holds from any directory; a hub name, or what is not there (nor was, as `before`), as it is."""
+    full = os.path.abspath(Path(path).expanduser())  # noqa: PTH100 (resolve would follow links)
+    return full if path and (Path(full).exists() or full == before) else path
+
+
+def stored_config(workdir: str | Path | None) -> Any:
+    """The config that a pre-training or fine-tuning workdir was made with; None where `workdir` is none."""
+    path = Path(workdir).expanduser() / "config.yaml" if workdir else None
+    if path is None or not path.is_file():
+        return None
+    content = read_yaml(path)
+    kinds = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
+    kind = kinds.get(content.get("command", ""))
+    return validate(kind, content, str(path)) if kind else None
+
+
+def source_model(source: str, revision: str) -> ModelConfig:
+    """The shape of the weights at a source, without reading them."""
+    cfg = stored_config(source)
+    return cfg.model if cfg else read_config(source, revision=revision or None)
+
+
+def masked_beyond(source: str, revision: str, model: ModelConfig, head: Head) -> list[str]:
+    """Regexes of the paths that a source has masks of, though the architecture does not count them as prunable."""
+    cfg, record = stored_config(source), architecture(model.architecture)
+
+    def paths(head: Head) -> list[str]:
+        init = record.build(model, head=head, num_labels=2 if head == "classification" else 0).init
+        return [*flatten_dict(jax.eval_shape(init, jax.random.key(0)), sep="/")]
+
+    if isinstance(cfg, PretrainConfig):
+        include, exclude = cfg.prune.include, cfg.prune.exclude
+        if {*include} <= {*record.prunable}:
+            return []
+        masked = {path for path in paths("pretraining") if _matches(path, include) and not _matches(path, exclude)}
+    else:
+        names = read_masks(_folder(source, cfg), revision or None)
+        if not names:
+            return []
+        masked = {path for path in paths(head) if tensor_name(record, path) in names}
+    return [re.escape(path) for path in paths(head) if path in masked and not _matches(path, record.prunable)]
+
+
+def _matches(path: str, regexes: Iterable[str]) -> bool:
+    return any(re.fullmatch(regex, path) for regex in regexes)
+
+
+def _folder(source: str, cfg: FinetuneConfig | None) -> str:
+    """The Hugging Face directory or hub name of a source that is no pre-training run."""
+    folder = str(Path(source).expanduser() / "hf") if cfg else source
+    if cfg and not Path(folder).is_dir():
+        raise UserError(f"init_from = {source}: kept no weights; fine-tune with keep_weights: true")
+    return folder
+
+
+def shaped(wanted: ModelConfig, source: ModelConfig, name: str) -> ModelConfig:
+    """`wanted` with the shape of the weights in `source`.
+
+    UserError when a shape field of `wanted` was set (differs from its default) to another value than the weights have.
+    """
+    changes = {}
+    for field in (*SHAPE_FIELDS, *FUNCTION_FIELDS):
+        value, default, theirs = getattr(wanted, field), ModelConfig.model_fields[field].default, getattr(source, field)
+        if field in SHAPE_FIELDS and value not in (default, theirs):
+            raise UserError(f"model.{field} = {value}, but {name} has {theirs}; remove model.{field}")
+        changes[field] = theirs if field in SHAPE_FIELDS or value == default else value
+    return wanted.model_copy(update=changes)
+
+
+def read_weights(source: str, revision: str = "") -> Weights:
+    """What `source` holds. Of a pre-training workdir that is its newest good checkpoint, with dense values under soft
+    masks; of a fine-tuning run the model that it kept."""
+    cfg = stored_config(source)
+    if isinstance(cfg, PretrainConfig):
+        with Checkpoints(Path(source).expanduser().absolute(), read_only=True) as checkpoints:
+            restored = checkpoints.restore()
+        if restored is None:
+            raise UserError(f"init_from = {source}: has no checkpoint yet; let its run save one first")
+        params, masks = jax.device_get((restored[1]["params"], restored[1]["masks"]))
+        tokenizer = str(Path(cfg.data.path).expanduser() / "tokenizer")
+        return Weights(cfg.model, params, masks, tokenizer, source)
+    folder = _folder(source, cfg)
+    read = read_folder(folder, head=None, revision=revision or None)
+    return Weights(read.model, read.params, read.masks, folder, source)
+
+
+def completed(weights: Weights, init: Callable[[jax.Array], Any], key: jax.Array) -> Any:
+    """Whole params as `init` has them: what the source holds, and heads and pooler that it lacks drawn from `key`."""
+    optional = architecture(weights.model.architecture).optional
+    wanted: dict[str, Any] = flatten_dict(jax.eval_shape(init, key), sep="/")
+    held: dict[str, Any] = flatten_dict(weights.params, sep="/")
+    fits = {path for path, leaf in wanted.items() if path in held and held[path].shape == leaf.shape}
+    drawn = [path for path in wanted if path not in fits]
+    for path in drawn:
+        if not any(re.match(regex, path) for regex in optional):
+            problem = f"has shape {held[path].shape}, not {wanted[path].shape}" if path in held else "is missing"
+            raise UserError(f"{weights.source}: {path} {problem}; give weights of the model that the config names")
+    if drawn:
+        log.info("%s has no %s: drawn at random", weights.source, ", ".join(drawn))
+        fresh = jax.jit(lambda k: {path: flatten_dict(init(k), sep="/")[path] for path in drawn})(key)
+        held |= jax.device_get(fresh)
+    return unflatten_dict({path: held[path] for path in wanted}, sep="/")
+
+
+def there(prune: PruneConfig, weights: Weights, *, default: bool) -> PruneConfig:
+    """`prune` without the regexes of a `default` include that match nothing that the source holds, which is said."""
+    paths = flatten_dict(weights.params, sep="/")
+    missing = [regex for regex in prune.include if not any(re.fullmatch(regex, path) for path in paths)]
+    if not default or not missing or len(missing) == len(prune.include):
+        return prune
+    log.info("%s has no %s: left out", weights.source, ", ".join(missing))
+    return prune.model_copy(update={"include": tuple(regex for regex in prune.include if regex not in missing)})
+
+
+def unpruned(prune: PruneConfig, params: Any) -> Any:
+    """All-True masks of params (or of their shapes) where `prune` may prune; UserError where that is nowhere."""
+    masks = init_masks(params, prune.include, prune.exclude)
+    if not jax.tree.leaves(masks):
+        raise UserError(f"prune.exclude = {list(prune.exclude)} leaves nothing to prune; exclude less")
+    return masks
+
+
+def start_masks(params: Any, weights: Weights, prune: PruneConfig, *, lift: bool = False) -> Any:
+    """Masks to start with: what is prunable by `prune.include` and `exclude`; what is pruned by the source's masks.
+
+    Where the source has no masks, exact zeros among the prunable weights count as pruned, which is said. `lift` leaves
+    nothing pruned. UserError when nothing is prunable.
+    """
+    flat: dict[str, Any] = flatten_dict(unpruned(prune, params), sep="/")
+    held: dict[str, Any] = flatten_dict(weights.params, sep="/")
+    known: dict[str, Any] = flatten_dict(weights.masks, sep="/") if weights.masks is not None else {}
+    for path, mask in flat.items():
+        if mask is None:
+            continue
+        flat[path] = np.ones(mask.shape, bool)
+        if lift or path not in held:
+            continue
+        if weights.masks is None:
+            flat[path] = np.asarray(held[path]) != 0
+        elif known.get(path) is not None:
+            flat[path] = np.asarray(known[path])
+    masks = unflatten_dict(flat, sep="/")
+    if weights.masks is None and not lift and (share := sparsity(masks)) > 0:
+        words = (
+            "%s brings no masks: %.2f %% of its prunable weights are exactly 0 and count as pruned (masks: none lifts)"
+        )
+        log.info(words, weights.source, 100 * share)
+    return masks
