@@ -138,7 +138,9 @@ def test_movement_of_masked_weights_goes_on_when_soft_and_ends_when_hard():
         expected = [True, False, True, True] if mode == "soft" else [False, False, True, True]
         np.testing.assert_array_equal(masks["w"], expected)
         assert (int(report.regrown["w"]), int(report.removed["w"])) == ((1, 1) if mode == "soft" else (0, 1))
-        np.testing.assert_array_equal(pruned["w"], params["w"] if mode == "soft" else np.where(expected, params["w"], 0))
+        np.testing.assert_array_equal(
+            pruned["w"], params["w"] if mode == "soft" else np.where(expected, params["w"], 0)
+        )
 
 
 def test_prune_is_keep_top_of_the_scores(params, masks):

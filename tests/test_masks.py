@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune.config.sections import ModelConfig, PruneConfig
+from jaxprune.config.sections import ModelConfig
 from jaxprune.errors import UserError
+from jaxprune.models.bert import BERT
 from jaxprune.pruning import apply_masks, init_masks, leaf_counts, sparsity
 
 PARAMS = {
@@ -49,7 +50,7 @@ def _bert_base_shapes():
 
 
 def test_default_prunable_set_of_bert_base():
-    masks = init_masks(_bert_base_shapes(), PruneConfig().include)
+    masks = init_masks(_bert_base_shapes(), BERT.prunable)
     leaves = jax.tree.leaves(masks)
     assert len(leaves) == 74
     assert sum(m.size for m in leaves) == 108_965_376

@@ -2,11 +2,13 @@
 
 import functools
 import inspect
+from types import FunctionType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
 from jaxprune.optax import mask_moments, masked
@@ -15,22 +17,33 @@ from jaxprune.pruning import init_masks, pruner
 LEFT_OUT = {
     "lbfgs": "needs the value and a function of it",
     "polyak_sgd": "needs the value",
-    "lookahead": "takes pairs of params",
+    "momo": "needs the value",
+    "momo_adam": "needs the value",
+    "dpsgd": "takes the gradients of single examples",
+    "sophia": "needs a function of the loss",
+    "scale_by_learning_rate": "is no optimizer, but the last part of one",
+    "scale_by_madgrad": "is madgrad's",
+    "schedule_free": "takes another optimizer; schedule_free_adamw and schedule_free_sgd are there",
     "optimistic_adam": "the former name of optimistic_adam_v2, which warns",
 }
 """Optimizers that do not take gradients alone, and why."""
-NEEDS = {"noisy_sgd": {"key": 0}, "dpsgd": None, "adafactor": {"min_dim_size_to_factor": 4}, "fromage": {}}
-"""Arguments beside a learning rate; None: per-example gradients, left out."""
+NEEDS = {
+    "noisy_sgd": {"key": 0},
+    "adafactor": {"min_dim_size_to_factor": 4},
+    "galore": {"rank": 2},
+    "dadapt_adamw": {"estim_lr0": 0.1},
+}
+"""Arguments beside a learning rate."""
 
 
 def _optimizers():
-    """Every function of optax that makes a gradient transformation from a learning rate."""
-    for name, function in sorted(vars(optax).items()):
-        if name in LEFT_OUT or name.startswith("_") or not callable(function) or inspect.isclass(function):
+    """Every function of optax and optax.contrib that makes a gradient transformation from a learning rate."""
+    for name, function in sorted({**vars(optax.contrib), **vars(optax)}.items()):
+        if name in LEFT_OUT or name.startswith("_") or not isinstance(function, FunctionType | functools.partial):
             continue
-        parameters = inspect.signature(function).parameters
-        if "learning_rate" in parameters and NEEDS.get(name, {}) is not None:
-            yield name, functools.partial(function, learning_rate=1e-2, **NEEDS.get(name, {}))
+        if "learning_rate" in inspect.signature(function).parameters or name in ("dog", "dowg"):
+            rate = {} if name in ("dog", "dowg") else {"learning_rate": 1.0 if name == "prodigy" else 1e-2}
+            yield name, functools.partial(function, **rate, **NEEDS.get(name, {}))
 
 
 def _labels(params):
@@ -60,21 +73,12 @@ def _params():
 
 
 def test_the_list_is_optax_own():
-    assert {
-        "adam",
-        "adamw",
-        "nadam",
-        "nadamw",
-        "lamb",
-        "lion",
-        "adafactor",
-        "sgd",
-        "rmsprop",
-        "yogi",
-        "adagrad",
-        "sm3",
-    } <= {*OPTIMIZERS}
-    assert len(OPTIMIZERS) > 25
+    names = (
+        "adam adamw nadam nadamw lamb lion adafactor sgd rmsprop yogi adagrad sm3 muon prodigy schedule_free_sgd dog"
+    )
+    assert {*names.split()} <= {*OPTIMIZERS} and len(OPTIMIZERS) >= 50
+    everything = {*vars(optax), *vars(optax.contrib)}
+    assert {*LEFT_OUT, *NEEDS} <= everything and not {*LEFT_OUT} & {*OPTIMIZERS}
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -101,7 +105,9 @@ def test_pruned_weights_are_zero_and_nothing_remembers_them(name):
     for part in ("a", "b"):
         live = np.asarray(masks[part]["kernel"])
         assert 0.55 < 1 - live.mean() < 0.65
-        assert (np.asarray(params[part]["kernel"])[live] != np.asarray(start[part]["kernel"])[live]).any()
+        assert (
+            np.mean(np.asarray(params[part]["kernel"])[live] != np.asarray(start[part]["kernel"])[live]) > 0.6
+        )  # rprop waits where signs change
 
 
 def test_a_pruned_network_trains_like_the_small_one_that_it_holds():

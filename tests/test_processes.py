@@ -18,7 +18,7 @@ from jaxprune.cli import EXIT_USER
 from jaxprune.errors import EXIT_PEER, Preempted, UserError
 from jaxprune.models.folder import read_folder
 from jaxprune.pruning import leaf_counts
-from jaxprune.training.processes import join
+from jaxprune.training.processes import Stop, join
 from jaxprune.training.workdir import read_records
 
 pytestmark = pytest.mark.slow
@@ -167,6 +167,25 @@ def test_what_one_process_gets_wrong_stops_all(tiny, config, tmp_path):
         assert [d.code for d in done] == [EXIT_USER] * 2, done
         assert words in done[1].err and not (tmp_path / "run").exists()
     assert "config and data: failed on process 1 of 2; its output says why" in done[0].err
+
+
+@pytest.mark.parametrize("job", [False, True])
+def test_a_second_interrupt_is_none_to_wait_for(monkeypatch, job):
+    """The first is passed on to the whole job where there is one; the second ends this process."""
+    passed_on = []
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: job)
+    interrupt = signal.getsignal(signal.SIGINT)
+    terminate = signal.signal(signal.SIGTERM, lambda number, frame: passed_on.append(number))
+    try:
+        with Stop() as stop:
+            signal.raise_signal(signal.SIGINT)
+            assert passed_on == [signal.SIGTERM] * job
+            assert job or stop.requested(1)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is interrupt
+    finally:
+        signal.signal(signal.SIGTERM, terminate)
 
 
 @pytest.mark.parametrize("spec", ["here", "127.0.0.1:99,2", "127.0.0.1,2,0", "127.0.0.1:99,2,2"])

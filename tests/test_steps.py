@@ -224,9 +224,7 @@ def test_many_devices_train_and_prune_as_one(how, axes):
     else:
         mesh = make_mesh(MeshConfig(fsdp=int(count) if kind == "fsdp" else 1, axes=axes))
         params = _params()
-        program = compile_steps(
-            params, init_masks(params, [".*/kernel"]), mesh, loss_fn=_loss, tx=tx, pruner=using
-        )
+        program = compile_steps(params, init_masks(params, [".*/kernel"]), mesh, loss_fn=_loss, tx=tx, pruner=using)
         state = program.init(params, init_masks(params, [".*/kernel"]))
         if kind == "fsdp":
             kernel = state.params["a"]["kernel"]

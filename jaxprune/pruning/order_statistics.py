@@ -114,9 +114,13 @@ def spread(values: jax.Array, leaf: Leaf, first: int | None = None) -> jax.Array
     return jnp.sum(jnp.where(part, of_parts, 0), axis=0, dtype=of_parts.dtype)
 
 
+def _leaf_counts(conditions: Sequence[jax.Array], slot: Slot) -> jax.Array:
+    return count(conditions, slot.axis, slot.parts, pooled=max(slot.tile.together, default=1) > 1)
+
+
 def group_counts(conditions: Callable[[Leaf], Sequence[jax.Array]], leaves: Sequence[Leaf], groups: Groups):
     """Counts (G, C, 2), wide, of True in each group, for C = 3 conditions on a leaf."""
-    counts = [count(conditions(leaf), leaf.slot.axis, leaf.slot.parts) for leaf in leaves]
+    counts = [_leaf_counts(conditions(leaf), leaf.slot) for leaf in leaves]
     ids = [leaf.slot.first + part for leaf in leaves for part in range(leaf.slot.parts)]
     return wide_sum(jnp.concatenate(counts), ids, len(groups.sizes))
 
@@ -228,7 +232,7 @@ def top_threshold(leaves: Sequence[Leaf], groups: Groups, k: jax.Array) -> Thres
         for leaf in leaves:
             slot = leaf.slot
             tie, ranks = tied_rank(leaf, None)
-            here = count([tie & (ranks == spread(rank, leaf))] * 3, slot.axis, slot.parts)[:, 0]
+            here = _leaf_counts([tie & (ranks == spread(rank, leaf))] * 3, slot)[:, 0]
             parts = slice(slot.first, slot.first + slot.parts)
             before = left.get(slot.first, wanted[parts])
             take = ~collide[parts] | (here <= before)

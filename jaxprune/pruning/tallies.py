@@ -101,10 +101,13 @@ def part_of_line(size: int, parts: int) -> jax.Array:
     return part[None, :] == jnp.arange(parts, dtype=jnp.int32)[:, None]
 
 
-def count(conditions: Sequence[jax.Array], line: int | None = None, parts: int = 1) -> jax.Array:
+def count(
+    conditions: Sequence[jax.Array], line: int | None = None, parts: int = 1, *, pooled: bool = False
+) -> jax.Array:
     """uint32 counts (parts, 3) of True in each of three conditions of a leaf's shape, in one pass over the leaf.
 
-    The axis `line`, if any, is split into `parts` that are counted apart.
+    The axis `line`, if any, is split into `parts` that are counted apart. `pooled`: the conditions are of tiles, which
+    XLA may split over a part of a mesh axis; as no PartitionSpec says that, it counts them itself, a pass for each.
     """
     ones = [c.astype(jnp.uint32) for c in conditions]
     shape = ones[0].shape
@@ -116,6 +119,8 @@ def count(conditions: Sequence[jax.Array], line: int | None = None, parts: int =
             part_lines = jax.sharding.reshard(part_lines, NamedSharding(sharding.mesh, part))
         specs = (part, *(operand,) * 3)
         sums = jax.shard_map(lower, mesh=sharding.mesh, in_specs=specs, out_specs=PartitionSpec())(part_lines, *ones)
+    elif pooled:
+        sums = _plain(line, part_lines, *ones)
     else:
         # The TPU compiler knows custom partitioning only beside a TPU, not when it compiles ahead for one.
         plain = functools.partial(_plain, line)
