@@ -150,7 +150,7 @@ def test_prune_is_keep_top_of_the_scores(params, masks):
 
 
 def test_criteria_of_ones_own(params, masks):
-    """A function of params, with scores also where nothing is pruned; one of weights; one with state; a whole Criterion."""
+    """A function of params, with scores also where nothing is pruned; of weights; with state; a whole Criterion."""
     want = pruner("magnitude").update((), params, masks, 0.5)[:2]
     squares = pruner(lambda params, masks, key: jax.tree.map(jnp.square, params))
     for own in (squares, pruner(elementwise(jnp.abs)), pruner(CRITERIA["magnitude"])):
