@@ -41,7 +41,7 @@ def test_it_fits_and_the_parts_add_up(report):
     assert report["fits"] and 0 < total == sum(memory.values()) < hbm == 16 * 2**30
     weights = report["model"]["params"]
     assert memory["params"] == 4 * weights
-    assert memory["optimizer"] == 8 * weights + 3 * 4  # two moments, two counts and the peak rate
+    assert memory["optimizer"] == 8 * weights + 4 * 4  # two moments, three counts and the peak rate
     assert memory["masks"] == 4096 * 128 + 2 * (4 * 128**2 + 2 * 128 * 512) + 128**2
     assert memory["layout_padding"] >= 0 and memory["activations_and_temporaries"] > 0
 

@@ -355,6 +355,7 @@ def test_changed_data_is_noticed(tiny, interrupted, capsys):
     (text.corpus / "0000.txt").write_text("Something else was here. It was a short text. Nobody read it.\n")
     data = interrupted.parent / "data"
     assert main(["prepare", str(text.prepare_yaml(data.parent / "p.yaml")), "--workdir", str(data)]) == 0
+    before = files(interrupted)
     kept = tiny.data.rename(tiny.root / "kept")
     try:
         shutil.copytree(data, tiny.data)
@@ -363,6 +364,7 @@ def test_changed_data_is_noticed(tiny, interrupted, capsys):
         assert main(argv) == EXIT_USER
         err = capsys.readouterr().err
         assert "data.path" in err and "put the old data back" in err
+        assert files(interrupted) == before  # what is refused is no start
     finally:
         shutil.rmtree(tiny.data)
         kept.rename(tiny.data)
