@@ -89,7 +89,7 @@ class PruneConfig(Section):
     """`hard`: a pruned weight is 0 and stays 0. `soft`: its dense value is kept under the mask and may return."""
     include: tuple[str, ...] = ()
     """Regexes over whole parameter paths: the prunable weights; empty takes the architecture's (for BERT-Base the
-    paper's 74 matrices)."""
+    paper's 74 matrices) and what `init_from` has masks of."""
     exclude: tuple[str, ...] = ()
     """Regexes over whole parameter paths taken out of `include`."""
 
