@@ -320,7 +320,7 @@ def test_a_run_starts_from_a_fine_tuned_one_with_its_classifier(shared):
     place = shared / "runs/finetune/dense/SST-2/lr0.001-seed0"
     cfg = validate(FinetuneConfig, read_yaml(place / "config.yaml"), "config.yaml")
     cfg = cfg.model_copy(update={"init_from": str(place)})
-    opened = finetune.tuning().open(finetune.resolve(cfg, None), None, Shelf())
+    opened = finetune.tuning().open(finetune.resolve(cfg, None), Shelf())
     params = completed(opened.start(), opened.blueprint.build().init, jax.random.key(7))
     saved = load_file(place / "hf" / "model.safetensors")
     np.testing.assert_array_equal(params["classifier"]["kernel"], saved["classifier.weight"].T)

@@ -51,7 +51,7 @@ def command_of(cfg):
 def opened(cfg):
     """A run of `cfg` before it is compiled."""
     command = command_of(cfg)
-    return command.open(command.resolve(cfg, None), None, Shelf())
+    return command.open(command.resolve(cfg, None), Shelf())
 
 
 def masks_at_the_start(cfg):

@@ -67,7 +67,7 @@ def _ready(job: Job, model: ModelConfig, shelf: Shelf) -> Ready:
     """A run of the job's shape that starts from scratch."""
     cfg = job.cfg.model_copy(update={"model": model, "init_from": ""})
     command = pretrain.PRETRAIN if job.pretrains else finetune.tuning()
-    return compile_run(command.open(command.resolve(cfg, None), None, shelf), shelf)
+    return compile_run(command.open(command.resolve(cfg, None), shelf), shelf)
 
 
 def _evaluated(ready: Ready) -> int:

@@ -24,7 +24,18 @@ from jaxprune.experiments.environment import versions
 from jaxprune.experiments.program import Blueprint
 from jaxprune.experiments.pruning_plan import included, plan_of
 from jaxprune.experiments.shelf import Shelf
-from jaxprune.experiments.walk import Command, Data, Decisions, Fitted, Opened, Ready, begun, compile_run, walk
+from jaxprune.experiments.walk import (
+    Command,
+    Data,
+    Decisions,
+    Fitted,
+    Opened,
+    Ready,
+    begun,
+    compile_run,
+    read_start,
+    walk,
+)
 from jaxprune.experiments.weights import absolute, masked_beyond, read_weights, shaped, source_model, stored_config
 from jaxprune.files import write_atomically
 from jaxprune.models import architecture
@@ -64,10 +75,10 @@ def finetune(cfg: FinetuneConfig, workdir: Path | None, *, dry_run: bool = False
         shelf.get("vocabulary", own, lambda: vocabulary)
         grid = [one_run(cfg.model_copy(update={"tokenizer": own}), *cell) for cell in _cells(cfg)]
         first = {run.tasks: run for run in reversed(grid)}  # what is wrong with a task's data is said before any runs
-        ready = [compile_run(command.open(_decisions(run), None, shelf), shelf) for run in first.values()]
-        if not workdir or not all(begun(_folder(workdir, run)) for run in grid):
-            ready[0].opened.start()  # bad weights leave no workdir behind
+        ready = [compile_run(command.open(_decisions(run), shelf), shelf) for run in first.values()]
     agree({"config": to_yaml(cfg)} | versions())
+    if not workdir or not all(begun(_folder(workdir, run)) for run in grid):
+        read_start(ready[0].opened)
     if dry_run or workdir is None:
         for task_ready in reversed(ready):
             describe_task(task_ready, len(grid) // len(ready))
@@ -127,8 +138,8 @@ def tuned_model(cfg: FinetuneConfig, shape: ModelConfig) -> ModelConfig:
     return model.model_copy(update=dropout | {"dtype": cfg.dtype})
 
 
-def open_run(read: Read, decisions: Decisions, workdir: Path | None, shelf: Shelf) -> Opened:
-    """Encoded examples, the plan, and the weights to start from."""
+def open_run(read: Read, decisions: Decisions, shelf: Shelf) -> Opened:
+    """Encoded examples, the plan, and how to get the weights to start from."""
     cfg: FinetuneConfig = decisions.cfg
     mesh = make_mesh(cfg.mesh)
     check_batch(cfg.batch_size, cfg.train.accumulate, mesh)
@@ -162,8 +173,6 @@ def open_run(read: Read, decisions: Decisions, workdir: Path | None, shelf: Shel
     start = functools.cache(
         lambda: shelf.get("weights", key, lambda: read_weights(*key), single=True) if cfg.init_from else None
     )
-    if workdir is not None and not begun(workdir):
-        start()
     return Opened(decisions, blueprint, plan, data, start)
 
 

@@ -14,7 +14,7 @@ from jaxprune.experiments.dry_run import describe_pretraining
 from jaxprune.experiments.program import Blueprint
 from jaxprune.experiments.pruning_plan import included, plan_of
 from jaxprune.experiments.shelf import Shelf
-from jaxprune.experiments.walk import Command, Data, Decisions, Fitted, Opened, begun, walk
+from jaxprune.experiments.walk import Command, Data, Decisions, Fitted, Opened, walk
 from jaxprune.experiments.weights import absolute, masked_beyond, read_weights, shaped, source_model, stored_config
 from jaxprune.models import architecture
 from jaxprune.models.folder import write_folder
@@ -51,16 +51,13 @@ def resolve(cfg: PretrainConfig, workdir: Path | None) -> Decisions:
     return Decisions(cfg, cfg.seed, prune, cfg.masks, cfg.train, cfg.train.keep, "")
 
 
-def open_run(decisions: Decisions, workdir: Path | None, shelf: Shelf) -> Opened:
-    """Prepared data, the plan, and the weights to start from."""
+def open_run(decisions: Decisions, shelf: Shelf) -> Opened:
+    """Prepared data, the plan, and how to get the weights to start from."""
     cfg: PretrainConfig = decisions.cfg
     plan = plan_of(cfg.prune, cfg.steps, "steps")
     data = shelf.get("pretraining data", _data_key(cfg), lambda: _data(cfg))
     blueprint = blueprint_of(cfg)
-    start = functools.cache(lambda: _weights(cfg, shelf))
-    if not begun(workdir):
-        start()  # bad weights leave no workdir behind
-    return Opened(decisions, blueprint, plan, data, start)
+    return Opened(decisions, blueprint, plan, data, functools.cache(lambda: _weights(cfg, shelf)))
 
 
 def blueprint_of(cfg: PretrainConfig) -> Blueprint:

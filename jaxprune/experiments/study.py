@@ -104,7 +104,7 @@ def check(jobs: list[Job], shelf: Shelf) -> None:
                 plan_of(job.cfg.prune, job.cfg.steps, "steps")
             else:  # from scratch: the weights it starts from may not exist yet
                 decisions = finetune.resolve(job.cfg.model_copy(update={"init_from": ""}), None)
-                finetune.tuning().open(decisions, None, shelf)
+                finetune.tuning().open(decisions, shelf)
         except UserError as error:
             raise UserError(f"{job.path}: {error}") from None
 

@@ -103,7 +103,7 @@ class Command(NamedTuple):
 
     resolve: Callable[[Any, Path | None], Decisions]
     """(config, workdir) -> decisions; a workdir that was begun decides where the config leaves it open."""
-    open: Callable[[Decisions, Path | None, Shelf], Opened]
+    open: Callable[[Decisions, Shelf], Opened]
     describe: Callable[[Ready], None]
     """The dry run."""
     finish: Callable[[Fitted], dict[str, Any]]
@@ -121,10 +121,12 @@ def walk(
     shelf = shelf or Shelf()
     with together("config and data"):
         decisions = command.resolve(cfg, workdir)
-        opened = command.open(decisions, workdir, shelf)
+        opened = command.open(decisions, shelf)
         ready = compile_run(opened, shelf)
     text = to_yaml(decisions.cfg)
     agree({"config": text, "data": opened.data.fingerprint} | versions())
+    if not begun(workdir):
+        read_start(opened)
     if dry_run or workdir is None:
         command.describe(ready)
         return None
@@ -143,6 +145,12 @@ def begun(workdir: Path | None) -> bool:
     """Whether a run in this workdir goes on from what it saved, or is finished, on every process."""
     saved = workdir is not None and any((Path(workdir).expanduser() / name).exists() for name in _SAVED)
     return bool(from_first(int(saved)))
+
+
+def read_start(opened: Opened) -> None:
+    """Read the weights to begin with, so that bad ones leave no workdir behind. Every process must call it."""
+    with together("weights"):
+        opened.start()
 
 
 def compile_run(opened: Opened, shelf: Shelf) -> Ready:
