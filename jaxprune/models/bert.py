@@ -12,7 +12,16 @@ from jaxprune.config.special_tokens import SpecialTokens
 from jaxprune.models.architecture import Architecture, Batch, Head, Model
 from jaxprune.models.dropout import dropout, dropout_seeds
 from jaxprune.models.functions import functions
-from jaxprune.models.layers import Embeddings, Encoder, MaskedLM, dense, forward_flops, take_positions
+from jaxprune.models.layers import (
+    Embeddings,
+    Encoder,
+    MaskedLM,
+    dense,
+    first_tokens,
+    forward_flops,
+    take_positions,
+    visible,
+)
 from jaxprune.models.paths import ENCODER_MATRICES, PARTS, WORD_EMBEDDINGS, scopes
 from jaxprune.models.shape import shape_from_hf, shape_to_hf
 
@@ -27,6 +36,10 @@ def bert(cfg: ModelConfig, *, head: Head, num_labels: int = 0) -> Model:
       `nsp_logits` (B, 2), where class 0 says that segment B follows segment A and class 1 that it is random. Its
       params exist also when training has no next-sentence task; the loss leaves them alone then.
     - classification: `logits` (B, num_labels); regression: `logits` (B,).
+
+    A row may hold several examples (`data/row_packing.py`): int32 `segment_ids` (B, L) takes the place of the attention
+    mask, with the number of the example from 1, 0 = padding; `position_ids` (B, L) and `starts` (B, S), the position of
+    each example's first token, come with it. Logits are then (B, S, num_labels) or (B, S).
 
     With `hidden_states=True` also `hidden_states`: the embeddings' output and each layer's, a tuple of
     `num_hidden_layers + 1` arrays (B, L, D) in `cfg.dtype`.
@@ -54,19 +67,19 @@ class _Bert(nnx.Module):
         n = self.cfg.num_hidden_layers
         sites = 2 + 3 * n
         seeds: list[Array | None] = [None] * sites if key is None else list(dropout_seeds(key, sites))
-        x_BLD = self.embeddings(batch["input_ids"], batch["token_type_ids"], seeds[0])
-        states = self.encoder(x_BLD, batch["attention_mask"], [seeds[2 + 3 * i : 5 + 3 * i] for i in range(n)])
+        x_BLD = self.embeddings(batch["input_ids"], batch["token_type_ids"], seeds[0], batch.get("position_ids"))
+        states = self.encoder(x_BLD, visible(batch), [seeds[2 + 3 * i : 5 + 3 * i] for i in range(n)])
         x_BLD = states[-1]
-        pooled_BD = jnp.tanh(self.pooler(x_BLD[:, 0]))
+        pooled = jnp.tanh(self.pooler(first_tokens(x_BLD, batch)))
         out: dict[str, Any] = {"hidden_states": states} if hidden_states else {}
         if self.classes:
-            pooled_BD = dropout(pooled_BD, self.cfg.hidden_dropout_prob, seeds[1])
-            logits_BC = self.classifier(pooled_BD).astype(jnp.float32)
-            return out | {"logits": logits_BC if self.classes > 1 else logits_BC[:, 0]}
+            pooled = dropout(pooled, self.cfg.hidden_dropout_prob, seeds[1])
+            logits_BC = self.classifier(pooled).astype(jnp.float32)
+            return out | {"logits": logits_BC if self.classes > 1 else logits_BC[..., 0]}
         if "masked_positions" in batch:
             x_BLD = take_positions(x_BLD, batch["masked_positions"])
         out["mlm_logits"] = self.mlm(x_BLD, self.embeddings.word_embeddings.embedding[...])
-        out["nsp_logits"] = self.nsp(pooled_BD).astype(jnp.float32)
+        out["nsp_logits"] = self.nsp(pooled).astype(jnp.float32)
         return out
 
 

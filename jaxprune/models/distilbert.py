@@ -14,7 +14,16 @@ from jaxprune.errors import UserError
 from jaxprune.models.architecture import Architecture, Batch, Head, Model
 from jaxprune.models.dropout import dropout, dropout_seeds
 from jaxprune.models.functions import functions
-from jaxprune.models.layers import Embeddings, Encoder, MaskedLM, dense, forward_flops, take_positions
+from jaxprune.models.layers import (
+    Embeddings,
+    Encoder,
+    MaskedLM,
+    dense,
+    first_tokens,
+    forward_flops,
+    take_positions,
+    visible,
+)
 from jaxprune.models.paths import ENCODER_MATRICES, PARTS, WORD_EMBEDDINGS, scopes
 from jaxprune.models.shape import shape_from_hf, shape_to_hf
 
@@ -56,16 +65,16 @@ class _DistilBert(nnx.Module):
         n = self.cfg.num_hidden_layers
         sites = 2 + 2 * n
         seeds: list[Array | None] = [None] * sites if key is None else list(dropout_seeds(key, sites))
-        x_BLD = self.embeddings(batch["input_ids"], None, seeds[0])
+        x_BLD = self.embeddings(batch["input_ids"], None, seeds[0], batch.get("position_ids"))
         # No dropout on the output of attention, as in transformers.
         layer_seeds = [(seeds[2 + 2 * i], None, seeds[3 + 2 * i]) for i in range(n)]
-        states = self.encoder(x_BLD, batch["attention_mask"], layer_seeds)
+        states = self.encoder(x_BLD, visible(batch), layer_seeds)
         x_BLD = states[-1]
         out: dict[str, Any] = {"hidden_states": states} if hidden_states else {}
         if self.classes:
-            first_BD = jax.nn.relu(self.pre_classifier(x_BLD[:, 0]))
-            logits_BC = self.classifier(dropout(first_BD, self.cfg.hidden_dropout_prob, seeds[1])).astype(jnp.float32)
-            return out | {"logits": logits_BC if self.classes > 1 else logits_BC[:, 0]}
+            first = jax.nn.relu(self.pre_classifier(first_tokens(x_BLD, batch)))
+            logits_BC = self.classifier(dropout(first, self.cfg.hidden_dropout_prob, seeds[1])).astype(jnp.float32)
+            return out | {"logits": logits_BC if self.classes > 1 else logits_BC[..., 0]}
         if "masked_positions" in batch:
             x_BLD = take_positions(x_BLD, batch["masked_positions"])
         return out | {"mlm_logits": self.mlm(x_BLD, self.embeddings.word_embeddings.embedding[...])}

@@ -1,10 +1,10 @@
 """The layers of BERT (Devlin et al. 2019) and its kin as NNX modules. They declare params; `functions.py` draws values.
 
 Shape suffixes: B batch, L sequence length, D hidden size, H heads, K = D / H, F intermediate size, P predictions per
-example, T segment types, V vocabulary, C classes; M is L again, on the key side of attention.
+example, S examples per row, T segment types, V vocabulary, C classes; M is L again, on the key side of attention.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +57,10 @@ class Table(nnx.Module):
 
 
 class Embeddings(nnx.Module):
-    """Sum of word, position and (with `segments`) segment-type embeddings, normalised: ids (B, L) -> (B, L, D)."""
+    """Sum of word, position and (with `segments`) segment-type embeddings, normalised: ids (B, L) -> (B, L, D).
+
+    Positions count from 0 in each row, unless `positions_BL` gives them.
+    """
 
     def __init__(self, cfg: ModelConfig, *, segments: bool):
         self.cfg = cfg
@@ -67,13 +70,19 @@ class Embeddings(nnx.Module):
             self.token_type_embeddings = Table(cfg, cfg.type_vocab_size)
         self.layer_norm = LayerNorm(cfg)
 
-    def __call__(self, ids_BL: Array, types_BL: Array | None, seed_2: Array | None) -> Array:
+    def __call__(
+        self, ids_BL: Array, types_BL: Array | None, seed_2: Array | None, positions_BL: Array | None = None
+    ) -> Array:
         x_BLD = take_rows(self.word_embeddings.embedding[...], ids_BL)
         if types_BL is not None:
             # A product with one-hot types: its gradient is a small product too, where a gather's is a long scatter.
             types_BLT = jax.nn.one_hot(types_BL, self.cfg.type_vocab_size, dtype=jnp.float32)
             x_BLD += jnp.matmul(types_BLT, self.token_type_embeddings.embedding[...], precision="highest")
-        x_BLD += self.position_embeddings.embedding[: ids_BL.shape[1]][None]
+        positions = self.position_embeddings.embedding
+        if positions_BL is None:
+            x_BLD += positions[: ids_BL.shape[1]][None]
+        else:
+            x_BLD += take_rows(positions[...], positions_BL)
         return dropout(self.layer_norm(x_BLD), self.cfg.hidden_dropout_prob, seed_2)
 
 
@@ -86,14 +95,13 @@ class Attention(nnx.Module):
         self.query, self.key, self.value, self.output = (dense(cfg, D, D, rngs) for _ in range(4))
         self.layer_norm = LayerNorm(cfg)
 
-    def __call__(self, x_BLD: Array, mask_BL: Array, seeds: Sequence[Array | None]) -> Array:
+    def __call__(self, x_BLD: Array, keep_B1LM: Array, seeds: Sequence[Array | None]) -> Array:
         H = self.cfg.num_attention_heads
         K = self.cfg.hidden_size // H
         q_BLHK, k_BLHK, v_BLHK = (split_heads(layer(x_BLD), H) for layer in (self.query, self.key, self.value))
         q_BLHK = q_BLHK * jnp.asarray(K**-0.5, q_BLHK.dtype)
         scores_BHLM = jnp.einsum("blhk,bmhk->bhlm", q_BLHK, k_BLHK, preferred_element_type=jnp.float32)
-        keep_B11M = mask_BL[:, None, None, :] != 0
-        scores_BHLM = jnp.where(keep_B11M, scores_BHLM, jnp.finfo(jnp.float32).min)
+        scores_BHLM = jnp.where(keep_B1LM, scores_BHLM, jnp.finfo(jnp.float32).min)
         probs_BHLM = jax.nn.softmax(scores_BHLM, axis=-1).astype(x_BLD.dtype)
         probs_BHLM = dropout(probs_BHLM, self.cfg.attention_probs_dropout_prob, seeds[0])
         mixed_BLHK = jnp.einsum("bhlm,bmhk->blhk", probs_BHLM, v_BLHK)
@@ -114,8 +122,8 @@ class Layer(nnx.Module):
         self.output = dense(cfg, cfg.intermediate_size, cfg.hidden_size, rngs)
         self.layer_norm = LayerNorm(cfg)
 
-    def __call__(self, x_BLD: Array, mask_BL: Array, seeds: Sequence[Array | None]) -> Array:
-        x_BLD = self.attention(x_BLD, mask_BL, seeds[:2])
+    def __call__(self, x_BLD: Array, keep_B1LM: Array, seeds: Sequence[Array | None]) -> Array:
+        x_BLD = self.attention(x_BLD, keep_B1LM, seeds[:2])
         out_BLD = sublayer(self.cfg, self.output(activation(self.cfg, self.intermediate(x_BLD))))
         return self.layer_norm(x_BLD + dropout(out_BLD, self.cfg.hidden_dropout_prob, seeds[2]))
 
@@ -126,10 +134,10 @@ class Encoder(nnx.Dict):
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
         super().__init__({layer_name(i): Layer(cfg, rngs) for i in range(cfg.num_hidden_layers)})
 
-    def __call__(self, x_BLD: Array, mask_BL: Array, seeds: Sequence[Sequence[Array | None]]) -> tuple[Array, ...]:
+    def __call__(self, x_BLD: Array, keep_B1LM: Array, seeds: Sequence[Sequence[Array | None]]) -> tuple[Array, ...]:
         states = [x_BLD]
         for i, layer_seeds in enumerate(seeds):
-            states.append(self[layer_name(i)](states[-1], mask_BL, layer_seeds))
+            states.append(self[layer_name(i)](states[-1], keep_B1LM, layer_seeds))
         return tuple(states)
 
 
@@ -170,6 +178,20 @@ def take_rows(table_VD: Array, ids_BL: Array) -> Array:
     rows = table_VD.reshape(V, 1, D).at[ids_BL]
     out = rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False, out_sharding=_sharding_of(ids_BL))
     return out.reshape(*ids_BL.shape, D)
+
+
+def visible(batch: Mapping[str, Array]) -> Array:
+    """Which keys a query sees, bool (B, 1, L or 1, M): the row's tokens by `attention_mask`; in rows that hold several
+    examples (`segment_ids` (B, L), 0 = padding) those of its own example alone."""
+    if "segment_ids" in batch:
+        segments_BL = batch["segment_ids"]
+        return segments_BL[:, None, :, None] == segments_BL[:, None, None, :]
+    return batch["attention_mask"][:, None, None, :] != 0
+
+
+def first_tokens(x_BLD: Array, batch: Mapping[str, Array]) -> Array:
+    """The vectors of each example's first token: (B, D); of rows that hold several (B, S, D), at `starts` (B, S)."""
+    return take_positions(x_BLD, batch["starts"]) if "starts" in batch else x_BLD[:, 0]
 
 
 def take_positions(x_BLD: Array, positions_BP: Array) -> Array:
