@@ -15,6 +15,7 @@ from jaxprune.config.sections import (
     TokenizerConfig,
     TrainConfig,
 )
+from jaxprune.config.task import TaskEntry, task_name
 
 
 class PrepareConfig(Section):
@@ -96,8 +97,8 @@ class FinetuneConfig(Section):
 
     command: Literal["finetune"] = "finetune"
     """The command this file is for."""
-    tasks: tuple[str, ...] = Field(default=("SST-2", "CoLA"), min_length=1)
-    """GLUE tasks."""
+    tasks: tuple[TaskEntry, ...] = Field(default=("SST-2", "CoLA"), min_length=1)
+    """GLUE's tasks by name, or in a file also your own (name, train, dev, text, label, ...), here by their names."""
     glue: str = "nyu-mll/glue"
     """Hub dataset, or a local folder in the layout of the official `glue_data/`."""
     revision: str = ""
@@ -149,6 +150,9 @@ class FinetuneConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        names = [task_name(entry) for entry in self.tasks]
+        if len({*names}) < len(names):
+            raise ValueError(f"tasks: {', '.join(names)} has one twice; remove it")
         for seed in self.seeds:
             if not 0 <= seed < 2**32:
                 raise ValueError(f"seeds: {seed} is outside [0, 2**32)")

@@ -2,13 +2,12 @@
 
 import contextlib
 import difflib
-import functools
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, create_model
@@ -18,6 +17,7 @@ from jaxprune.errors import UserError
 MAX_BYTES = 1 << 20
 MAY_CHANGE = re.compile(
     r"train\.(log_every|eval_every|eval_batches|save_every|keep)|mesh\.\w+|data\.path|glue|tokenizer"
+    r"|tasks\.\d+\.(train|dev|dataset|metrics)"
 )
 """Keys that may change between a start and its resumption: they change no weight. (What the data holds is compared by
 its fingerprint.)"""
@@ -95,7 +95,7 @@ def validate(model: type[C], content: dict[str, Any], where: str) -> C:
 
 
 def _explain(model: type[BaseModel], problem: Any, where: str) -> str:
-    location = [str(part) for part in problem["loc"]]
+    location = [str(part) for part in problem["loc"] if not str(part).startswith("<")]  # what a union tells apart by
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
         return f"{where}: {key}: unknown key; {_hint(location[-1], _fields(model, location[:-1]))}"
@@ -115,9 +115,8 @@ def _fields(model: Any, location: Sequence[str]) -> list[str]:
     for part in parts:
         if part.isdigit():
             continue
-        model = model.model_fields[part].annotation
-        while get_origin(model) in (tuple, Union, UnionType):
-            model = next(a for a in get_args(model) if a is not type(None) and a is not Ellipsis)
+        types = _types(model.model_fields[part].annotation)
+        model = next(filter(_is_section, types), types[0])
         if get_origin(model) is dict:
             next(parts, None)
             model = get_args(model)[1]
@@ -133,14 +132,14 @@ def parse(model: type[C], path: Path | None, overrides: Sequence[str], *, prog: 
 
     default: C = model() if path is None else validate(model, read_config(path), str(path))
     if {"--help", "-h"} & {*overrides}:
-        described = _unchecked(model, offers)
-        start: Any = described.model_validate(default.model_dump())
+        described = _unchecked(model, offers() if offers else {})
+        start: Any = described.model_validate(_spoken(default))
         tyro.cli(described, default=start, args=list(overrides), prog=prog)  # prints and exits
     if not overrides:
         return default
     # tyro reads the overrides as types alone; what they may be is checked as in a file, with the same messages.
-    unchecked = _unchecked(model)
-    start = unchecked.model_validate(default.model_dump())
+    unchecked = _unchecked(model, {})
+    start = unchecked.model_validate(_spoken(default))
     with contextlib.redirect_stderr(io.StringIO()) as said:
         try:
             changed, unknown = tyro.cli(
@@ -150,30 +149,70 @@ def parse(model: type[C], path: Path | None, overrides: Sequence[str], *, prog: 
             raise UserError(f"command line: {_first_sentence(said.getvalue())}") from None
     if unknown:
         raise UserError(f"command line: {_unknown(model, unknown[0])}")
-    return validate(model, changed.model_dump(), "command line")
+    content = changed.model_dump()
+    for part, key, sections in _among_names(default, content):
+        part[key] = [sections.get(name, name) for name in part[key]]
+    return validate(model, content, "command line")
 
 
-@functools.cache
-def _unchecked(model: type[BaseModel], offers: Offers | None = None) -> type[BaseModel]:
-    """`model` with its fields, defaults and descriptions, but without bounds and validators."""
-    names = offers() if offers else {}
+def _spoken(config: BaseModel) -> dict[str, Any]:
+    """The content of `config` as the command line says it: a section that stands among names goes by its name."""
+    content = config.model_dump()
+    for part, key, _ in _among_names(config, content):
+        part[key] = tuple(item if isinstance(item, str) else item["name"] for item in part[key])
+    return content
+
+
+def _among_names(config: BaseModel, content: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, dict[str, Any]]]:
+    """(the part of `content`, key, sections by their names) of every tuple whose items are names or sections."""
+    for key, field in type(config).model_fields.items():
+        value = getattr(config, key)
+        if isinstance(value, BaseModel):
+            yield from _among_names(value, content[key])
+        elif _mixed(field.annotation):
+            yield content, key, {item.name: item.model_dump() for item in value if _is_section(type(item))}
+
+
+def _types(annotation: Any) -> list[Any]:
+    """The types of a union's, optional's or tuple's items; else the annotation itself."""
+    inner = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        return _types(inner[0])
+    if get_origin(annotation) not in (tuple, Union, UnionType):
+        return [annotation]
+    return [one for item in inner if item is not Ellipsis and item is not type(None) for one in _types(item)]
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _mixed(annotation: Any) -> bool:
+    """Whether it is a tuple whose items are names or sections."""
+    types = _types(annotation)
+    return get_origin(annotation) is tuple and str in types and any(map(_is_section, types))
+
+
+def _unchecked(model: type[BaseModel], names: Mapping[str, Sequence[str]]) -> type[BaseModel]:
+    """`model` with its fields, defaults and descriptions, but without bounds and validators; `names` as in `parse`."""
     fields: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         said = field.description or ""
-        if field.annotation in (str, tuple[str, ...]) and name in names:
+        annotation = tuple[str, ...] if _mixed(field.annotation) else field.annotation
+        if annotation in (str, tuple[str, ...]) and name in names:
             said = f"{said} One of: {', '.join(names[name])}."
-        fields[name] = (_unchecked_type(field.annotation, offers), Field(field.get_default(), description=said))
+        fields[name] = (_unchecked_type(annotation, names), Field(field.get_default(), description=said))
     return create_model(model.__name__, **fields)
 
 
-def _unchecked_type(annotation: Any, offers: Offers | None) -> Any:
+def _unchecked_type(annotation: Any, names: Mapping[str, Sequence[str]]) -> Any:
     from tyro.conf import Fixed
 
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return _unchecked(annotation, offers)
+    if _is_section(annotation):
+        return _unchecked(annotation, names)
     if get_origin(annotation) is tuple:
         inner, *rest = get_args(annotation)
-        return tuple[(_unchecked_type(inner, offers), *rest)]
+        return tuple[(_unchecked_type(inner, names), *rest)]
     if get_origin(annotation) is dict:
         return Fixed[dict[str, Any]]  # its names are free: a file says it, the command line does not
     return annotation
@@ -225,6 +264,8 @@ def changes(model: type[C], old: str, new: str) -> list[str]:
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
+        if key == "tasks" and any(isinstance(item, dict) and "train" in item for item in value):
+            value = dict(enumerate(value))  # tasks of one's own: where their files lie may change
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{key}.")
         else:

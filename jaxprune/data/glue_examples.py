@@ -1,36 +1,16 @@
 """GLUE examples: a hub dataset or the TSV files of a `glue_data/` folder, as N texts and labels."""
 
-import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxprune.data.glue_tasks import Task, task
-from jaxprune.data.permutation import shuffled
+from jaxprune.data.examples import Examples
+from jaxprune.data.examples import subset as subset
+from jaxprune.data.glue_tasks import Task, scaled, score, task
+from jaxprune.data.task_files import lines_of
 from jaxprune.errors import UserError
-
-
-@dataclasses.dataclass(frozen=True)
-class Examples:
-    """Texts and labels of one split, in file order."""
-
-    task: Task
-    source: str
-    """File, or hub name, config, split and revision."""
-    first: Sequence[str]
-    """N texts."""
-    second: Sequence[str] | None
-    """N texts, or None for a task on single texts."""
-    labels: np.ndarray
-    """(N,) int32 class numbers, or float32 scores."""
-    skipped: int = 0
-    """Malformed rows left out (QQP only)."""
-
-    def __len__(self) -> int:
-        return len(self.first)
 
 
 def load(name: str, glue: str, split: str, revision: str = "") -> Examples:
@@ -52,29 +32,17 @@ def load(name: str, glue: str, split: str, revision: str = "") -> Examples:
             raise UserError(f"revision = {revision!r} pins a hub dataset, but glue = {glue!r} is a folder: remove one")
         return _from_folder(row, folder, split, files)
     if glue.startswith((".", "/", "~")) or "\\" in glue or glue.count("/") > 1:
-        raise UserError(f"glue = {glue!r}: no such folder. Give a folder that holds {row.name}/, or a hub dataset")
+        raise UserError(
+            f"glue = {glue!r}: no such folder. Give a folder that holds {row.folder or row.name}/, or a hub dataset"
+        )
     return _from_hub(row, glue, hub_split, revision)
 
 
-def subset(examples: Examples, count: int, seed: int) -> Examples:
-    """The first `count` of the examples after a shuffle by `seed`; all, in file order, if `count` is 0 or too large."""
-    if count <= 0 or count >= len(examples):
-        return examples
-    keep = shuffled(len(examples), seed, 2**32)[:count]
-    second = examples.second
-    return dataclasses.replace(
-        examples,
-        first=[examples.first[i] for i in keep],
-        second=None if second is None else [second[i] for i in keep],
-        labels=examples.labels[keep],
-    )
-
-
 def _from_folder(row: Task, folder: Path, split: str, files: tuple[str, ...]) -> Examples:
-    directory = folder / row.name
+    directory = folder / (row.folder or row.name)
     if not directory.is_dir():
         names = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir())) or "nothing"
-        raise UserError(f"{directory}: no such folder. glue = {str(folder)!r} holds {names}; add {row.name}/")
+        raise UserError(f"{directory}: no such folder. glue = {str(folder)!r} holds {names}; add {directory.name}/")
     path = next((directory / name for name in files if (directory / name).is_file()), None)
     if path is not None:
         return _read(row, path)
@@ -88,27 +56,13 @@ def _mrpc_split(path: Path, split: str) -> Callable[[dict[str, str]], bool]:
     """GLUE cuts its dev set out of the original training file by a published list of pairs of sentence ids."""
     if not path.is_file():
         raise UserError(f"{path}: no such file. It lists which pairs of msr_paraphrase_train.txt form GLUE's dev split")
-    pairs = {tuple(line.split("\t")[:2]) for line in _lines(path)}
+    pairs = {tuple(line.split("\t")[:2]) for line in lines_of(path)}
     return lambda cells: ((cells["#1 ID"], cells["#2 ID"]) in pairs) == (split == "dev")
-
-
-def _lines(path: Path) -> list[str]:
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        row = data.count(b"\n", 0, error.start) + 1
-        reason = "UTF-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else f"byte 0x{data[error.start]:02x}"
-        raise UserError(f"{path}, row {row}: not UTF-8 ({reason}). Convert it: iconv -f ... -t UTF-8") from None
-    lines = [line.removesuffix("\r") for line in text.split("\n")]
-    while lines and not lines[-1].strip():
-        lines.pop()
-    return lines
 
 
 def _read(row: Task, path: Path, keep: Callable[[dict[str, str]], bool] | None = None) -> Examples:
     """A tab-separated file without quoting (a `"` is a plain character)."""
-    lines = _lines(path)
+    lines = lines_of(path)
     header = list(row.header) or (lines[0].split("\t") if lines else [])
     begin = 0 if row.header else 1
     if len(lines) <= begin:
@@ -141,21 +95,14 @@ def _read(row: Task, path: Path, keep: Callable[[dict[str, str]], bool] | None =
 
 
 def _examples(row: Task, source: str, texts: Sequence[list[str]], labels: list[float], skipped: int = 0) -> Examples:
-    kind = np.float32 if row.regression else np.int32
-    return Examples(row, source, texts[0], texts[1] if len(texts) > 1 else None, np.array(labels, kind), skipped)
+    values = scaled(row, np.array(labels)) if row.regression else np.array(labels, np.int32)
+    return Examples(row, source, texts[0], texts[1] if len(texts) > 1 else None, values, skipped)
 
 
 def _label(row: Task, value: Any, where: str, coded: bool) -> float:
     """A class number or a score, checked. Raises UserError for anything outside the task's set: -1, NaN, a typo."""
     if row.regression:
-        try:
-            score = float(value)
-        except (TypeError, ValueError):
-            score = math.nan
-        low, high = row.bounds
-        if low <= score <= high:
-            return score
-        raise UserError(f"{where}: score {value!r} is not a number in [{low:g}, {high:g}]. Repair or remove the row")
+        return score(row, value, where)
     allowed = [str(i) for i in range(len(row.labels))] if coded else list(row.labels)
     if str(value) in allowed:
         return allowed.index(str(value))

@@ -2,6 +2,7 @@
 
 from jaxprune.config.sections import ModelConfig
 from jaxprune.data.glue_tasks import TASKS
+from jaxprune.data.metrics import METRICS
 from jaxprune.models import ARCHITECTURES
 from jaxprune.pruning.criteria import CRITERIA
 from jaxprune.pruning.groups import SCOPES
@@ -23,4 +24,5 @@ def offers() -> dict[str, list[str]]:
         "schedule": [*SCHEDULES],
         "architecture": [*ARCHITECTURES],
         "tasks": [*TASKS],
+        "metrics": [*METRICS],
     }
