@@ -64,8 +64,9 @@ def _build(
         names = {f"tokenizer/{name}": content for name, content in tokenizer.files(vocab).items()}
         pieces = {name: data_manifest.write_file(folder, name, content) for name, content in names.items()}
     else:
-        stored = folder / "tokenizer" / "tokenizer.json"
-        vocab, pieces = tokenizer.parse(stored.read_bytes(), special, str(stored)), begun["tokenizer"]
+        pieces = begun["tokenizer"]
+        stored = {name.removeprefix("tokenizer/"): (folder / name).read_bytes() for name in pieces}
+        vocab = tokenizer.from_files(stored, special, str(folder / "tokenizer"))
     writers = {split: SplitWriter(cfg, folder, split, vocab) for split in SPLITS}
     counts: Counter[str] = Counter()
     reader = Reader(cfg.sources)
@@ -95,7 +96,7 @@ def _build(
         "blank_documents": reader.blank + counts["blank"],
         "seq_len": cfg.seq_len,
         "next_sentence": cfg.next_sentence,
-        "special_tokens": special._asdict(),
+        "special_tokens": vocab.special_tokens._asdict(),
         "vocab_size": vocab.size,
         "vocab_sha256": vocab.sha256,
         "splits": splits,

@@ -1,35 +1,44 @@
-"""The vocabulary: an existing WordPiece tokenizer, or one trained on the corpus."""
+"""The vocabulary: an existing tokenizer, or a WordPiece one trained on the corpus."""
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
 
 import tokenizers
 
 from jaxprune.config.sections import TokenizerConfig
 from jaxprune.config.special_tokens import SpecialTokens
+from jaxprune.data import tokenizer_folder
+from jaxprune.data.tokenizer_folder import SETTINGS
 from jaxprune.errors import UserError
 
 _ALPHABET = 1000  # letters of a trained vocabulary, at most
-FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_UNLIMITED = 10**9  # transformers writes 1e30 for a length that nobody set
 
 
 class Vocabulary:
     """A tokenizer with what the data pipeline needs to know of it; its truncation and padding are turned off.
 
-    Errors: UserError if special tokens are missing.
+    `files`: those it was read from, by name. Errors: UserError if special tokens are missing.
     """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, special: SpecialTokens, where: str) -> None:
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        special: SpecialTokens,
+        where: str,
+        files: Mapping[str, bytes] | None = None,
+    ) -> None:
         ids = tokenizer.get_vocab(with_added_tokens=True)
-        _check_special(ids, special, where)
+        if missing := [token for token in special if token not in ids]:
+            raise tokenizer_folder.lacks(missing, len(ids), where)
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        tokenizer.encode_special_tokens = True
-        names = {number: piece for piece, number in ids.items()}
+        names = {number: piece for piece, number in sorted(ids.items())}  # an added token may share an id
         self.tokenizer = tokenizer
+        self.files = dict(files or {})
+        """The files it was read from, by name; empty if it was trained here."""
         self.pieces = tuple(names.get(number, "") for number in range(max(names) + 1))
         """Token of every id; "" where an id is not used."""
         self.special_tokens = special
@@ -40,71 +49,43 @@ class Vocabulary:
         wordpiece = isinstance(tokenizer.model, tokenizers.models.WordPiece)
         self.prefix: str = (getattr(tokenizer.model, "continuing_subword_prefix", "") or "") if wordpiece else ""
         """Mark of a piece that continues a word, "##"; empty if the tokenizer is not WordPiece."""
+        self.separators = max(1, tokenizer.num_special_tokens_to_add(True) - 2)
+        """`sep` tokens between the texts of a pair: 1 in BERT, 2 in RoBERTa."""
+        self._always_text = tokenizer.encode_special_tokens
 
     @property
     def size(self) -> int:
         """One more than the largest id."""
         return len(self.pieces)
 
-    def encode(self, texts: list[str]) -> list[list[int]]:
-        """Ids of each text without special tokens, whose names in a text are text. Uses all cores."""
+    def encode(self, texts: list[str], *, names_as_ids: bool = False) -> list[list[int]]:
+        """Ids of each text, without special tokens around it. Uses all cores.
+
+        Names of special tokens in a text are text, so that no text of a corpus can end its own example; with
+        `names_as_ids` they become those tokens, as in transformers (unless the folder's own settings say otherwise).
+        """
+        self.tokenizer.encode_special_tokens = self._always_text or not names_as_ids
         return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-
-
-def _check_special(ids: dict[str, int], special: SpecialTokens, where: str) -> None:
-    missing = [token for token in special if token not in ids]
-    if missing:
-        raise UserError(
-            f"tokenizer {where}: its {len(ids)} tokens lack {', '.join(missing)}; use a vocabulary of this architecture"
-            " or set train_size"
-        )
 
 
 def parse(content: bytes, special: SpecialTokens, where: str) -> Vocabulary:
     """The vocabulary that a tokenizer.json holds. Errors: UserError if it is damaged or lacks special tokens."""
-    try:
-        tokenizer = tokenizers.Tokenizer.from_buffer(content)
-    except Exception as error:  # the library raises no narrower type
-        raise UserError(f"{where}: not a readable tokenizer ({error}); copy it again") from error
-    return Vocabulary(tokenizer, special, where)
+    return Vocabulary(tokenizer_folder.from_json(content, where), special, where)
 
 
 def load(path: str, revision: str = "", *, special: SpecialTokens) -> Vocabulary:
-    """The vocabulary in a directory or on the hub: tokenizer.json, or vocab.txt (casing: tokenizer_config.json).
+    """The vocabulary in a directory or on the hub, which encodes as transformers' AutoTokenizer does.
 
-    Errors: UserError for a missing directory or hub name, a damaged file, or missing special tokens.
+    `special`: the architecture's tokens, for roles that the files give none. Errors: UserError for a missing directory
+    or hub name, a damaged file, or missing special tokens.
     """
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        if folder.exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
-            raise UserError(f"tokenizer.path {path}: no such directory; give one with tokenizer.json or vocab.txt")
-        folder = _download(path, revision)
-    whole, plain, config = folder / "tokenizer.json", folder / "vocab.txt", folder / "tokenizer_config.json"
-    if whole.is_file():
-        return parse(whole.read_bytes(), special, str(whole))
-    if not plain.is_file():
-        raise UserError(f"tokenizer.path {path}: holds neither tokenizer.json nor vocab.txt")
-    try:
-        settings = json.loads(config.read_text("utf-8")) if config.is_file() else {}
-        pieces = plain.read_text("utf-8").splitlines()
-    except ValueError as error:  # not UTF-8, not JSON
-        raise UserError(f"tokenizer.path {path}: {error}") from error
-    ids = {piece: number for number, piece in enumerate(pieces)}
-    _check_special(ids, special, path)
-    return Vocabulary(_wordpiece(ids, bool(settings.get("do_lower_case", True)), special), special, path)
+    return from_files(tokenizer_folder.read_files(path, revision), special, path)
 
 
-def _download(name: str, revision: str) -> Path:
-    """The tokenizer files of a hub model, in the hub's cache."""
-    import huggingface_hub
-
-    try:
-        return Path(huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=list(FILES)))
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(
-            f"tokenizer.path {name}: no directory here, and the hub gave none ({reason}); go online or give a directory"
-        ) from error
+def from_files(contents: Mapping[str, bytes], special: SpecialTokens, where: str) -> Vocabulary:
+    """As `load`, from files already read, by name."""
+    tokenizer, special, files = tokenizer_folder.build(contents, special, where)
+    return Vocabulary(tokenizer, special, where, files)
 
 
 def _wordpiece(ids: dict[str, int], lowercase: bool, special: SpecialTokens) -> tokenizers.Tokenizer:
@@ -141,17 +122,30 @@ def train(texts: Callable[[], Iterable[str]], size: int, *, lowercase: bool, spe
     return Vocabulary(_wordpiece(bert.get_vocab(), lowercase, special), special, "trained here")
 
 
-def files(vocab: Vocabulary) -> dict[str, bytes]:
-    """Contents of tokenizer.json, vocab.txt and tokenizer_config.json, as transformers' AutoTokenizer loads them."""
+def files(vocab: Vocabulary, *, max_length: int = 0) -> dict[str, bytes]:
+    """Contents of the files to write beside a model, by name, as transformers' AutoTokenizer loads them.
+
+    The vocabulary's own, byte for byte. `max_length`, a model's longest sequence in tokens, becomes `model_max_length`
+    where the settings give none, so that `truncation=True` cuts there; 0 leaves it out.
+    """
+    contents = vocab.files or _written(vocab)
+    settings = json.loads(contents.get(SETTINGS, b"{}"))
+    if max_length and not (settings.get("model_max_length") or _UNLIMITED) < _UNLIMITED:
+        settings["model_max_length"] = max_length
+        contents = contents | {SETTINGS: tokenizer_folder.to_json(settings)}
+    return contents
+
+
+def _written(vocab: Vocabulary) -> dict[str, bytes]:
+    """The files of a vocabulary that was trained here."""
     lowercase = bool(getattr(vocab.tokenizer.normalizer, "lowercase", False))
     settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": lowercase}
     settings |= {f"{role}_token": token for role, token in vocab.special_tokens._asdict().items()}
-    contents = {
-        "tokenizer.json": vocab.tokenizer.to_str(pretty=True),
-        "vocab.txt": "".join(piece + "\n" for piece in vocab.pieces),
-        "tokenizer_config.json": json.dumps(settings, indent=2) + "\n",
+    return {
+        "tokenizer.json": vocab.tokenizer.to_str(pretty=True).encode(),
+        "vocab.txt": "".join(piece + "\n" for piece in vocab.pieces).encode(),
+        SETTINGS: tokenizer_folder.to_json(settings),
     }
-    return {name: content.encode() for name, content in contents.items()}
 
 
 def obtain(cfg: TokenizerConfig, texts: Callable[[], Iterable[str]], special: SpecialTokens) -> Vocabulary:
