@@ -271,9 +271,9 @@ def test_sentencepiece_as_tokenizer_json(tmp_path):
 
 def test_sentencepiece_model_alone(tmp_path):
     """Converted by transformers where its packages are there; else one line says which."""
-    from transformers.utils import sentencepiece_model_pb2_new as sentencepiece_model
+    from transformers.convert_slow_tokenizer import import_protobuf
 
-    proto = sentencepiece_model.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
+    proto: Any = import_protobuf().ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
     proto.trainer_spec.model_type, proto.trainer_spec.unk_id = 1, 0
     for piece, kind in (("<unk>", 2), ("<s>", 3), ("</s>", 3)):
         proto.pieces.add(piece=piece, score=0.0, type=kind)
