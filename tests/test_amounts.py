@@ -8,10 +8,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from jaxprune.cli import main
-from jaxprune.config import PruneConfig
+from jaxprune.config import PruneConfig, StudyConfig
 from jaxprune.errors import UserError
+from jaxprune.experiments.matrix import matrix
 from jaxprune.experiments.pruning_plan import plan_of
-from jaxprune.pruning import cubic
+from jaxprune.pruning import CRITERIA, cubic
 from jaxprune.training.workdir import read_records
 
 WORDS = "embeddings/word_embeddings/embedding"
@@ -39,6 +40,40 @@ def test_every_amount_has_its_own_plan():
     assert plan_of(PruneConfig(amounts={"x": 0.0, "y": None}), 12, "steps") == {}
     with pytest.raises(UserError, match="prune.end = 9 lies after steps = 8"):
         plan_of(PruneConfig(end=9, amounts={"x": 0.3}), 8, "steps")
+
+
+@pytest.mark.parametrize("criterion", sorted(CRITERIA))
+def test_no_prune_by_gradients_before_the_first_step(criterion):
+    """All scores are 0 there, so chance would choose; a prune to 0 chooses nothing."""
+    for prune in (
+        PruneConfig(criterion=criterion, sparsity=0.5, schedule="one_shot"),
+        PruneConfig(criterion=criterion, sparsity=0.5, initial=0.1, end=4),
+        PruneConfig(criterion=criterion, amounts={"x": 0.5, "y": None}),
+    ):
+        if CRITERIA[criterion].observe is None:
+            assert min(plan_of(prune, 9, "steps")) == 0
+            continue
+        with pytest.raises(UserError) as error:
+            plan_of(prune, 9, "steps")
+        assert str(error.value) == (
+            f"prune.criterion = {criterion}: its scores come from training steps, and prune.begin = 0 is before the "
+            "first; set it to 1 or more, or use one of magnitude, random"
+        )
+        assert min(plan_of(prune.model_copy(update={"begin": 1, "end": 4}), 9, "steps")) == 1
+    assert plan_of(PruneConfig(criterion=criterion, sparsity=0.5, end=9, every=5), 9, "steps")[0] == 0
+
+
+def test_random_runs_with_amounts_are_runs_of_their_own(tmp_path):
+    """At sparsity 0 a random run is the pruned one only if nothing else is pruned."""
+    for amounts, runs in (({}, 1), ({"pooler/kernel": None}, 1), ({"pooler/kernel": 0.5}, 2)):
+        study = StudyConfig(
+            data="data",
+            dense="dense",
+            tasks=({"name": "SST-2"},),
+            recover={"prune": {"end": 4, "amounts": amounts}},
+            conditions={"pruned": {"sparsities": (0,)}, "random": {"sparsities": (0,)}},
+        )
+        assert sum(job.pretrains for job in matrix(study, tmp_path)) == runs
 
 
 def kept(sparsity: str, size: int) -> int:
@@ -105,9 +140,9 @@ def test_amounts_on_the_command_line(pretrained, tmp_path, capsys):
 
 
 REFUSED = {
-    "matches nothing": ({"encodr/.*": 0.5}, ["'encodr/.*' matches no parameter path", "the nearest is"]),
-    "twice": ({".*/query/kernel": 0.5, "encoder/.*": 0.6}, ["both", QUERY, "one amount"]),
-    "no sparsity": ({"encoder/.*": 1.5}, ["encoder/.*", "1.5", "[0, 1]"]),
+    "matches nothing": ({"encodr/.*": 0.5}, [": 'encodr/.*' matches no parameter path", "the nearest is"]),
+    "twice": ({".*/query/kernel": 0.5, "encoder/.*": 0.6}, [": both", QUERY, "one amount"]),
+    "no sparsity": ({"encoder/.*": 1.5}, [".encoder/.*: ", "1.5", "less than or equal to 1"]),
 }
 
 
@@ -132,5 +167,7 @@ def test_amounts_that_do_not_fit_are_refused_before_anything_is_written(
         argv = [str(path), "--workdir", str(out)]
     assert main([command, *argv]) == 2
     error = capsys.readouterr().err
+    key = "amounts" if case == "no sparsity" else "--amount" if command == "prune" else "prune.amounts"
+    words = [key + words[0], *words[1:]]
     assert all(word in error for word in words) and error.count("\n") == 1, error
     assert not out.exists()

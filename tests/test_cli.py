@@ -64,6 +64,11 @@ PRETRAIN = {
         {"prune": {"criterion": "tailor"}},
         ["prune.criterion = 'tailor'", "nearest is 'taylor'"],
     ),
+    "no gradients yet": (
+        ["--prune.criterion", "movement", "--prune.schedule", "one_shot", "--prune.begin", "0"],
+        {},
+        ["prune.criterion = movement", "prune.begin = 0", "set it to 1 or more, or use one of magnitude, random"],
+    ),
     "no such method": ([], {"prune": {"method": "hist"}}, ["prune.method = 'hist'", "the nearest is 'hist256'"]),
     "no such structure": (["--prune.structure", "2:"], {}, ["prune.structure = '2:'", "n:m, block(rows, columns)"]),
     "no such schedule": (
@@ -223,6 +228,10 @@ PRUNE = {
     "sparsity no number": (["--sparsity", "half"], ["--sparsity", "half"]),
     "sparsity missing": ([], ["--sparsity"]),
     "no such scope": (["--sparsity", "0.5", "--scope", "row"], ["--scope", "'row'", "matrix"]),
+    "no gradients": (
+        ["--sparsity", "0.5", "--criterion", "taylor"],
+        ["--criterion = taylor", "one shot makes none", "use one of magnitude, random"],
+    ),
     "regex matches nothing": (["--sparsity", "0.5", "--include", "encodr/.*"], ["encodr/.*", "encoder/"]),
 }
 
@@ -480,8 +489,13 @@ def test_every_name_of_the_registries_passes_a_dry_run(tiny, tmp_path, monkeypat
 
 
 def test_a_new_criterion_is_offered_and_taken(tiny, tmp_path, monkeypatch, capsys):
-    """One row from outside the package: --help, configs and errors read the registry."""
-    monkeypatch.setitem(CRITERIA, "negative", CRITERIA["magnitude"])
+    """One row from outside the package: --help, configs and errors read the registry, whatever they listed before."""
+    monkeypatch.setenv("COLUMNS", "120")
+    for offered in (False, True):
+        if offered:
+            monkeypatch.setitem(CRITERIA, "negative", CRITERIA["magnitude"])
+        assert main(["pretrain", "--help"]) == 0
+        assert ("taylor, negative." in capsys.readouterr().out) == offered
     monkeypatch.setattr("jaxprune.experiments.dry_run.matmul_rate", lambda: 1e9)
     path = tiny.pretrain_yaml(tmp_path / "c.yaml", prune={"criterion": "negative"})
     assert main(["pretrain", str(path), "--dry-run"]) == 0

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxprune.config import COMMANDS, DataConfig, PretrainConfig
+from jaxprune.config import COMMANDS, DataConfig, FinetuneConfig, PretrainConfig
 from jaxprune.config.load import differences, parse, read_config, to_yaml, validate
 from jaxprune.errors import UserError
 
@@ -55,7 +55,8 @@ def test_resolved_yaml_reads_back_equal(tmp_path):
         ("command: finetune", ["jaxprune finetune"]),
         ("seed: -1", ["seed", "-1"]),
         ("prune: {sparsity: .nan}", ["prune.sparsity", "finite"]),
-        ("prune: {sparsity: 0.5, end: 3, amounts: {pooler/kernel: 1.5}}", ["pooler/kernel: 1.5", "fraction in [0, 1]"]),
+        ("prune: {sparsity: 0.5, end: 3, amounts: {pooler/kernel: 1.5}}", ["prune.amounts.pooler/kernel", "1.5"]),
+        ("steps: 5\nprune: {end: 9, amounts: {pooler/kernel: 0.5}}", ["prune.end = 9", "steps = 5"]),
         ("prune: {mode: soft, criterion: random}", ["mode = soft", "criterion = random"]),
         ("prune: {refresh: true}", ["refresh = true", "mode = soft"]),
         ("data: {max_predictions: 0}", ["data.max_predictions", "0", "greater than or equal to 1"]),
@@ -75,6 +76,29 @@ def test_errors_name_key_value_and_remedy(tmp_path, text, words):
     assert str(tmp_path) in message and "\n" not in message
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize(
+    ("prune", "prunes"),
+    [
+        ({}, False),
+        ({"sparsity": 0.1}, True),
+        ({"amounts": {"a": 0.0, "b": None}}, False),
+        ({"amounts": {"a": 0.0, "b": 0.1}}, True),
+        ({"sparsity": 0.1, "amounts": {"a": None}}, True),
+    ],
+)
+def test_what_prunes_needs_fixed_masks(prune, prunes):
+    """Fine-tuning: also where amounts alone prune something."""
+    cfg = FinetuneConfig(prune=prune)
+    assert cfg.prune.prunes == prunes
+    for masks in ("lifted", "none"):
+        if not prunes:
+            assert validate(FinetuneConfig, {"prune": prune, "masks": masks}, "c.yaml").masks == masks
+            continue
+        with pytest.raises(UserError, match=f"prune.sparsity = .* needs masks = fixed, not {masks}") as error:
+            validate(FinetuneConfig, {"prune": prune, "masks": masks}, "c.yaml")
+        assert ("prune.amounts = {'" in str(error.value)) == bool(cfg.prune.amounts)
 
 
 def test_all_errors_at_once():

@@ -105,11 +105,12 @@ def test_what_is_left_alone_need_not_fit_the_structure():
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        ({"wrd": 0.5, "": 0.1}, ["'wrd' matches no parameter path", "the nearest is 'word'"]),
-        ({"word": 0.5, "w.*": 0.1, "": 0.1}, ["'word'", "'w.*'", "match word", "one amount"]),
-        ({"word": 0.5}, ["no regex matches layer_00/attention/key/kernel", "''"]),
-        ({"(": 0.5, "": 0.1}, ["regular expression"]),
-        ({"word": 1.5, "": 0.1}, ["sparsity = 1.5"]),
+        ({"wrd": 0.5, "": 0.1}, ["amounts: 'wrd' matches no parameter path", "the nearest is 'word'"]),
+        ({"word": 0.5, "w.*": 0.1, "": 0.1}, ["amounts: ", "'word'", "'w.*'", "match word", "one amount"]),
+        ({"word": 0.5}, ["amounts: no regex matches layer_00/attention/key/kernel", "''"]),
+        ({"(": 0.5, "": 0.1}, ["amounts: '(' is no regular expression"]),
+        ({"word": 1.5, "": 0.1}, ["amounts: 'word' = 1.5 is no sparsity", "[0, 1]"]),
+        ({"word": 0.5, "": 1.5}, ["sparsity = 1.5 is no sparsity"]),
     ],
 )
 def test_amounts_that_do_not_fit(target, words):
@@ -118,6 +119,17 @@ def test_amounts_that_do_not_fit(target, words):
         with pytest.raises(UserError) as error:
             call(masks_of(tree), target)
         assert all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize(("structure", "shape"), [("2:4", (30, 16)), ("block(4, 4)", (8, 6)), ("block(4, 4)", (6, 8))])
+def test_a_structure_that_does_not_fit_names_what_helps(structure, shape):
+    """And that helps: to exclude the leaf, or to leave it alone by its amount."""
+    tree = {"kernel": nasty(1, (16, 16)), "word": nasty(0, shape)}
+    prune, masks = pruner(structure=structure), init_masks(tree, ".*")
+    with pytest.raises(UserError, match=r"structure: .* word, .*exclude it, or leave it .* amounts: {word: null}"):
+        prune.amounts(masks, 0.5)
+    for good, target in ((init_masks(tree, ".*", "word"), 0.5), (masks, {"": 0.5, "word": None})):
+        assert count(prune.update((), tree, good, target)[1]["kernel"]) == 128
 
 
 def test_amounts_of_other_masks_are_refused():

@@ -81,7 +81,7 @@ class PretrainConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.prune.sparsity > 0 and self.prune.end > self.steps:
+        if self.prune.prunes and self.prune.end > self.steps:
             raise ValueError(f"prune.end = {self.prune.end} lies after steps = {self.steps}")
         if self.optimizer.warmup_steps > self.steps:
             raise ValueError(f"optimizer.warmup_steps = {self.optimizer.warmup_steps} is above steps = {self.steps}")
@@ -159,8 +159,9 @@ class FinetuneConfig(Section):
         for rate in self.learning_rates:
             if rate <= 0:
                 raise ValueError(f"learning_rates: {rate} is not above 0")
-        if self.prune.sparsity > 0 and self.masks != "fixed":
-            raise ValueError(f"prune.sparsity = {self.prune.sparsity} needs masks = fixed, not {self.masks}")
+        if self.prune.prunes and self.masks != "fixed":
+            amounts = f", prune.amounts = {self.prune.amounts}" if self.prune.amounts else ""
+            raise ValueError(f"prune.sparsity = {self.prune.sparsity}{amounts} needs masks = fixed, not {self.masks}")
         if self.epochs_before and not self.sawtooth:
             raise ValueError(f"epochs_before = {self.epochs_before} needs sawtooth = true")
         if self.optimizer.decay == "sawtooth":

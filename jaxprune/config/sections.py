@@ -1,9 +1,11 @@
 """Sections of a config file. The only place in jaxprune where defaults live; imports no jax."""
 
 import math
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
@@ -65,7 +67,7 @@ class PruneConfig(Section):
     """Final fraction in [0, 1] of the prunable weights that is pruned."""
     initial: float = Field(default=0.0, ge=0, le=1)
     """Sparsity at `begin`."""
-    amounts: dict[str, float | None] = Field(default={})
+    amounts: dict[str, Fraction | None] = Field(default={})
     """Regex over whole parameter paths -> a final sparsity of their own; null leaves them alone."""
     schedule: str = "cubic"
     """How sparsity rises from `initial` to its final value (cubic: Zhu & Gupta 2017, the paper's choice)."""
@@ -99,9 +101,6 @@ class PruneConfig(Section):
             raise ValueError(f"begin = {self.begin} lies after end = {self.end}; set begin <= end")
         if self.initial > self.sparsity:
             raise ValueError(f"initial = {self.initial} is above sparsity = {self.sparsity}; set initial <= sparsity")
-        for regex, amount in self.amounts.items():
-            if amount is not None and not 0 <= amount <= 1:
-                raise ValueError(f"amounts: {regex}: {amount} is no sparsity; use a fraction in [0, 1]")
         if self.mode == "soft" and self.criterion == "random":
             raise ValueError("mode = soft needs a criterion of the weights; criterion = random would redraw its masks")
         if self.refresh and self.mode == "hard":
@@ -110,6 +109,16 @@ class PruneConfig(Section):
 
 
 class OptimizerConfig(Section):
+    @property
+    def finals(self) -> dict[str, float | None]:
+        """Regex -> its final sparsity, None where it is left alone; "" stands for the paths that no other matches."""
+        return {"": self.sparsity, **self.amounts}
+
+    @property
+    def prunes(self) -> bool:
+        """Whether anything is pruned at all."""
+        return any(self.finals.values())
+
     """AdamW: decoupled decay off LayerNorm and biases, clip by global norm, linear warm-up, decay of the rate."""
 
     learning_rate: float = Field(default=1e-4, gt=0)

@@ -59,9 +59,10 @@ def _is_pruned_at_zero(cfg: StudyConfig, sparsity: float) -> bool:
     """Whether a random run is the same as a pruned one, since neither prunes anything."""
     if sparsity > 0 or 0 not in cfg.conditions.pruned.sparsities:
         return False
-    recover, finetune = cfg.arm("random", NO_SWITCH, "random")
-    recover = recover.model_copy(update={"prune": cfg.arm("pruned", NO_SWITCH, "pruned")[0].prune})
-    return (recover, finetune) == cfg.arm("pruned", NO_SWITCH, "pruned")
+    random, pruned = (cfg.arm(name, NO_SWITCH, name) for name in ("random", "pruned"))
+    if any((random[0].prune.amounts | pruned[0].prune.amounts).values()):
+        return False
+    return (random[0].model_copy(update={"prune": pruned[0].prune}), random[1]) == pruned
 
 
 def _pruned_before(

@@ -1,7 +1,8 @@
 """The compiled steps of a run: the one place where a model, its loss, an optimizer and a pruner become a program."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ from jaxprune.config.sections import MeshConfig, ModelConfig, OptimizerConfig, P
 from jaxprune.errors import UserError
 from jaxprune.experiments.weights import unpruned
 from jaxprune.models import architecture
-from jaxprune.models.architecture import Head, Model
+from jaxprune.models.architecture import Head, Model, Pooling
 from jaxprune.models.losses import LOSSES
 from jaxprune.pruning.groups import SCOPES
 from jaxprune.pruning.interface import Pruner
@@ -34,18 +35,29 @@ class Blueprint(NamedTuple):
     steps: int
     mesh: MeshConfig
     accumulate: int
+    pooling: Pooling = "mean"
+    """Of the similarity head."""
 
     def key(self) -> str:
         """Equal for runs that share a program: when and how far they prune, and the peak rate, are data to it."""
         keep = ("scope", "structure", "criterion", "method", "mode", "include", "exclude")
         prune = {name: getattr(self.prune, name) for name in keep} | {"amounts": sorted(self.prune.amounts)}
         optimizer = self.optimizer.model_dump(exclude={"learning_rate"})
-        rest = (self.model.model_dump(), self.head, self.num_labels, self.masked, self.steps, self.accumulate)
+        rest = (
+            self.model.model_dump(),
+            self.head,
+            self.num_labels,
+            self.masked,
+            self.steps,
+            self.accumulate,
+            self.pooling,
+        )
         return json.dumps([prune, optimizer, self.mesh.model_dump(), rest], sort_keys=True)
 
     def build(self) -> Model:
         """The model as pure functions."""
-        return architecture(self.model.architecture).build(self.model, head=self.head, num_labels=self.num_labels)
+        build = architecture(self.model.architecture).build
+        return build(self.model, head=self.head, num_labels=self.num_labels, pooling=self.pooling)
 
     def masks(self, params: Any) -> Any:
         """All-True masks of params (or of their shapes): None where nothing is prunable."""
@@ -58,10 +70,17 @@ def pruner_of(prune: PruneConfig, model: ModelConfig, prefix: str = "prune.") ->
     """The pruner of a config; UserError for a name that is none, with the key that holds it under its `prefix`."""
     scopes = SCOPES | architecture(model.architecture).scopes(model)
     names = {"structure": prune.structure, "scope": prune.scope, "method": prune.method, "mode": prune.mode}
-    try:
+    with named(prefix):
         return pruner(prune.criterion, **names, scopes=scopes)
+
+
+@contextmanager
+def named(prefix: str) -> Iterator[None]:
+    """A block whose UserErrors begin with an argument of a pruner: told as the key or flag that holds it."""
+    try:
+        yield
     except UserError as error:
-        raise UserError(f"{prefix}{error}") from None
+        raise UserError(f"{prefix}{error}".replace("--amounts", "--amount")) from None
 
 
 def compile_program(blueprint: Blueprint, devices: Sequence[Any] | None = None) -> Program:

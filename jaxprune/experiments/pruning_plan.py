@@ -1,4 +1,4 @@
-"""What a config prunes: its paths, its pruner, its plan."""
+"""What a config prunes: its paths and its plan."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from jaxprune.config.sections import ModelConfig, PruneConfig
 from jaxprune.errors import UserError
 from jaxprune.models import architecture
+from jaxprune.pruning.criteria import CRITERIA, criterion_of
 from jaxprune.pruning.names import chosen
 from jaxprune.pruning.schedules import SCHEDULES, plan
 
@@ -21,11 +22,12 @@ def included(prune: PruneConfig, model: ModelConfig, also: Sequence[str] = ()) -
 def plan_of(prune: PruneConfig, steps: int, whose: str) -> dict[int, Any]:
     """Step -> sparsity, or {regex: sparsity} with "" for the rest, of every prune; empty without any.
 
-    UserError when the final sparsity would come after the last of `steps`; `whose` names the key that sets them.
+    UserError when the final sparsity would come after the last of `steps`, whose number the key `whose` sets, and when
+    something would be pruned before the first step by scores that come from steps.
     """
     scheduled = chosen("prune.schedule", prune.schedule, SCHEDULES)
-    finals = {"": prune.sparsity, **prune.amounts}
-    if not any(finals.values()):
+    finals = prune.finals
+    if not prune.prunes:
         return {}
     if prune.end > steps:
         raise UserError(f"prune.end = {prune.end} lies after {whose} = {steps}, so the final sparsity is never reached")
@@ -37,6 +39,16 @@ def plan_of(prune: PruneConfig, steps: int, whose: str) -> dict[int, Any]:
             plans[regex] = plan(schedule, begin=prune.begin, end=prune.end, every=prune.every)
             if prune.refresh:
                 plans[regex] |= plan(schedule, begin=prune.begin, end=steps, every=prune.every)
+    if any(plan.get(0) for plan in plans.values()):
+        why = "prune.begin = 0 is before the first; set it to 1 or more, or"
+        check_untrained("prune.criterion", prune.criterion, why)
     if not prune.amounts:
         return plans[""]
     return {step: {regex: plans[regex][step] if regex in plans else None for regex in finals} for step in plans[""]}
+
+
+def check_untrained(key: str, criterion: str, why: str) -> None:
+    """UserError unless scores of the criterion at `key` mean something before a train step; `why` there is none."""
+    if criterion_of(criterion, key).observe is not None:
+        others = ", ".join(name for name in CRITERIA if criterion_of(name).observe is None)
+        raise UserError(f"{key} = {criterion}: its scores come from training steps, and {why} use one of {others}")

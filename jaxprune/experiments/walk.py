@@ -14,7 +14,7 @@ from jaxprune.config.load import changes, to_yaml
 from jaxprune.config.sections import PruneConfig, TrainConfig
 from jaxprune.errors import UserError
 from jaxprune.experiments.environment import environment, versions
-from jaxprune.experiments.program import Blueprint, compile_program
+from jaxprune.experiments.program import Blueprint, compile_program, named
 from jaxprune.experiments.shelf import Shelf
 from jaxprune.experiments.weights import Weights, completed, start_masks
 from jaxprune.pruning.masks import apply_masks
@@ -158,7 +158,8 @@ def compile_run(opened: Opened, shelf: Shelf) -> Ready:
     blueprint = opened.blueprint
     program = shelf.get("program", blueprint.key(), lambda: compile_program(blueprint))
     if opened.plan:  # what does not fit the masks is said before any step
-        amounts = program.amounts(opened.plan[max(opened.plan)])
+        with named("prune."):
+            amounts = program.amounts(opened.plan[max(opened.plan)])
         with within(program.mesh):
             jax.eval_shape(program.prune, program.abstract, amounts, jax.random.key(0))
     return Ready(opened, program)

@@ -55,23 +55,24 @@ def _regexes(paths: Sequence[str], regexes: Sequence[tuple[str, bool]]) -> list[
     """The regex of each path, None where it is left alone."""
     owner: dict[str, str] = {}
     for regex, _ in regexes:
-        for path in matching(regex, paths, "sparsity") if regex else ():
+        for path in matching(regex, paths, "amounts") if regex else ():
             if path in owner:
-                raise UserError(f"sparsity: both {owner[path]!r} and {regex!r} match {path}; give it one amount")
+                raise UserError(f"amounts: both {owner[path]!r} and {regex!r} match {path}; give it one amount")
             owner[path] = regex
     pruned = dict(regexes)
     for path in paths:
         if path not in owner and "" not in pruned:
-            raise UserError(f"sparsity: no regex matches {path}; give the rest an amount under the key ''")
+            raise UserError(f"amounts: no regex matches {path}; give the rest an amount under the key ''")
     return [regex if pruned[regex := owner.get(path, "")] else None for path in paths]
 
 
 def _kept(one: Group, sparsity: float) -> int:
     """The number of tiles of a group that stay."""
+    amount = f"amounts: {one.regex!r} = {sparsity}" if one.regex else f"sparsity = {sparsity}"
     if not 0 <= sparsity <= 1:
-        raise UserError(f"sparsity = {sparsity} is no sparsity; use a fraction in [0, 1]")
+        raise UserError(f"{amount} is no sparsity; use a fraction in [0, 1]")
     kept = (1 - Fraction(Decimal(repr(sparsity)))) * one.size
     if kept < one.least:
         most = f"{one.least} of {one.size} stay, so use at most {1 - one.least / one.size}"
-        raise UserError(f"sparsity = {sparsity} of {one.name.removeprefix('/')}: {most}")
+        raise UserError(f"{amount} of {one.name.removeprefix('/')}: {most}")
     return round(kept)

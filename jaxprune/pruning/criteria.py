@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxprune.errors import UserError
 from jaxprune.pruning.axes import explicit_sharding
-from jaxprune.pruning.names import path_of
+from jaxprune.pruning.names import chosen, path_of
 
 Scores = Any
 """The tree of masks with a float array at every prunable leaf."""
@@ -21,12 +21,13 @@ class Criterion(NamedTuple):
 
     `init(params, masks)` gives the state, () for none; its leaves are shaped like params, so that they shard like them.
     `observe(state, params, masks, grads)` gives the next state in every train step; `grads` are those of the effective
-    (masked) weights, dense. `score(state, params, masks, key)` gives scores; `key` is a `jax.random` key or None.
+    (masked) weights, dense. It is None where scores mean something without a train step.
+    `score(state, params, masks, key)` gives scores; `key` is a `jax.random` key or None.
     `elementwise(w)`, if any, is the score of weights w alone and free of rounding: it is taken as weights are read.
     """
 
     init: Callable[[Any, Any], Any]
-    observe: Callable[[Any, Any, Any, Any], Any]
+    observe: Callable[[Any, Any, Any, Any], Any] | None
     score: Callable[[Any, Any, Any, jax.Array | None], Scores]
     elementwise: Callable[[jax.Array], jax.Array] | None = None
 
@@ -41,7 +42,7 @@ def on_prunable(f: Callable[..., jax.Array], masks: Any, *trees: Any) -> Any:
 @functools.cache
 def stateless(score: Callable[[Any, Any, jax.Array | None], Scores]) -> Criterion:
     """The criterion without state whose scores are `score(params, masks, key)`."""
-    return Criterion(lambda params, masks: (), lambda state, *_: state, lambda _, *arguments: score(*arguments))
+    return Criterion(lambda params, masks: (), None, lambda _, *arguments: score(*arguments))
 
 
 def elementwise(f: Callable[[jax.Array], jax.Array]) -> Criterion:
@@ -84,3 +85,12 @@ taylor = summed(lambda w, g: jnp.abs(w * g))
 """Sum of |w g|, to first order the change of the loss when w becomes 0 (Molchanov et al. 2019)."""
 
 CRITERIA: dict[str, Criterion] = {"magnitude": magnitude, "random": random, "movement": movement, "taylor": taylor}
+
+
+def criterion_of(choice: str | Criterion | Callable[..., Scores], argument: str = "criterion") -> Criterion:
+    """The criterion of a name in CRITERIA, a `Criterion` as it is, or a function of (params, masks, key) without state.
+
+    An unknown name is a UserError that names the `argument`.
+    """
+    criterion = chosen(argument, choice, CRITERIA)
+    return criterion if isinstance(criterion, Criterion) else stateless(criterion)

@@ -104,6 +104,8 @@ class PruneReport(NamedTuple):
 class Pruner(NamedTuple):
     """`init(params, masks)` gives the criterion's state; `observe(state, params, masks, grads)` the next one.
 
+    What a state that has observed nothing prunes by a criterion of gradients is chance: all scores are 0.
+
     `update(state, params, masks, sparsity, key=None)` gives (params, masks, state, PruneReport). `sparsity` is a
     fraction in [0, 1]; a {regex: fraction or None = leave alone} over paths, "" for the rest, of which each is counted
     apart; or what `amounts(masks, sparsity)` makes of these on the host: counts, as data to a compiled update.

@@ -10,7 +10,7 @@ from jax import lax
 
 from jaxprune.errors import UserError
 from jaxprune.pruning.amounts import share_out
-from jaxprune.pruning.criteria import CRITERIA, Criterion, Scores, stateless
+from jaxprune.pruning.criteria import Criterion, Scores, criterion_of
 from jaxprune.pruning.groups import SCOPES
 from jaxprune.pruning.interface import Amounts, Groups, Masks, Pruner, PruneReport, Scope, Slot, Sparsity, Structure
 from jaxprune.pruning.masks import apply_masks
@@ -39,8 +39,7 @@ def pruner(
     Raises:
       UserError: an unknown name; from the functions also what does not fit the tree they are called with.
     """
-    scoring = chosen("criterion", criterion, CRITERIA)
-    scoring = scoring if isinstance(scoring, Criterion) else stateless(scoring)
+    scoring = criterion_of(criterion)
     shared = {"scope": chosen("scope", scope, scopes), "structure": structure_named(structure)}
     threshold = chosen("method", method, METHODS)
     if mode not in ("hard", "soft"):
@@ -55,7 +54,7 @@ def pruner(
         params, masks, report = _update(state, params, masks, shares, key, **options)
         return params, masks, state, report
 
-    return Pruner(scoring.init, scoring.observe, update, amounts, mode)
+    return Pruner(scoring.init, scoring.observe or (lambda state, *_: state), update, amounts, mode)
 
 
 @partial(jax.jit, static_argnames=("criterion", "groups", "method", "hard"))

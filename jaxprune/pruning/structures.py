@@ -63,15 +63,17 @@ def structure_named(name: str | Structure) -> Structure:
 
 def tile_of(structure: Structure, path: str, shape: tuple[int, ...]) -> Tile:
     """The tile of a leaf; a UserError that names the path if tiles do not fit its shape."""
+    remedy = f"exclude it, or leave it alone by amounts: {{{path}: null}}"
     tile = structure(path, shape)
     tile = tile if isinstance(tile, Tile) else Tile(tuple(tile))
     fits = len(tile.together) == len(shape) and all(t > 0 and n % t == 0 for n, t in zip(shape, tile.together))
     if not fits:
-        raise UserError(f"structure: tiles of {tile.together} do not divide {path}, a leaf of shape {shape}")
+        raise UserError(f"structure: tiles of {tile.together} do not divide {path}, a leaf of shape {shape}; {remedy}")
     if tile.among:
         axis, m = tile.among
         if not 0 <= axis < len(shape) or m < 1 or shape[axis] // tile.together[axis] % m:
-            raise UserError(f"structure: groups of {m} do not divide axis {axis} of {path}, a leaf of shape {shape}")
+            fault = f"groups of {m} do not divide axis {axis} of {path}, a leaf of shape {shape}"
+            raise UserError(f"structure: {fault}; {remedy}")
     return tile
 
 
