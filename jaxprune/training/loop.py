@@ -112,9 +112,9 @@ def fit(
         window.clear()
         since, unlogged = time.monotonic(), 0
 
-    if step == 0 and 0 in plan:
-        prune()
     with Bar(title, total=steps, done=step) as bar, Stop() as stop:
+        if step == 0 and 0 in plan:
+            prune()
         while step < steps:
             state, metrics = program.train(state, frozen, put(next(batches)), key)
             step += 1

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import select
 import signal
 import sys
 import threading
@@ -23,6 +24,8 @@ HEARTBEAT_SECONDS = 120
 """After so long JAX itself aborts the job."""
 SILENT_SECONDS = 30.0
 _BEAT_SECONDS = 3.0
+_AT_ONCE_SECONDS = 1.0
+_SHOW_CURSOR = b"\x1b[?25h"  # which a progress bar hides
 _BEATS = "jaxprune/beats"
 _DIGEST_BYTES = 8
 
@@ -130,19 +133,25 @@ def _gather(x: np.ndarray) -> np.ndarray:
 class Stop:
     """SIGTERM or SIGINT asks for a stop instead of killing, so that the step in flight can finish and be saved.
 
-    SIGINT after either raises KeyboardInterrupt. In a job JAX's preemption service passes the notice on, and all
-    processes stop after the same step.
+    SIGINT after either raises KeyboardInterrupt; as Python raises that between bytecodes only, and a compilation may
+    take minutes, a process that is still in native code a second later is ended with exit code 130, as by a kill. In a
+    job JAX's preemption service passes the notice on, and all processes stop after the same step.
     """
 
     def __init__(self) -> None:
         self._asked = self._signalled = False
         self._job = jax.distributed.is_initialized()
         self._before: dict[int, Any] = {}
+        self._wakeup = self._wakeup_before = -1
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT,) if self._job else (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._ask)
+            reader, self._wakeup = os.pipe()
+            os.set_blocking(self._wakeup, False)
+            self._wakeup_before = signal.set_wakeup_fd(self._wakeup)
+            threading.Thread(target=_end_stuck, args=(reader,), name="interrupts", daemon=True).start()
         return self
 
     def requested(self, step: int) -> bool:
@@ -164,5 +173,24 @@ class Stop:
         self._asked = True
 
     def __exit__(self, *_: object) -> None:
+        if self._before:
+            signal.set_wakeup_fd(self._wakeup_before)
+            os.close(self._wakeup)
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+def _end_stuck(reader: int) -> None:
+    """End this process a second after SIGINT came as a second signal; until the writing end is closed.
+
+    The interpreter writes the number of every signal into a pipe as soon as it arrives, in native code too.
+    """
+    stopping = False
+    with open(reader, "rb", buffering=0) as numbers:
+        while number := numbers.read(1):
+            if stopping and number[0] == signal.SIGINT:
+                if select.select([numbers], [], [], _AT_ONCE_SECONDS)[0] and not numbers.read(1):
+                    return
+                os.write(sys.stderr.fileno(), _SHOW_CURSOR if sys.stderr.isatty() else b"")
+                os._exit(128 + signal.SIGINT)
+            stopping |= number[0] in (signal.SIGINT, signal.SIGTERM)
