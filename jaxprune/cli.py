@@ -26,7 +26,8 @@ Prune an encoder while it pre-trains, let it recover, fine-tune it, and measure 
   demo [--workdir DIR]                                    the whole story in minutes, on text this machine has
   prepare  CONFIG.yaml --workdir DIR [--a.b value ...]    documents -> training examples
   pretrain CONFIG.yaml --workdir DIR [--a.b value ...]    pre-train, prune, recover
-  finetune CONFIG.yaml --workdir DIR [--a.b value ...]    GLUE: tasks x learning rates x seeds
+  finetune CONFIG.yaml --workdir DIR [--a.b value ...]    tasks x learning rates x seeds; a model per run, the best one
+  predict  MODEL FILE [--out F.csv]                       label the texts of a file
   study    CONFIG.yaml --workdir DIR [--a.b value ...]    conditions x sparsities x tasks x seeds, and the report
   report   DIR                                            the tables and the page of a study again
   prune    SRC DST --sparsity 0.7 [--scope matrix]        one shot: Hugging Face directory in and out
@@ -273,11 +274,28 @@ def _prune(argv: list[str]) -> None:
         "--masks", choices=("fixed", "none"), default="fixed", help="none: nothing of SRC counts as pruned"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of --criterion random")
+    parser.add_argument("--variant", default="", metavar="NAME", help="fp16: read model.fp16.safetensors")
     from jaxprune.experiments.prune_folder import prune_folder
 
     known = vars(parser.parse_args(argv))
     amounts = {regex: _amount(regex, text) for regex, text in known.pop("amount")}
     prune_folder(**known, amounts=amounts)
+
+
+def _predict(argv: list[str]) -> None:
+    parser = _Parser(prog="jaxprune predict", description="Label the texts of a file with a fine-tuned model.")
+    parser.add_argument(
+        "model", metavar="MODEL", help="fine-tuned workdir (its best run counts) or Hugging Face directory"
+    )
+    parser.add_argument("file", metavar="FILE", help="CSV, TSV, JSON Lines or Parquet")
+    parser.add_argument("--out", type=Path, metavar="FILE", help=".csv or .jsonl to write; default: CSV, printed")
+    parser.add_argument(
+        "--text", nargs="+", default=(), metavar="COLUMN", help="one column, or two for pairs (default: as in training)"
+    )
+    parser.add_argument("--max-len", type=int, default=0, metavar="N", help="tokens per example (default: the model's)")
+    from jaxprune.experiments.predict import predict
+
+    predict(**vars(parser.parse_args(argv)))
 
 
 def _amount(regex: str, text: str) -> float | None:
@@ -353,6 +371,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "study": _study,
     "report": _report,
     "prune": _prune,
+    "predict": _predict,
     "inspect": _inspect,
     "diff": _diff,
     "plan": _plan,

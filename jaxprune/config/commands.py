@@ -64,6 +64,8 @@ class PretrainConfig(Section):
     """Weights to start from: a jaxprune workdir, a Hugging Face directory or a hub name; empty starts from scratch."""
     init_revision: str = ""
     """Hub commit to pin."""
+    init_variant: str = ""
+    """Weights to read beside the usual ones: `fp16` those of `model.fp16.safetensors`."""
     masks: Literal["fixed", "none"] = "fixed"
     """What `init_from` has pruned: `fixed` stays pruned, `none` lifts its masks at the start."""
     data: DataConfig = DataConfig()
@@ -107,6 +109,8 @@ class FinetuneConfig(Section):
     """A jaxprune workdir (of fine-tuning: one that kept its weights), a Hugging Face directory or a hub name."""
     init_revision: str = ""
     """Hub commit to pin."""
+    init_variant: str = ""
+    """Weights to read beside the usual ones: `fp16` those of `model.fp16.safetensors`."""
     model: ModelConfig = ModelConfig()
     """The model's shape: `init_from` decides it."""
     tokenizer: str = ""
@@ -135,8 +139,13 @@ class FinetuneConfig(Section):
     """sawtooth: epochs that `init_from` was fine-tuned before, from which it counts on (then nothing warms up)."""
     prune: PruneConfig = PruneConfig(schedule="one_shot")
     """Prune while fine-tuning, with `masks: fixed`; after fine-tuning, if `init_from` is a fine-tuned run."""
-    keep_weights: bool = False
+    keep_weights: bool = True
     """Write the fine-tuned model to `hf/`, a Hugging Face directory; another run can start from it."""
+    train_loss: bool = False
+    """Run the training set once more after the last step, for its loss; studies do."""
+    pooling: Literal["auto", "mean", "cls"] = "auto"
+    """similarity: what a sentence's vector is, the mean of its tokens' or the first one's; `auto` asks the folder of
+    `init_from` (1_Pooling/config.json), without one it is `mean`."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout everywhere while fine-tuning."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -212,6 +221,8 @@ class DemoConfig(Section):
         seeds=(0, 1),
         epochs=3,
         max_len=32,
+        keep_weights=False,
+        train_loss=True,
         optimizer=OptimizerConfig(learning_rate=1e-3),
         train=TrainConfig(save_every=10_000),
     )

@@ -30,21 +30,23 @@ class ModelConfig(Section):
     intermediate_size: int = Field(default=3072, ge=1)
     """Width of the feed-forward layer."""
     max_position_embeddings: int = Field(default=512, ge=8)
-    """Longest sequence, in tokens."""
+    """Rows of the position table: the longest sequence in tokens, and with RoBERTa `pad_token_id` + 1 more."""
     type_vocab_size: int = Field(default=2, ge=1)
     """Number of segment types."""
     hidden_act: Literal["gelu", "gelu_new"] = "gelu"
     """Activation: `gelu` is exact, `gelu_new` is the tanh approximation of the original TensorFlow code."""
     hidden_dropout_prob: float = Field(default=0.1, ge=0, lt=1)
-    """Dropout after embeddings and sub-layers, and before a classifier."""
+    """Dropout after embeddings and sub-layers."""
     attention_probs_dropout_prob: float = Field(default=0.1, ge=0, lt=1)
     """Dropout on attention probabilities."""
+    classifier_dropout: float | None = Field(default=None, ge=0, lt=1)
+    """Dropout before a classifier; none takes `hidden_dropout_prob`."""
     layer_norm_eps: float = Field(default=1e-12, gt=0)
     """Epsilon of LayerNorm."""
     initializer_range: float = Field(default=0.02, gt=0)
     """Standard deviation of the truncated normal that starts matrices."""
     pad_token_id: int = Field(default=0, ge=0)
-    """Id of [PAD]."""
+    """Id of the padding token; RoBERTa's positions begin after it."""
     sublayer_relu: bool = False
     """ReLU on the output projections of attention and feed-forward, before dropout and residual, as in the graph that
     the published study trained (an unset default of TensorFlow's `fully_connected`); transformers has no such BERT."""
@@ -107,8 +109,6 @@ class PruneConfig(Section):
             raise ValueError("refresh = true needs mode = soft; hard masks do not change at the same sparsity")
         return self
 
-
-class OptimizerConfig(Section):
     @property
     def finals(self) -> dict[str, float | None]:
         """Regex -> its final sparsity, None where it is left alone; "" stands for the paths that no other matches."""
@@ -119,6 +119,8 @@ class OptimizerConfig(Section):
         """Whether anything is pruned at all."""
         return any(self.finals.values())
 
+
+class OptimizerConfig(Section):
     """AdamW: decoupled decay off LayerNorm and biases, clip by global norm, linear warm-up, decay of the rate."""
 
     learning_rate: float = Field(default=1e-4, gt=0)

@@ -99,7 +99,10 @@ class StudyConfig(Section):
     recover: PretrainConfig = PretrainConfig(prune=PruneConfig(end=10_000))
     """Pruning and recovery, once per sparsity. `init_from` empty: from the dense start."""
     finetune: FinetuneConfig = FinetuneConfig()
-    """Fine-tuning, once per task, learning rate and seed; its tasks and seeds are replaced by the study's."""
+    """Fine-tuning, once per task, learning rate and seed; its tasks, seeds, keep_weights and train_loss (true) are
+    replaced by the study's."""
+    keep_weights: bool = False
+    """Write every fine-tuned model to its run's `hf/`; else those alone that other runs start from."""
     tasks: tuple[TaskConfig, ...] = Field(default=(), min_length=1)
     """GLUE tasks."""
     conditions: ConditionsConfig = ConditionsConfig()

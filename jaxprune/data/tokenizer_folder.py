@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import tokenizers
 
 from jaxprune.config.special_tokens import SpecialTokens
+from jaxprune.data.tokenizer_plain import is_plain
 from jaxprune.errors import UserError
 
 SETTINGS = "tokenizer_config.json"
@@ -66,7 +67,7 @@ def _download(name: str, revision: str) -> Path:
 
 
 def build(contents: Contents, special: SpecialTokens, where: str) -> Loaded:
-    """The tokenizer that AutoTokenizer builds of the files; transformers is imported unless tokenizer.json is alone.
+    """The tokenizer that AutoTokenizer builds of the files; without transformers where tokenizer.json says all.
 
     `special`: the architecture's tokens. Errors: UserError if a file is damaged, tokens are missing, or a sentencepiece
     model needs packages that are not installed.
@@ -80,6 +81,12 @@ def build(contents: Contents, special: SpecialTokens, where: str) -> Loaded:
         unstated = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": inputs, **_roles(special)}
         return Loaded(tokenizer, special, _completed(files, settings, unstated))
     name, added = _class_name(files, settings, _object(contents, _MODEL, where)), _added(files, settings, where)
+    bert = name in ("BertTokenizer", "DistilBertTokenizer") and "added_tokens.json" not in files
+    together = settings | _object(contents, "special_tokens_map.json", where)
+    if bert and is_plain(_object(contents, _WHOLE, where), together, special):
+        tokenizer = from_json(contents[_WHOLE], where)
+        if tokenizer.num_special_tokens_to_add(True) == 3:  # cls a sep b sep
+            return Loaded(tokenizer, special, _completed(files, settings, _unstated(files, settings, special, name)))
     with TemporaryDirectory() as folder:
         for file, content in files.items():
             Path(folder, file).write_bytes(content)
@@ -93,11 +100,15 @@ def build(contents: Contents, special: SpecialTokens, where: str) -> Loaded:
         unstated = {f"{role}_token": token for role, token in special._asdict().items() if token != own[role]}
         if unstated:
             theirs = _transformers(folder, name, unstated, where)
-    if SETTINGS not in files:
-        unstated = _roles(special)
-    if not settings.get("tokenizer_class"):
-        unstated["tokenizer_class"] = type(theirs).__name__.replace("TokenizersBackend", "PreTrainedTokenizerFast")
+    name = type(theirs).__name__.replace("TokenizersBackend", "PreTrainedTokenizerFast")
+    unstated |= _unstated(files, settings, special, name)
     return Loaded(theirs.backend_tokenizer, special, _completed(files, settings, unstated))
+
+
+def _unstated(files: Contents, settings: Mapping[str, Any], special: SpecialTokens, name: str) -> dict[str, Any]:
+    """What the files leave to config.json: the class; and the special tokens where there are no settings at all."""
+    named = {} if settings.get("tokenizer_class") else {"tokenizer_class": name}
+    return named if SETTINGS in files else _roles(special) | named
 
 
 def _transformers(folder: str, name: str, stated: dict[str, Any], where: str) -> Any:

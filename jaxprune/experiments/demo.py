@@ -19,7 +19,7 @@ from jaxprune.data.glue_tasks import Task
 from jaxprune.data.holdout import held_out, text_hash
 from jaxprune.data.mlm import PretrainData
 from jaxprune.data.prepare import prepare
-from jaxprune.experiments import finetune
+from jaxprune.experiments import task_run
 from jaxprune.experiments.environment import environment
 from jaxprune.experiments.pretrain import pretrain
 from jaxprune.experiments.pruning_plan import plan_of
@@ -113,17 +113,17 @@ def _run_record(workdir: Path, target: float, result: dict[str, Any]) -> dict[st
 def _finetune_all(cfg: DemoConfig, directory: Workdir, data: Path, shelf: Shelf) -> list[dict[str, Any]]:
     examples = {task.name: splits for task, splits in _tasks(cfg)}
 
-    def read(run: FinetuneConfig, name: str) -> Any:
+    def read(run: FinetuneConfig, name: Any) -> Any:
         del run
         return examples[name]
 
-    command, scores = finetune.tuning(read), []
+    command, scores = task_run.tuning(read), []
     rate = cfg.finetune.learning_rates[0]
     for sparsity in cfg.sparsities:
         source = {"init_from": str(directory / _name(sparsity)), "tokenizer": str(data / "tokenizer")}
         for task in examples:
             for seed in cfg.finetune.seeds:
-                run = finetune.one_run(cfg.finetune.model_copy(update=source), task, rate, seed)
+                run = task_run.one_run(cfg.finetune.model_copy(update=source), task, rate, seed)
                 folder = directory / f"finetune-{sparsity:g}" / task.replace(" ", "-") / f"seed{seed}"
                 result = walk(command, run, folder, shelf)
                 assert result is not None

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxprune.config.sections import ModelConfig
-from jaxprune.data.glue_batches import eval_batches
-from jaxprune.experiments import finetune, pretrain
+from jaxprune.data.task_batches import eval_batches
+from jaxprune.experiments import pretrain, task_run
 from jaxprune.experiments.dry_run import duration
 from jaxprune.experiments.matrix import Job
 from jaxprune.experiments.shelf import Shelf
@@ -66,7 +66,7 @@ def _model(job: Job, models: dict[str, ModelConfig], runs: Path) -> ModelConfig:
 def _ready(job: Job, model: ModelConfig, shelf: Shelf) -> Ready:
     """A run of the job's shape that starts from scratch."""
     cfg = job.cfg.model_copy(update={"model": model, "init_from": ""})
-    command = pretrain.PRETRAIN if job.pretrains else finetune.tuning()
+    command = pretrain.PRETRAIN if job.pretrains else task_run.tuning()
     return compile_run(command.open(command.resolve(cfg, None), shelf), shelf)
 
 
@@ -74,7 +74,8 @@ def _evaluated(ready: Ready) -> int:
     """Batches that a run evaluates."""
     cfg, data = ready.opened.decisions.cfg, ready.opened.data
     if data.dev is None:
-        return sum(-(-len(part) // cfg.batch_size) for part in (data.source.train, data.source.dev))
+        splits, shape = data.source
+        return sum(-(-len(part.ids) // (shape.rows * shape.length)) for part in (splits.train, splits.dev))
     times = 1 + (cfg.steps // cfg.train.eval_every if cfg.train.eval_every else 0)
     return times * cfg.train.eval_batches
 
@@ -85,7 +86,8 @@ def _batches(ready: Ready) -> tuple[Any, Any]:
     if data.dev is not None:
         return program.put(next(data.batches())), program.put(next(iter(data.dev())))
     batch = program.put_whole(next(data.batches()))
-    return batch, program.put_whole(next(eval_batches(data.source.dev, len(batch["labels"]))))
+    splits, shape = data.source
+    return batch, program.put_whole(next(eval_batches(splits.dev, shape))[1])
 
 
 def _measured(ready: Ready) -> Speed:

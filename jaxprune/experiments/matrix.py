@@ -82,7 +82,7 @@ def _pruned_before(
     yield Job(path, _on_data(cfg, overlaid(recover, changes, path)), needs, path)
     masks = "lifted" if condition == "information_deletion" else "fixed"
     for task, rate, seed in _grid(cfg, finetune, switch):
-        one = _single(task, rate, seed) | {"init_from": str(runs / path), "masks": masks}
+        one = _single(cfg, task, rate, seed) | {"init_from": str(runs / path), "masks": masks}
         folder = f"finetune/{condition}/{name}/{task.name}/{_leaf(rate, seed)}"
         yield Job(folder, overlaid(finetune, one, folder), (*needs, path), path)
 
@@ -95,12 +95,12 @@ def _pruned_after(cfg: StudyConfig, runs: Path, variant: str, sparsity: float, s
     needs = () if cfg.dense else ("dense",)
     for task, rate, seed in _grid(cfg, after, switch):
         before = f"finetune/{shared}/{task.name}/{_leaf(rate, seed)}"
-        one = _single(task, rate, seed) | {"masks": "fixed", "keep_weights": True}
+        one = _single(cfg, task, rate, seed) | {"masks": "fixed", "keep_weights": True}
         yield Job(before, overlaid(first, one | {"init_from": dense}, before), needs, before)
         folder = f"finetune/after_finetuning/{variant}-s{sparsity:g}/{task.name}/{_leaf(rate, seed)}"
         cut = {"sparsity": sparsity, "scope": recover.prune.scope, "method": recover.prune.method}
         cut |= {"include": recover.prune.include, "exclude": recover.prune.exclude}
-        one = _single(task, rate, seed) | {"masks": "fixed", "init_from": str(runs / before), "prune": cut}
+        one = _single(cfg, task, rate, seed) | {"masks": "fixed", "init_from": str(runs / before), "prune": cut}
         if after.sawtooth:
             one["epochs_before"] = first.epochs
         yield Job(folder, overlaid(after, one, folder), (*needs, before), before)
@@ -118,8 +118,9 @@ def _grid(cfg: StudyConfig, finetune: FinetuneConfig, switch: SwitchConfig) -> I
                 yield task, rate, seed
 
 
-def _single(task: TaskConfig, rate: float, seed: int) -> dict[str, object]:
-    return {"tasks": (task.name,), "learning_rates": (rate,), "seeds": (seed,), **task.limits}
+def _single(cfg: StudyConfig, task: TaskConfig, rate: float, seed: int) -> dict[str, object]:
+    grid: dict[str, object] = {"tasks": (task.name,), "learning_rates": (rate,), "seeds": (seed,), **task.limits}
+    return grid | {"keep_weights": cfg.keep_weights, "train_loss": True}
 
 
 def _leaf(rate: float, seed: int) -> str:

@@ -15,7 +15,15 @@ from jaxprune.experiments.program import Blueprint
 from jaxprune.experiments.pruning_plan import included, plan_of
 from jaxprune.experiments.shelf import Shelf
 from jaxprune.experiments.walk import Command, Data, Decisions, Fitted, Opened, walk
-from jaxprune.experiments.weights import absolute, masked_beyond, read_weights, shaped, source_model, stored_config
+from jaxprune.experiments.weights import (
+    absolute,
+    folder_beside,
+    masked_beyond,
+    read_weights,
+    shaped,
+    source_model,
+    stored_config,
+)
 from jaxprune.models import architecture
 from jaxprune.models.folder import write_folder
 from jaxprune.pruning.masks import apply_masks, sparsity
@@ -83,7 +91,15 @@ def finish(fitted: Fitted) -> dict[str, Any]:
     masks = whole(state.masks)
     if fitted.workdir.owner:
         tokenizer = Path(cfg.data.path) / "tokenizer"
-        write_folder(fitted.workdir / "hf", cfg.model, params, head="pretraining", masks=masks, tokenizer=tokenizer)
+        write_folder(
+            fitted.workdir / "hf",
+            cfg.model,
+            params,
+            head="pretraining",
+            masks=masks,
+            tokenizer=tokenizer,
+            source=folder_beside(cfg.init_from, cfg.init_revision),
+        )
     return {
         "steps": cfg.steps,
         "tokens": cfg.steps * opened.data.tokens_per_step,
@@ -96,7 +112,7 @@ def finish(fitted: Fitted) -> dict[str, Any]:
 def _weights(cfg: PretrainConfig, shelf: Shelf) -> Any:
     if not cfg.init_from:
         return None
-    key = (cfg.init_from, cfg.init_revision)
+    key = (cfg.init_from, cfg.init_revision, cfg.init_variant)
     return shelf.get("weights", key, lambda: read_weights(*key), single=True)
 
 
@@ -120,12 +136,18 @@ def _data(cfg: PretrainConfig) -> Data:
             f"model.vocab_size = {cfg.model.vocab_size} is below the {train.vocab_size} pieces of data.path = "
             f"{cfg.data.path}; raise it, or prepare the data with the model's tokenizer"
         )
-    if train.seq_len > cfg.model.max_position_embeddings:
+    record = architecture(cfg.model.architecture)
+    if train.seq_len > (most := record.max_tokens(cfg.model)):
         raise UserError(
-            f"model.max_position_embeddings = {cfg.model.max_position_embeddings} is below the sequence length "
-            f"{train.seq_len} of data.path = {cfg.data.path}"
+            f"model.max_position_embeddings = {cfg.model.max_position_embeddings} is enough for {most} tokens, not for "
+            f"the sequence length {train.seq_len} of data.path = {cfg.data.path}"
         )
-    pairs = train.next_sentence and architecture(cfg.model.architecture).next_sentence
+    if most < cfg.model.max_position_embeddings and train.pad_token_id != cfg.model.pad_token_id:
+        raise UserError(
+            f"model.pad_token_id = {cfg.model.pad_token_id}, behind which the positions begin, but the padding of "
+            f"data.path = {cfg.data.path} is {train.pad_token_id}; set it so"
+        )
+    pairs = train.next_sentence and record.next_sentence
     return Data(
         batches=lambda: train.iterator(0, prefetch=4),
         dev=lambda: dev.eval_batches(cfg.train.eval_batches),

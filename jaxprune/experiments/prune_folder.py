@@ -38,8 +38,8 @@ def prune_folder(
     """Write `src` to `dst` with `sparsity` (a fraction in [0, 1]) of its prunable weights 0; (kept, size) per path.
 
     Every other value, tensor and file is carried over bit-equal; `variant` names the weights to read (`fp16`). What
-    `src` has pruned stays pruned unless `masks` is "none". Prints a row per matrix. UserError, before anything is written, when `dst` holds something or an argument
-    does not fit.
+    `src` has pruned stays pruned unless `masks` is "none". Prints a row per matrix. UserError, before
+    anything is written, when `dst` holds something or an argument does not fit.
     """
     if not 0 <= sparsity <= 1:
         raise UserError(f"--sparsity {sparsity}: give a fraction in [0, 1]")

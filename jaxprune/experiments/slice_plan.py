@@ -52,9 +52,12 @@ def planned(cfg: PretrainConfig, seq_len: int | None) -> Planned:
     cfg, model_from = _with_shape(cfg)
     cfg = cfg.model_copy(update={"prune": included(cfg.prune, cfg.model)})
     length, pairs, length_from = _sequences(cfg, seq_len)
-    if length > cfg.model.max_position_embeddings:
-        most = cfg.model.max_position_embeddings
-        raise UserError(f"sequence length {length} ({length_from}) is above model.max_position_embeddings = {most}")
+    record = architecture(cfg.model.architecture)
+    if length > (most := record.max_tokens(cfg.model)):
+        raise UserError(
+            f"sequence length {length} ({length_from}) is above the {most} tokens of "
+            f"model.max_position_embeddings = {cfg.model.max_position_embeddings}"
+        )
     predictions = cfg.data.predictions(length)
 
     def program(sequences: int, devices: list[Any]) -> tuple[Program, dict[str, Any]]:
@@ -62,7 +65,6 @@ def planned(cfg: PretrainConfig, seq_len: int | None) -> Planned:
         check_batch(sequences, cfg.train.accumulate, steps.mesh)
         return steps, abstract_batch(steps, sequences, length, predictions, next_sentence=pairs)
 
-    count = architecture(cfg.model.architecture).train_flops
     return Planned(
         program=program,
         sequences=cfg.batch_size,
@@ -70,7 +72,7 @@ def planned(cfg: PretrainConfig, seq_len: int | None) -> Planned:
         accumulate=cfg.train.accumulate,
         steps=cfg.steps,
         prunes=len(plan_of(cfg.prune, cfg.steps, "steps")),
-        flops=count(cfg.model, seq_len=length, predictions=predictions),
+        flops=record.train_flops(cfg.model, seq_len=length, predictions=predictions),
         dtype=cfg.model.dtype,
         model_from=model_from,
         seq_len_from=length_from,

@@ -16,7 +16,7 @@ from jaxprune.config.commands import PretrainConfig
 from jaxprune.config.load import differences, read_yaml, to_yaml, validate
 from jaxprune.config.study import StudyConfig
 from jaxprune.errors import Diverged, InUse, UserError
-from jaxprune.experiments import finetune, pretrain
+from jaxprune.experiments import pretrain, task_run
 from jaxprune.experiments.matrix import Job, matrix, shard, with_ancestors
 from jaxprune.experiments.program import pruner_of
 from jaxprune.experiments.pruning_plan import plan_of
@@ -103,15 +103,15 @@ def check(jobs: list[Job], shelf: Shelf) -> None:
             if isinstance(job.cfg, PretrainConfig):
                 plan_of(job.cfg.prune, job.cfg.steps, "steps")
             else:  # from scratch: the weights it starts from may not exist yet
-                decisions = finetune.resolve(job.cfg.model_copy(update={"init_from": ""}), None)
-                finetune.tuning().open(decisions, shelf)
+                decisions = task_run.resolve(job.cfg.model_copy(update={"init_from": ""}), None)
+                task_run.tuning().open(decisions, shelf)
         except UserError as error:
             raise UserError(f"{job.path}: {error}") from None
 
 
 def run(job: Job, runs: Path, shelf: Shelf) -> str:
     """Run a job to its end, or resume it; returns its result in a few words."""
-    command = pretrain.PRETRAIN if job.pretrains else finetune.tuning()
+    command = pretrain.PRETRAIN if job.pretrains else task_run.tuning()
     result = walk(command, job.cfg, runs / job.path, shelf)
     assert result is not None
     if job.pretrains:

@@ -18,6 +18,7 @@ from jaxprune.errors import UserError
 from jaxprune.models import architecture
 from jaxprune.models.architecture import Head
 from jaxprune.models.folder import read_config, read_folder
+from jaxprune.models.hub import find_folder
 from jaxprune.models.tensors import tensor_name
 from jaxprune.models.weights import read_masks
 from jaxprune.pruning.masks import init_masks, sparsity
@@ -29,7 +30,7 @@ SHAPE_FIELDS = (
     *("architecture", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
     *("max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pad_token_id"),
 )
-FUNCTION_FIELDS = ("hidden_act", "sublayer_relu")
+FUNCTION_FIELDS = ("hidden_act", "sublayer_relu", "classifier_dropout")
 """What the same weights may be asked to compute instead; unset (at its default), the checkpoint decides."""
 
 
@@ -39,8 +40,6 @@ class Weights(NamedTuple):
     model: ModelConfig
     params: Any
     masks: Any
-    tokenizer: str
-    """Directory or hub name."""
     source: str
 
 
@@ -114,9 +113,28 @@ def shaped(wanted: ModelConfig, source: ModelConfig, name: str) -> ModelConfig:
     return wanted.model_copy(update=changes)
 
 
-def read_weights(source: str, revision: str = "") -> Weights:
-    """What `source` holds. Of a pre-training workdir that is its newest good checkpoint, with dense values under soft
-    masks; of a fine-tuning run the model that it kept."""
+def folder_beside(source: str, revision: str = "") -> Path | None:
+    """The Hugging Face directory whose other files belong to the weights in `source`, if there is one.
+
+    That of a workdir is its `hf/`, or while it has none that of what it started from. One that is gone is said.
+    """
+    cfg = stored_config(source)
+    if cfg is not None:
+        own = Path(source).expanduser() / "hf"
+        return own if own.is_dir() else folder_beside(cfg.init_from, cfg.init_revision)
+    try:
+        return find_folder(source, revision or None) if source else None
+    except UserError as error:
+        log.warning("%s; so its tokenizer's and other files are not copied", error)
+        return None
+
+
+def read_weights(source: str, revision: str = "", variant: str = "") -> Weights:
+    """What `source` holds; `variant` as in `read_folder`.
+
+    Of a pre-training workdir that is its newest good checkpoint, with dense values under soft masks; of a fine-tuning
+    run the model that it kept.
+    """
     cfg = stored_config(source)
     if isinstance(cfg, PretrainConfig):
         with Checkpoints(Path(source).expanduser().absolute(), read_only=True) as checkpoints:
@@ -124,11 +142,10 @@ def read_weights(source: str, revision: str = "") -> Weights:
         if restored is None:
             raise UserError(f"init_from = {source}: has no checkpoint yet; let its run save one first")
         params, masks = jax.device_get((restored[1]["params"], restored[1]["masks"]))
-        tokenizer = str(Path(cfg.data.path).expanduser() / "tokenizer")
-        return Weights(cfg.model, params, masks, tokenizer, source)
+        return Weights(cfg.model, params, masks, source)
     folder = _folder(source, cfg)
-    read = read_folder(folder, head=None, revision=revision or None)
-    return Weights(read.model, read.params, read.masks, folder, source)
+    read = read_folder(folder, head=None, revision=revision or None, variant=variant)
+    return Weights(read.model, read.params, read.masks, source)
 
 
 def completed(weights: Weights, init: Callable[[jax.Array], Any], key: jax.Array) -> Any:

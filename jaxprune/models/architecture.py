@@ -8,8 +8,12 @@ from jax import Array
 from jaxprune.config.sections import ModelConfig
 from jaxprune.config.special_tokens import SpecialTokens
 
-Head = Literal["pretraining", "classification", "regression"]
-HEADS: tuple[Head, ...] = ("pretraining", "classification", "regression")
+Head = Literal["pretraining", "classification", "multi_label", "regression", "similarity"]
+HEADS: tuple[Head, ...] = ("pretraining", "classification", "multi_label", "regression", "similarity")
+TASK_HEADS: tuple[Head, ...] = ("classification", "multi_label", "regression")
+"""Those that read the first token's vector alone."""
+Pooling = Literal["mean", "cls"]
+"""How a sentence's vector comes from its tokens': their mean, or the first one."""
 Params = dict[str, Any]
 Batch = Mapping[str, Array]
 Scope = Callable[[str, tuple[int, ...]], tuple[str, int | None, int] | None]
@@ -27,9 +31,12 @@ class Model(NamedTuple):
 
 
 class Build(Protocol):
-    """`build(cfg, head=..., num_labels=...)` returns the model; UserError for a cfg or head that it cannot have."""
+    """`build(cfg, head=..., num_labels=...)` returns the model; UserError for a cfg or head that it cannot have.
 
-    def __call__(self, cfg: ModelConfig, *, head: Head, num_labels: int = 0) -> Model: ...
+    `pooling` concerns the similarity head alone.
+    """
+
+    def __call__(self, cfg: ModelConfig, *, head: Head, num_labels: int = 0, pooling: Pooling = "mean") -> Model: ...
 
 
 class TrainFlops(Protocol):
@@ -57,12 +64,16 @@ class Architecture(NamedTuple):
     tied: tuple[tuple[str, str], ...]
     """(tensor that a file may hold as a copy, tensor that it is a copy of)."""
     optional: tuple[str, ...]
-    """Regexes of the paths that a file may lack: a pooler's, the heads'."""
+    """Regexes of the paths that a file may lack, and a head leave unread: a pooler's, the heads'."""
     prunable: tuple[str, ...]
     """Regexes of the prunable paths where a config names none."""
     scopes: Callable[[ModelConfig], dict[str, Scope]]
     """Scopes beside `global` and `matrix`: `layer`, `head`."""
     special_tokens: SpecialTokens
+    pair_separators: int
+    """Separators between the texts of a pair: 1 in `cls a sep b sep`, 2 in `cls a sep sep b sep`."""
+    max_tokens: Callable[[ModelConfig], int]
+    """Tokens of the longest sequence."""
     word_embeddings: str
     """Path of the word embedding table (V, D)."""
     parts: tuple[tuple[str, str], ...]

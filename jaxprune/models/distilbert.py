@@ -1,24 +1,26 @@
 """DistilBERT (Sanh et al. 2019): BERT without segment types, pooler and next sentences. Suffixes: see `layers.py`."""
 
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
 from jaxprune.config.sections import ModelConfig
 from jaxprune.config.special_tokens import SpecialTokens
 from jaxprune.errors import UserError
-from jaxprune.models.architecture import Architecture, Batch, Head, Model
-from jaxprune.models.dropout import dropout, dropout_seeds
+from jaxprune.models.architecture import TASK_HEADS, Architecture, Batch, Head, Model, Pooling
+from jaxprune.models.dropout import dropout_seeds
 from jaxprune.models.functions import functions
 from jaxprune.models.layers import (
     Embeddings,
     Encoder,
     MaskedLM,
+    class_scores,
+    classifier_dropout,
     dense,
+    first_positions,
     first_tokens,
     forward_flops,
     take_positions,
@@ -30,35 +32,35 @@ from jaxprune.models.shape import shape_from_hf, shape_to_hf
 _FIXED = ("type_vocab_size", "layer_norm_eps", "sublayer_relu")
 
 
-def distilbert(cfg: ModelConfig, *, head: Head, num_labels: int = 0) -> Model:
-    """Return DistilBERT (Sanh et al. 2019) with one of three heads.
+def distilbert(cfg: ModelConfig, *, head: Head, num_labels: int = 0, pooling: Pooling = "mean") -> Model:
+    """Return DistilBERT (Sanh et al. 2019) with one of five heads.
 
     `apply` reads int32 `input_ids` and `attention_mask` (1 = token, 0 = padding), both (B, L), and returns float32
     outputs: with the pretraining head `mlm_logits` (B, P, V) at int32 `masked_positions` (B, P) if the batch has them,
-    else (B, L, V); `logits` (B, num_labels) of a classification or (B,) of a regression head; with
-    `hidden_states=True` also these, as `bert` gives them. There are no segment types: `token_type_ids` are not read.
-    Positions are a trained table, also where it started as sinusoids. The classifier's dropout is
-    `hidden_dropout_prob`.
+    else (B, L, V); `logits` (B, num_labels) of a classification or (B,) of a regression head; those of the similarity
+    head, rows that hold several examples and `hidden_states=True` are as with `bert`. There are no segment types:
+    `token_type_ids` are not read. Positions are a trained table: drawn at random from scratch, as transformers does by
+    default; a folder always brings its own, also where its `sinusoidal_pos_embds` says that it started as sinusoids.
 
     Raises UserError for a setting that DistilBERT lacks, an unknown head, or a `num_labels` that does not suit it.
     """
     for name in _FIXED:
         if getattr(cfg, name) != (default := ModelConfig.model_fields[name].default):
             raise UserError(f"model.{name} = {getattr(cfg, name)}: DistilBERT's is always {default}; remove it")
-    return functions(_DistilBert, cfg, head=head, num_labels=num_labels)
+    return functions(_DistilBert, cfg, head=head, num_labels=num_labels, pooling=pooling)
 
 
 class _DistilBert(nnx.Module):
-    """Embeddings, encoder and heads; `classes` = 0 stands for the pre-training head."""
+    """Embeddings, encoder and head."""
 
-    def __init__(self, cfg: ModelConfig, classes: int, rngs: nnx.Rngs):
-        self.cfg, self.classes = cfg, classes
+    def __init__(self, cfg: ModelConfig, head: Head, classes: int, rngs: nnx.Rngs):
+        self.cfg, self.head = cfg, head
         self.embeddings = Embeddings(cfg, segments=False)
         self.encoder = Encoder(cfg, rngs)
         if classes:
             self.pre_classifier = dense(cfg, cfg.hidden_size, cfg.hidden_size, rngs)
             self.classifier = dense(cfg, cfg.hidden_size, classes, rngs)
-        else:
+        elif head == "pretraining":
             self.mlm = MaskedLM(cfg, rngs)
 
     def __call__(self, batch: Batch, key: Array | None, hidden_states: bool) -> dict[str, Any]:
@@ -68,16 +70,27 @@ class _DistilBert(nnx.Module):
         x_BLD = self.embeddings(batch["input_ids"], None, seeds[0], batch.get("position_ids"))
         # No dropout on the output of attention, as in transformers.
         layer_seeds = [(seeds[2 + 2 * i], None, seeds[3 + 2 * i]) for i in range(n)]
-        states = self.encoder(x_BLD, visible(batch), layer_seeds)
+        at_BS = first_positions(batch) if self.head in TASK_HEADS and not hidden_states else None
+        states = self.encoder(x_BLD, visible(batch), layer_seeds, at_BS)
         x_BLD = states[-1]
         out: dict[str, Any] = {"hidden_states": states} if hidden_states else {}
-        if self.classes:
-            first = jax.nn.relu(self.pre_classifier(first_tokens(x_BLD, batch)))
-            logits_BC = self.classifier(dropout(first, self.cfg.hidden_dropout_prob, seeds[1])).astype(jnp.float32)
-            return out | {"logits": logits_BC if self.classes > 1 else logits_BC[..., 0]}
+        if self.head == "similarity":
+            return out
+        if self.head != "pretraining":
+            first = jax.nn.relu(self.pre_classifier(first_tokens(x_BLD, batch, at_BS)))
+            return out | {"logits": class_scores(self.classifier(classifier_dropout(self.cfg, first, seeds[1])))}
         if "masked_positions" in batch:
             x_BLD = take_positions(x_BLD, batch["masked_positions"])
         return out | {"mlm_logits": self.mlm(x_BLD, self.embeddings.word_embeddings.embedding[...])}
+
+
+def _config_from_hf(raw: Mapping[str, Any], where: str) -> ModelConfig:
+    return shape_from_hf({"seq_classif_dropout": 0.2, **raw}, where, architecture="distilbert", keys=_KEYS)
+
+
+def _config_to_hf(cfg: ModelConfig) -> dict[str, Any]:
+    rate = cfg.hidden_dropout_prob if cfg.classifier_dropout is None else cfg.classifier_dropout
+    return shape_to_hf(cfg, keys=_KEYS) | {"seq_classif_dropout": rate}
 
 
 def _train_flops(cfg: ModelConfig, *, seq_len: int, predictions: int) -> float:
@@ -94,6 +107,7 @@ _KEYS = {
     "hidden_act": "activation",
     "hidden_dropout_prob": "dropout",
     "attention_probs_dropout_prob": "attention_dropout",
+    "classifier_dropout": "seq_classif_dropout",
     "initializer_range": "initializer_range",
     "pad_token_id": "pad_token_id",
 }
@@ -101,12 +115,14 @@ _KEYS = {
 DISTILBERT = Architecture(
     name="distilbert",
     build=distilbert,
-    config_from_hf=partial(shape_from_hf, architecture="distilbert", keys=_KEYS),
-    config_to_hf=partial(shape_to_hf, keys=_KEYS),
+    config_from_hf=_config_from_hf,
+    config_to_hf=_config_to_hf,
     classes={
         "pretraining": "DistilBertForMaskedLM",
         "classification": "DistilBertForSequenceClassification",
+        "multi_label": "DistilBertForSequenceClassification",
         "regression": "DistilBertForSequenceClassification",
+        "similarity": "DistilBertModel",
     },
     tensors=(
         (r"embeddings/(word|position)_embeddings", r"distilbert.embeddings.\1_embeddings"),
@@ -131,6 +147,8 @@ DISTILBERT = Architecture(
     prunable=ENCODER_MATRICES,
     scopes=scopes,
     special_tokens=SpecialTokens(pad="[PAD]", unk="[UNK]", cls="[CLS]", sep="[SEP]", mask="[MASK]"),
+    pair_separators=1,
+    max_tokens=lambda cfg: cfg.max_position_embeddings,
     word_embeddings=WORD_EMBEDDINGS,
     parts=PARTS,
     next_sentence=False,

@@ -13,24 +13,34 @@ from jax import Array
 
 from jaxprune.config.sections import ModelConfig
 from jaxprune.errors import UserError
-from jaxprune.models.architecture import HEADS, Batch, Head, Model, Params
+from jaxprune.models.architecture import HEADS, Batch, Head, Model, Params, Pooling
+from jaxprune.models.pooling import pair_cosines, sentence_vectors
 
 
 def functions(
-    module: Callable[[ModelConfig, int, nnx.Rngs], Any], cfg: ModelConfig, *, head: Head, num_labels: int
+    module: Callable[[ModelConfig, Head, int, nnx.Rngs], Any],
+    cfg: ModelConfig,
+    *,
+    head: Head,
+    num_labels: int,
+    pooling: Pooling,
 ) -> Model:
-    """The model of `module(cfg, classes, rngs)`; classes: 0 with the pre-training head, 1 with a regression head.
+    """The model of `module(cfg, head, classes, rngs)`; classes: 1 with a regression head, 0 where there are none.
 
-    The module is called with `(batch, key, hidden_states)`. UserError for an unknown head, or a `num_labels` that does
-    not suit it.
+    The module is called with `(batch, key, hidden_states)` and returns outputs; with the similarity head, which has no
+    params, the hidden states alone. `apply` makes of them `embeddings`, one vector per sentence (`pooling.py`), and of
+    an even number `logits`, the cosine of each with the next: of rows 2 i and 2 i + 1, or in rows that hold several
+    examples of the segments 2 k + 1 and 2 k + 2. UserError for an unknown head, or a `num_labels` that does not suit
+    it.
     """
     if head not in HEADS:
         raise UserError(f"head = {head!r} is none of {', '.join(HEADS)}")
-    if (head == "classification") != (num_labels > 1) or num_labels < 0:
-        remedy = "give the number of classes, >= 2" if head == "classification" else "leave it 0"
+    least = {"classification": 2, "multi_label": 1}.get(head, 0)
+    if num_labels < least or (num_labels and not least):
+        remedy = f"give the number of classes, >= {least}" if least else "leave it 0"
         raise UserError(f"num_labels = {num_labels} does not suit head = {head!r}; {remedy}")
-    classes = {"pretraining": 0, "classification": num_labels, "regression": 1}[head]
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: module(cfg, classes, nnx.Rngs(0))))
+    classes = 1 if head == "regression" else num_labels
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: module(cfg, head, classes, nnx.Rngs(0))))
     abstract: dict[Any, Any] = flatten_dict(nnx.to_pure_dict(state))
     shapes = {path: leaf.shape for path, leaf in abstract.items()}
 
@@ -39,7 +49,14 @@ def functions(
 
     def apply(params: Params, batch: Batch, *, key: Array | None = None, hidden_states: bool = False) -> dict[str, Any]:
         params, batch = jax.tree.map(jnp.asarray, (params, dict(batch)))  # numpy arrays are welcome
-        return nnx.merge(graphdef, params)(batch, key, hidden_states)
+        out = nnx.merge(graphdef, params)(batch, key, hidden_states or head == "similarity")
+        if head == "multi_label" and num_labels == 1:
+            out["logits"] = out["logits"][..., None]
+        if head != "similarity":
+            return out
+        vectors = sentence_vectors(out["hidden_states"][-1], batch, pooling)
+        cosines = {} if vectors.shape[-2] % 2 else {"logits": pair_cosines(vectors)}
+        return (out if hidden_states else {}) | {"embeddings": vectors} | cosines
 
     return Model(init, apply)
 

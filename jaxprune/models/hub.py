@@ -1,8 +1,13 @@
 """Files of a model: in a local directory, or on the Hugging Face hub under a name."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from jaxprune.errors import UserError
+
+_WEIGHTS = ("model*.safetensors*", "pytorch_model*", "*.h5", "*.msgpack", "*.ot", "*.gguf", "onnx/*", "openvino/*")
+"""Whole paths in a repository; `2_Dense/model.safetensors` belongs to a module that is not pruned."""
 
 
 def find_file(path_or_name: str | Path, filename: str, revision: str | None = None) -> Path | None:
@@ -13,18 +18,45 @@ def find_file(path_or_name: str | Path, filename: str, revision: str | None = No
     folder = Path(path_or_name).expanduser()
     if folder.is_dir():
         return folder / filename if (folder / filename).is_file() else None
-    name = str(path_or_name)
-    if folder.exists() or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise UserError(f"{name}: no such directory; give a Hugging Face model directory or hub name")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+    with _on_the_hub(path_or_name) as name:
+        try:
+            return Path(hf_hub_download(name, filename, revision=revision))
+        except LocalEntryNotFoundError:  # one too, but no answer
+            raise
+        except EntryNotFoundError:
+            return None
+
+
+def find_folder(path_or_name: str | Path, revision: str | None = None) -> Path:
+    """The local directory, else all files but the weights in the hub's cache, fetched if they are not there.
+
+    UserError where `path_or_name` is neither a directory nor a model on the hub.
+    """
+    folder = Path(path_or_name).expanduser()
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+
+    with _on_the_hub(path_or_name) as name:
+        return Path(snapshot_download(name, revision=revision, ignore_patterns=list(_WEIGHTS)))
+
+
+@contextmanager
+def _on_the_hub(path_or_name: str | Path) -> Iterator[str]:
+    """The name of a model on the hub, whose errors become one line."""
+    name = str(path_or_name)
+    path = Path(name).expanduser()
+    if path.exists() or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise UserError(f"{name}: no such directory; give a Hugging Face model directory or hub name")
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     try:
-        return Path(hf_hub_download(name, filename, revision=revision))
+        yield name
     except LocalEntryNotFoundError as error:
         raise UserError(f"{name}: neither a directory nor reachable on the hub ({_first_line(error)})") from None
-    except EntryNotFoundError:
-        return None
     except (OSError, ValueError) as error:  # unknown repository or revision, no access, not a valid name
         raise UserError(f"{name}: neither a directory nor a model on the hub ({_first_line(error)})") from None
 

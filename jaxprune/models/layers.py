@@ -49,6 +49,12 @@ class LayerNorm(nnx.Module):
         return (x * self.scale[...].reshape(shape) + self.bias[...].reshape(shape)).astype(self.dtype)
 
 
+def classifier_dropout(cfg: ModelConfig, x: Array, seed_2: Array | None) -> Array:
+    """Return what goes into a classifier, with its dropout."""
+    rate = cfg.hidden_dropout_prob if cfg.classifier_dropout is None else cfg.classifier_dropout
+    return dropout(x, rate, seed_2)
+
+
 class Table(nnx.Module):
     """An embedding table (rows, D)."""
 
@@ -87,7 +93,10 @@ class Embeddings(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention with its residual and normalisation: (B, L, D) -> (B, L, D)."""
+    """Multi-head self-attention with its residual and normalisation: (B, L, D) -> (B, L, D).
+
+    With `at_BS`, at those positions alone: -> (B, S, D).
+    """
 
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
         D = cfg.hidden_size
@@ -95,16 +104,24 @@ class Attention(nnx.Module):
         self.query, self.key, self.value, self.output = (dense(cfg, D, D, rngs) for _ in range(4))
         self.layer_norm = LayerNorm(cfg)
 
-    def __call__(self, x_BLD: Array, keep_B1LM: Array, seeds: Sequence[Array | None]) -> Array:
+    def __call__(
+        self, x_BMD: Array, keep_B1LM: Array, seeds: Sequence[Array | None], at_BS: Array | None = None
+    ) -> Array:
         H = self.cfg.num_attention_heads
         K = self.cfg.hidden_size // H
-        q_BLHK, k_BLHK, v_BLHK = (split_heads(layer(x_BLD), H) for layer in (self.query, self.key, self.value))
+        x_BLD = x_BMD
+        if at_BS is not None:
+            x_BLD = take_positions(x_BMD, at_BS)
+            if keep_B1LM.shape[2] > 1:
+                keep_B1LM = jnp.take_along_axis(keep_B1LM, at_BS[:, None, :, None], 2)
+        q_BLHK = split_heads(self.query(x_BLD), H)
+        k_BMHK, v_BMHK = (split_heads(layer(x_BMD), H) for layer in (self.key, self.value))
         q_BLHK = q_BLHK * jnp.asarray(K**-0.5, q_BLHK.dtype)
-        scores_BHLM = jnp.einsum("blhk,bmhk->bhlm", q_BLHK, k_BLHK, preferred_element_type=jnp.float32)
+        scores_BHLM = jnp.einsum("blhk,bmhk->bhlm", q_BLHK, k_BMHK, preferred_element_type=jnp.float32)
         scores_BHLM = jnp.where(keep_B1LM, scores_BHLM, jnp.finfo(jnp.float32).min)
         probs_BHLM = jax.nn.softmax(scores_BHLM, axis=-1).astype(x_BLD.dtype)
         probs_BHLM = dropout(probs_BHLM, self.cfg.attention_probs_dropout_prob, seeds[0])
-        mixed_BLHK = jnp.einsum("bhlm,bmhk->blhk", probs_BHLM, v_BLHK)
+        mixed_BLHK = jnp.einsum("bhlm,bmhk->blhk", probs_BHLM, v_BMHK)
         out_BLD = sublayer(self.cfg, self.output(mixed_BLHK.reshape(x_BLD.shape)))
         return self.layer_norm(x_BLD + dropout(out_BLD, self.cfg.hidden_dropout_prob, seeds[1]))
 
@@ -122,22 +139,30 @@ class Layer(nnx.Module):
         self.output = dense(cfg, cfg.intermediate_size, cfg.hidden_size, rngs)
         self.layer_norm = LayerNorm(cfg)
 
-    def __call__(self, x_BLD: Array, keep_B1LM: Array, seeds: Sequence[Array | None]) -> Array:
-        x_BLD = self.attention(x_BLD, keep_B1LM, seeds[:2])
+    def __call__(
+        self, x_BLD: Array, keep_B1LM: Array, seeds: Sequence[Array | None], at_BS: Array | None = None
+    ) -> Array:
+        x_BLD = self.attention(x_BLD, keep_B1LM, seeds[:2], at_BS)
         out_BLD = sublayer(self.cfg, self.output(activation(self.cfg, self.intermediate(x_BLD))))
         return self.layer_norm(x_BLD + dropout(out_BLD, self.cfg.hidden_dropout_prob, seeds[2]))
 
 
 class Encoder(nnx.Dict):
-    """The layers under their keys `layer_00`, ...: (B, L, D) -> what goes in and what each layer gives."""
+    """The layers under their keys `layer_00`, ...: (B, L, D) -> what goes in and what each layer gives.
+
+    With `at_BS` the last layer gives (B, S, D), at those positions alone: nothing else of it is computed.
+    """
 
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
         super().__init__({layer_name(i): Layer(cfg, rngs) for i in range(cfg.num_hidden_layers)})
 
-    def __call__(self, x_BLD: Array, keep_B1LM: Array, seeds: Sequence[Sequence[Array | None]]) -> tuple[Array, ...]:
+    def __call__(
+        self, x_BLD: Array, keep_B1LM: Array, seeds: Sequence[Sequence[Array | None]], at_BS: Array | None = None
+    ) -> tuple[Array, ...]:
         states = [x_BLD]
         for i, layer_seeds in enumerate(seeds):
-            states.append(self[layer_name(i)](states[-1], keep_B1LM, layer_seeds))
+            last = i == len(seeds) - 1
+            states.append(self[layer_name(i)](states[-1], keep_B1LM, layer_seeds, at_BS if last else None))
         return tuple(states)
 
 
@@ -160,6 +185,12 @@ def forward_flops(cfg: ModelConfig, *, seq_len: int, predictions: int) -> int:
     d, inner, n = cfg.hidden_size, cfg.intermediate_size, cfg.num_hidden_layers
     per_token = n * (2 * (4 * d * d + 2 * d * inner) + 4 * seq_len * d)
     return seq_len * per_token + predictions * 2 * (d * d + d * cfg.vocab_size)
+
+
+def class_scores(logits_BC: Array) -> Array:
+    """Return float32 logits (..., C); of one class alone, which is a score, without the last axis."""
+    logits_BC = logits_BC.astype(jnp.float32)
+    return logits_BC if logits_BC.shape[-1] > 1 else logits_BC[..., 0]
 
 
 def split_heads(x_BLD: Array, heads: int) -> Array:
@@ -189,9 +220,19 @@ def visible(batch: Mapping[str, Array]) -> Array:
     return batch["attention_mask"][:, None, None, :] != 0
 
 
-def first_tokens(x_BLD: Array, batch: Mapping[str, Array]) -> Array:
-    """The vectors of each example's first token: (B, D); of rows that hold several (B, S, D), at `starts` (B, S)."""
-    return take_positions(x_BLD, batch["starts"]) if "starts" in batch else x_BLD[:, 0]
+def first_positions(batch: Mapping[str, Array]) -> Array:
+    """Where the examples of a row begin, int32 (B, S): at `starts` (B, S), else at 0."""
+    return batch["starts"] if "starts" in batch else jnp.zeros_like(batch["input_ids"][:, :1])
+
+
+def first_tokens(x_BLD: Array, batch: Mapping[str, Array], at_BS: Array | None = None) -> Array:
+    """The vectors of each example's first token: (B, D); of rows that hold several (B, S, D).
+
+    With `at_BS`, `x_BLD` has those positions alone.
+    """
+    if at_BS is None:
+        x_BLD = take_positions(x_BLD, first_positions(batch))
+    return x_BLD if "starts" in batch else x_BLD[:, 0]
 
 
 def take_positions(x_BLD: Array, positions_BP: Array) -> Array:

@@ -45,7 +45,8 @@ def pretraining_loss(apply: Apply) -> LossFn:
 
 
 def classification_loss(apply: Apply) -> LossFn:
-    """Return the cross-entropy of a classification head: `labels` int32 (B,) in [0, C), `example_weights` as above.
+    """Return the cross-entropy of a classification head: `labels` int32 (B,) in [0, C), `example_weights` as above,
+    into which class weights go; (B, S) each in rows that hold several examples.
 
     Term: `classification`, in nats; metric: `accuracy`.
     """
@@ -58,18 +59,51 @@ def classification_loss(apply: Apply) -> LossFn:
     return loss_fn
 
 
+def multi_label_loss(apply: Apply) -> LossFn:
+    """Return the cross-entropy of a multi-label head's yes-or-no decisions, its mean over labels: `labels` float of 0
+    and 1 (B, C), `example_weights` as above; (B, S, C) and (B, S) in rows that hold several examples.
+
+    Term: `multi_label`, in nats; metric: `label_accuracy`, the share of right decisions.
+    """
+
+    def loss_fn(params: Any, frozen: Any, batch: Mapping[str, Array], key: Array | None = None) -> tuple[Sums, Sums]:
+        logits, labels = apply(params, batch, key=key)["logits"], batch["labels"].astype(jnp.float32)
+        weights, nats = _example_weights(batch), jax.nn.softplus(logits) - labels * logits
+        right = (lax.stop_gradient(logits) > 0) == (labels > 0)
+        count = jnp.sum(weights)
+        term = jnp.sum(weights * jnp.mean(nats, -1)), count
+        return {"multi_label": term}, {"label_accuracy": (jnp.sum(weights * jnp.mean(right, -1)), count)}
+
+    return loss_fn
+
+
 def regression_loss(apply: Apply) -> LossFn:
-    """Return the squared error of a regression head: `labels` float (B,), `example_weights` as above.
+    """Return the squared error of a regression head: `labels` float (B,) or (B, S), `example_weights` as above.
 
     Term: `regression`, in squared label units; metric: `absolute_error`, in label units.
     """
 
     def loss_fn(params: Any, frozen: Any, batch: Mapping[str, Array], key: Array | None = None) -> tuple[Sums, Sums]:
-        error_B = apply(params, batch, key=key)["logits"] - batch["labels"].astype(jnp.float32)
-        weights_B = _example_weights(batch)
-        count = jnp.sum(weights_B)
-        squared, absolute = jnp.sum(weights_B * error_B**2), jnp.sum(weights_B * jnp.abs(error_B))
-        return {"regression": (squared, count)}, {"absolute_error": (absolute, count)}
+        labels_B = batch["labels"].astype(jnp.float32)
+        term, error = _regress(apply(params, batch, key=key)["logits"], labels_B, _example_weights(batch))
+        return {"regression": term}, {"absolute_error": error}
+
+    return loss_fn
+
+
+def similarity_loss(apply: Apply) -> LossFn:
+    """Return the squared error of the similarity head: the cosine of a pair of examples against its label.
+
+    The pairs are rows 2 i and 2 i + 1, with float `labels` and `example_weights` (B / 2,); in rows that hold several
+    examples they are segments 2 k + 1 and 2 k + 2, with `labels` and `example_weights` (B, S / 2). Term: `similarity`,
+    in squared units of the cosine; metric: `absolute_error`.
+    """
+
+    def loss_fn(params: Any, frozen: Any, batch: Mapping[str, Array], key: Array | None = None) -> tuple[Sums, Sums]:
+        labels = batch["labels"].astype(jnp.float32)
+        weights = batch.get("example_weights", jnp.ones_like(labels)).astype(jnp.float32)
+        term, error = _regress(apply(params, batch, key=key)["logits"], labels, weights)
+        return {"similarity": term}, {"absolute_error": error}
 
     return loss_fn
 
@@ -77,7 +111,9 @@ def regression_loss(apply: Apply) -> LossFn:
 LOSSES: dict[Head, Callable[[Apply], LossFn]] = {
     "pretraining": pretraining_loss,
     "classification": classification_loss,
+    "multi_label": multi_label_loss,
     "regression": regression_loss,
+    "similarity": similarity_loss,
 }
 """The loss that trains each head."""
 
@@ -85,7 +121,7 @@ LOSSES: dict[Head, Callable[[Apply], LossFn]] = {
 def _example_weights(batch: Mapping[str, Array]) -> Array:
     if "example_weights" in batch:
         return batch["example_weights"].astype(jnp.float32)
-    return jnp.ones(batch["input_ids"].shape[:1], jnp.float32)
+    return jnp.ones(batch["starts"].shape if "starts" in batch else batch["input_ids"].shape[:1], jnp.float32)
 
 
 def _classify(logits: Array, labels: Array, weights: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
@@ -94,6 +130,12 @@ def _classify(logits: Array, labels: Array, weights: Array) -> tuple[tuple[Array
     hits = jnp.argmax(lax.stop_gradient(logits), -1).astype(labels.dtype) == labels
     count = jnp.sum(weights)
     return (jnp.sum(weights * nats), count), (jnp.sum(weights * hits), count)
+
+
+def _regress(scores: Array, labels: Array, weights: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """Return weighted (sum, count) of the squared and of the absolute error."""
+    error, count = scores - labels, jnp.sum(weights)
+    return (jnp.sum(weights * error**2), count), (jnp.sum(weights * jnp.abs(error)), count)
 
 
 @jax.custom_jvp

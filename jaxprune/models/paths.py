@@ -1,4 +1,4 @@
-"""What the paths of an encoder's params say: which are prunable, which belong to one layer, head or part."""
+"""What the paths of an encoder's params say: which are prunable, which tensors they are, what belongs together."""
 
 import re
 
@@ -49,6 +49,20 @@ def scopes(cfg: ModelConfig) -> dict[str, Scope]:
         return match[1], axis, heads
 
     return {"layer": layer, "head": head}
+
+
+def encoder_tensors(prefix: str) -> tuple[tuple[str, str], ...]:
+    """The rows of `Architecture.tensors` for embeddings, encoder and pooler, as BERT and RoBERTa name them."""
+    return (
+        (r"embeddings/(word|position|token_type)_embeddings", rf"{prefix}embeddings.\1_embeddings"),
+        (r"embeddings/layer_norm", rf"{prefix}embeddings.LayerNorm"),
+        (r"encoder/layer_0*(\d+)/attention/(query|key|value)", rf"{prefix}encoder.layer.\1.attention.self.\2"),
+        (r"encoder/layer_0*(\d+)/attention/output", rf"{prefix}encoder.layer.\1.attention.output.dense"),
+        (r"encoder/layer_0*(\d+)/attention/layer_norm", rf"{prefix}encoder.layer.\1.attention.output.LayerNorm"),
+        (r"encoder/layer_0*(\d+)/(intermediate|output)", rf"{prefix}encoder.layer.\1.\2.dense"),
+        (r"encoder/layer_0*(\d+)/layer_norm", rf"{prefix}encoder.layer.\1.output.LayerNorm"),
+        (r"pooler", rf"{prefix}pooler.dense"),
+    )
 
 
 def layer_name(index: int) -> str:

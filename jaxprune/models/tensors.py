@@ -14,8 +14,10 @@ from jaxprune.models.architecture import Architecture, Head, Params
 
 Tensors = Mapping[str, np.ndarray]
 
+CLASSIFIER_BIAS = "classifier/bias"
+"""The path whose size is the number of labels."""
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
-_UNUSED_HEAD = "qa_outputs."
+_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 
 
 def tensor_name(architecture: Architecture, path: str) -> str:
@@ -28,8 +30,8 @@ def tensor_name(architecture: Architecture, path: str) -> str:
 
 
 def stored(path: str, array: Any) -> np.ndarray:
-    """A leaf's array in the layout of its tensor: kernels transposed to (out, in); also the way back."""
-    return np.ascontiguousarray(np.asarray(array).T if path.endswith("/kernel") else np.asarray(array))
+    """A view of a leaf's array in the layout of its tensor: kernels transposed to (out, in); also the way back."""
+    return np.asarray(array).T if path.endswith("/kernel") else np.asarray(array)
 
 
 def params_to_tensors(architecture: Architecture, params: Params) -> dict[str, np.ndarray]:
@@ -54,12 +56,14 @@ def params_from_tensors(
 
     Those can only be `architecture.optional`; they are drawn from `key` (default: seed 0). With `head=None` the params
     are what is in the tensors, of any head, and nothing is drawn. Names may lack the architecture's prefix and use the
-    old `LayerNorm.gamma` and `beta`; float16 and bfloat16 become float32. Heads that `head` does not use are left out.
+    old `LayerNorm.gamma` and `beta`; float16 and bfloat16 become float32. What lies outside the encoder and is none of
+    our heads, or one that `head` does not use, is left out.
     UserError names the tensor for a missing or unknown one, a wrong shape or type, a NaN or infinity, a layer that the
     config does not have, and a decoder that is not tied to the word embeddings.
     """
     unread = _canonical(architecture, tensors)
-    labels = unread["classifier.bias"].size if "classifier.bias" in unread else 1
+    bias = tensor_name(architecture, CLASSIFIER_BIAS)
+    labels = unread[bias].size if bias in unread else 1
     classifier: Head = "regression" if labels == 1 else "classification"
     if head:
         inits = [architecture.build(cfg, head=head, num_labels=num_labels).init]
@@ -75,6 +79,8 @@ def params_from_tensors(
     absent: list[str] = []
     for path, leaf in shapes.items():
         name = tensor_name(architecture, path)
+        if head is None and name in unread and _is_another_head(architecture, name, unread[name], path, leaf.shape):
+            continue
         if name in unread:
             params[path] = _leaf(name, unread.pop(name), path, leaf.shape)
         elif any(re.fullmatch(regex, path) for regex in architecture.optional):
@@ -92,8 +98,10 @@ def params_from_tensors(
 
 
 def canonical_name(architecture: Architecture, name: str) -> str:
-    """Today's name of a tensor: with the architecture's prefix, `LayerNorm.weight` and `LayerNorm.bias`."""
-    new = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
+    """Today's name of a tensor: with the architecture's prefix, `LayerNorm.weight` and `LayerNorm.bias`; without the
+    `module.` that torch's DataParallel puts before it."""
+    new = name.removeprefix("module.")
+    new = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", new))
     prefix = architecture.prefix
     modules = {name.removeprefix(prefix).split(".")[0] for _, name in architecture.tensors if name.startswith(prefix)}
     return f"{prefix}{new}" if new.split(".")[0] in modules else new
@@ -120,25 +128,34 @@ def _canonical(architecture: Architecture, tensors: Tensors) -> dict[str, np.nda
     return named
 
 
+def _is_another_head(architecture: Architecture, name: str, array: np.ndarray, path: str, shape: tuple) -> bool:
+    """Whether a tensor only has the name of a head of ours: the class that wrote it has one of another shape."""
+    return not name.startswith(architecture.prefix) and stored(path, array).shape != shape
+
+
 def _leaf(name: str, array: np.ndarray, path: str, shape: tuple[int, ...]) -> np.ndarray:
     wanted = shape[::-1] if path.endswith("/kernel") else shape
     if array.shape != wanted:
         raise UserError(f"{name}: shape {array.shape}, but the config asks for {wanted}; use the checkpoint's config")
     if array.dtype.name not in ("float32", "float16", "bfloat16"):
         raise UserError(f"{name}: type {array.dtype.name}; save the checkpoint as float32, float16 or bfloat16")
-    array = array.astype(np.float32)
+    array = np.array(stored(path, array), np.float32, order="C")  # the one copy; tensors are views of a file
     if not np.isfinite(array).all():
         raise UserError(f"{name}: {np.count_nonzero(~np.isfinite(array))} values are NaN or infinite; repair the file")
-    return stored(path, array)
+    return array
 
 
 def _refuse_unknown(architecture: Architecture, unread: Iterable[str], cfg: ModelConfig) -> None:
+    """UserError for a tensor of the encoder that it does not have; other heads are nobody's business here."""
     prefix = architecture.prefix
-    heads = tuple(f"{name}." for _, name in architecture.tensors if not name.startswith(prefix))
+    optional = re.compile("|".join(architecture.optional))
+    unused = [f"{name}." for module, name in architecture.tensors if optional.fullmatch(f"{module}/kernel")]
     for name in unread:
+        if not name.startswith(prefix):
+            continue
         layer = re.search(r"\.layer\.(\d+)\.", name)
         if layer and int(layer[1]) >= cfg.num_hidden_layers:
             remedy = "use the checkpoint's own config"
             raise UserError(f"{name}: layer {layer[1]}, but num_hidden_layers = {cfg.num_hidden_layers}; {remedy}")
-        if name != f"{prefix}embeddings.position_ids" and not name.startswith((*heads, _UNUSED_HEAD)):
+        if name.removeprefix(prefix) not in _BUFFERS and not name.startswith(tuple(unused)):
             raise UserError(f"{name}: not a tensor of {architecture.name}; remove it, or use such a checkpoint")

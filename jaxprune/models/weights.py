@@ -1,45 +1,61 @@
-"""Weight files: `model.safetensors`, the legacy `pytorch_model.bin`, and `masks.safetensors` beside them."""
+"""Weight files as transformers saves them, whole or in shards, and `masks.safetensors` beside them."""
 
 import json
 import math
-from collections.abc import Mapping
+import re
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from jaxprune.errors import UserError
-from jaxprune.files import write_atomically
+from jaxprune.files import new_file
 from jaxprune.models.hub import find_file
 
 WEIGHTS, MASKS = "model.safetensors", "masks.safetensors"
-OTHER_FORMATS = (".bin", ".pt", ".pth", ".pkl", ".msgpack", ".h5", ".ckpt", ".npy", ".onnx")
-_LEGACY = "pytorch_model.bin"
+_PICKLE = "pytorch_model.bin"
+_VARIANT = re.compile(r"(?:model|pytorch_model)\.([\w-]+?)(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
+_OTHER_FORMATS = (".bin", ".pt", ".pth", ".pkl", ".msgpack", ".h5", ".ckpt", ".npy", ".onnx", ".ot", ".gguf")
+_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool"}
+_TYPES |= {f"{kind[0].upper()}{bits}": f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
+"""Names of types in a safetensors file -> numpy's."""
+
+Tensors = dict[str, np.ndarray]
 
 
-def read_weights(path_or_name: str | Path, revision: str | None = None) -> tuple[Path, dict[str, np.ndarray]]:
-    """The file of a directory's (or hub model's) weights and its tensors, as they are stored.
+def read_weights(path_or_name: str | Path, revision: str | None = None, variant: str = "") -> tuple[Path, Tensors]:
+    """The file of a directory's (or hub model's) weights and its tensors, as they are stored; of shards their index.
 
-    `pytorch_model.bin` is read by `torch.load(weights_only=True)` alone; other pickles and msgpack are refused by name
-    (UserError, as for a damaged file).
+    The order is transformers': `model.safetensors`, its shards, `pytorch_model.bin`, its shards; with the `variant`
+    fp16 `model.fp16.safetensors`, ... Tensors are read-only views of the mapped file, so reading again costs nothing.
+    Pickles are read by `torch.load(weights_only=True)` alone; other pickles and msgpack are refused by name (UserError,
+    as for a damaged file, or a shard that is missing).
     """
-    if path := find_file(path_or_name, WEIGHTS, revision):
-        return path, _read(path)[0]
-    if path := find_file(path_or_name, _LEGACY, revision):
-        return path, _read_legacy(path)
+    for name, read in ((WEIGHTS, _read), (_PICKLE, _read_pickle)):
+        if path := find_file(path_or_name, _named(name, variant), revision):
+            return path, read(path)
+        if index := find_file(path_or_name, _named(f"{name}.index.json", variant), revision):
+            return index, _read_shards(path_or_name, index, revision, read)
     folder = Path(path_or_name).expanduser()
-    present = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    refused = [name for name in present if name.endswith(OTHER_FORMATS)]
+    present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if variants := sorted({match[1] for name in present if (match := _VARIANT.fullmatch(name))}):
+        lacks = f"has no {_named(WEIGHTS, variant)}, but the variant {', '.join(variants)}"
+        raise UserError(f"{path_or_name}: {lacks}; ask for it (--variant, init_variant)")
+    refused = [name for name in present if name.endswith(_OTHER_FORMATS)]
     why = f"{refused[0]} is not read" if refused else "there are no weights"
+    why = f"has no variant {variant}" if variant else why
     raise UserError(f"{path_or_name}: {why}; save the model as one {WEIGHTS} (transformers' save_pretrained)")
 
 
-def write_weights(directory: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write `model.safetensors`; OSError where the disk is full."""
-    _write(directory / WEIGHTS, tensors, {"format": "pt"})
+def write_weights(directory: Path, tensors: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray]) -> None:
+    """Write `model.safetensors` with +0.0 where a tensor's mask is False; OSError where the disk is full."""
+    _write(directory / WEIGHTS, tensors, {"format": "pt"}, masks)
 
 
-def read_masks(path_or_name: str | Path, revision: str | None = None) -> dict[str, np.ndarray] | None:
+def read_masks(path_or_name: str | Path, revision: str | None = None) -> Tensors | None:
     """{Hugging Face's name of a tensor: bool array in its layout, True = kept} of `masks.safetensors`, if there is one.
 
     UserError for a damaged file.
@@ -47,9 +63,9 @@ def read_masks(path_or_name: str | Path, revision: str | None = None) -> dict[st
     path = find_file(path_or_name, MASKS, revision)
     if path is None:
         return None
-    packed, metadata = _read(path)
+    packed = _read(path)
     try:
-        shapes = {name: tuple(shape) for name, shape in json.loads(metadata["shapes"]).items()}
+        shapes = {name: tuple(shape) for name, shape in json.loads(_header(path)["__metadata__"]["shapes"]).items()}
         return {
             name: np.unpackbits(bits)[: math.prod(shapes[name])].astype(bool).reshape(shapes[name])
             for name, bits in packed.items()
@@ -62,34 +78,98 @@ def write_masks(directory: Path, masks: Mapping[str, np.ndarray]) -> None:
     """Write `masks.safetensors`: per tensor the bits of `np.packbits` as uint8; metadata `shapes` is JSON of shapes."""
     shapes = {name: mask.shape for name, mask in masks.items()}
     packed = {name: np.packbits(mask) for name, mask in masks.items()}
-    _write(directory / MASKS, packed, {"shapes": json.dumps(shapes)})
+    _write(directory / MASKS, packed, {"shapes": json.dumps(shapes)}, {})
 
 
-def _write(path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
-    from safetensors.numpy import save
+def _write(
+    path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str], masks: Mapping[str, np.ndarray]
+) -> None:
+    """The file that `safetensors.numpy.save_file` writes, without its copy of all tensors in memory."""
+    names, sizes = {name: key for key, name in _TYPES.items()}, {}
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name in sorted(tensors, key=lambda name: (-tensors[name].itemsize, name)):  # aligned, as theirs
+        array = tensors[name]
+        sizes[name] = array.nbytes
+        offsets = [end, end := end + array.nbytes]
+        header[name] = {"dtype": names[array.dtype.name], "shape": array.shape, "data_offsets": offsets}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with new_file(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in sizes:
+            array = np.ascontiguousarray(tensors[name])
+            if name in masks:
+                array = np.where(masks[name], array, np.zeros((), array.dtype))
+            file.write(array.reshape(-1).view(np.uint8).data)
 
-    write_atomically(path, save({name: np.ascontiguousarray(array) for name, array in tensors.items()}, metadata))
 
-
-def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def _read(path: Path) -> Tensors:
+    """Tensors of a safetensors file: views of the file, mapped."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="np") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError, TypeError, AttributeError) as error:
-        # TypeError, AttributeError: a type that numpy has no name for
+        with safe_open(path, framework="np"):  # checks sizes, shapes and offsets
+            header = _header(path)
+    except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error}); fetch it again") from None
+    header.pop("__metadata__", None)
+    content = np.asarray(np.memmap(path, np.uint8, "r"))
+    content = content[8 + int.from_bytes(content[:8].tobytes(), "little") :]
+    tensors = {}
+    for name, entry in header.items():
+        if entry["dtype"] not in _TYPES:
+            raise UserError(f"{path}: {name} has type {entry['dtype']}; save it as float32, float16 or bfloat16")
+        begin, end = entry["data_offsets"]
+        tensors[name] = content[begin:end].view(_numpy_type(entry["dtype"])).reshape(entry["shape"])
+    return tensors
 
 
-def _read_legacy(path: Path) -> dict[str, np.ndarray]:
+def _numpy_type(name: str) -> np.dtype:
+    return np.dtype(ml_dtypes.bfloat16 if name == "BF16" else _TYPES[name])
+
+
+def _header(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return json.loads(file.read(int.from_bytes(file.read(8), "little")))
+
+
+def _named(name: str, variant: str) -> str:
+    """As transformers names a variant: `model.fp16.safetensors`, `model.safetensors.index.fp16.json`."""
+    stem, _, suffix = name.rpartition(".")
+    return f"{stem}.{variant}.{suffix}" if variant else name
+
+
+def _read_shards(
+    path_or_name: str | Path, index: Path, revision: str | None, read: Callable[[Path], Tensors]
+) -> Tensors:
+    try:
+        shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shards = sorted({*shard_of.values()})
+        if not shards or any(Path(shard).name != shard for shard in shards):
+            raise ValueError("its shards are no files beside it")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UserError(f"{index}: not an index of weights ({error!r}); fetch it again") from None
+    tensors: Tensors = {}
+    for shard in shards:
+        path = find_file(path_or_name, shard, revision)
+        if path is None:
+            raise UserError(f"{path_or_name}: has no {shard}, which {index.name} names; fetch it again")
+        held = read(path)
+        if missing := [name for name, file in shard_of.items() if file == shard and name not in held]:
+            raise UserError(f"{path}: has no {missing[0]}, which {index.name} says; fetch both again")
+        tensors |= held
+    return tensors
+
+
+def _read_pickle(path: Path) -> Tensors:
     """Tensors of a torch pickle through the loader that builds tensors only and runs no code of the file."""
     try:
         import torch
     except ImportError:
         raise UserError(f"{path}: reading it needs torch (the `parity` extra), or save it as {WEIGHTS}") from None
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         return {name: _to_numpy(tensor) for name, tensor in loaded.items()}
     except Exception as error:  # torch raises many types, among them pickle.UnpicklingError
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -97,4 +177,8 @@ def _read_legacy(path: Path) -> dict[str, np.ndarray]:
 
 
 def _to_numpy(tensor: Any) -> np.ndarray:
-    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    import torch
+
+    if tensor.dtype == torch.bfloat16:  # numpy has no name for it
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.detach().numpy()

@@ -89,5 +89,6 @@ def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.Gradien
 
 
 def with_peak_rate(opt_state: Any, peak: float) -> Any:
-    """`opt_state` with another peak learning rate."""
-    return optax.tree_utils.tree_set(opt_state, peak=jnp.asarray(peak, jnp.float32))
+    """`opt_state` with another peak learning rate, placed like the one before: else the step is compiled once more."""
+    before = optax.tree_utils.tree_get(opt_state, "peak")
+    return optax.tree_utils.tree_set(opt_state, peak=jax.device_put(np.float32(peak), before.sharding))

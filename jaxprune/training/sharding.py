@@ -98,9 +98,14 @@ def gathered(loss_fn: Any, mesh: Mesh) -> Any:
     return whole
 
 
+def shards(mesh: Mesh) -> int:
+    """Over how many devices the rows of a batch are split."""
+    return int(np.prod([mesh.shape[axis] for axis in DATA_AXES]))
+
+
 def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
     """UserError unless every device gets the same number of rows in every micro-batch."""
-    pieces = int(np.prod([mesh.shape[axis] for axis in DATA_AXES]))
+    pieces = shards(mesh)
     if batch_size % (pieces * accumulate):
         raise UserError(
             f"batch_size = {batch_size} does not split over {pieces} devices x train.accumulate = {accumulate}; "

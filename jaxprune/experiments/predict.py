@@ -1,0 +1,129 @@
+"""Label the texts of a file with a fine-tuned model."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pandas
+
+from jaxprune.config.commands import FinetuneConfig
+from jaxprune.data import tokenizer
+from jaxprune.data.examples import Examples
+from jaxprune.data.glue_tasks import TASKS, Kind, Task
+from jaxprune.data.own_task import read_texts
+from jaxprune.data.row_packing import Shape
+from jaxprune.data.task_batches import outputs
+from jaxprune.errors import UserError
+from jaxprune.experiments.task_model import PROBLEM_TYPES, label_names, pooling_in
+from jaxprune.experiments.task_run import encoded_for
+from jaxprune.experiments.weights import stored_config
+from jaxprune.files import write_atomically
+from jaxprune.models import architecture
+from jaxprune.models.config_json import read_json
+from jaxprune.models.folder import read_folder
+from jaxprune.models.hub import find_folder
+from jaxprune.models.other_files import CONFIG
+
+SUFFIXES = (".csv", ".jsonl")
+_BATCH_TOKENS = 2048
+
+
+def predict(
+    model: str, file: str, out: Path | None, *, text: Sequence[str] = (), max_len: int = 0, revision: str = ""
+) -> pandas.DataFrame:
+    """Write (or, without `out`, print as CSV) a row per text: the text, and the `label` with its probability `score`.
+
+    `labels` with several per text; of a regression or similarity model the `score` alone. `model`: a fine-tuned
+    workdir, of which the best run counts, or a Hugging Face directory; `text`: the columns that hold the texts
+    (default: those that the run was trained on, else `text`). UserError for a model without a head for a task.
+    """
+    if out and out.suffix not in SUFFIXES:
+        raise UserError(f"--out {out}: name a file that ends in {' or '.join(SUFFIXES)}")
+    folder = _folder(model, revision)
+    task = _task(folder, tuple(text) or _columns(model))
+    first, second = read_texts(file, task.text)
+    if task.kind == "similarity" and second is None:
+        raise UserError(f"--text {' '.join(task.text)}: {folder} compares two texts; name two columns")
+    read = read_folder(folder, head=task.head, num_labels=len(task.labels))  # pyright: ignore[reportArgumentType]
+    if read.fresh:
+        raise UserError(f"{folder}: has no {read.fresh[0]}, so nothing for a task; fine-tune it first")
+    record = architecture(read.model.architecture)
+    vocabulary = tokenizer.load(str(folder), special=record.special_tokens)
+    examples = Examples(task, file, first, second, np.zeros(len(first), np.float32))
+    encoded = encoded_for(read.model, examples, vocabulary, max_len or record.max_tokens(read.model))
+    length = math.ceil(int(encoded.lengths.max()) / 16) * 16
+    built = record.build(
+        read.model,
+        head=task.head,  # pyright: ignore[reportArgumentType]
+        num_labels=len(task.labels),
+        pooling=pooling_in(folder),
+    )
+    forward = jax.jit(lambda params, batch: built.apply(params, batch)["logits"])
+    params = jax.device_put(read.params)
+    shape = Shape(rows=max(_BATCH_TOKENS // length, 1), length=length, slots=max(length // 8, 1))
+    logits = outputs(encoded, shape, lambda batch: np.asarray(forward(params, batch)))
+    table = pandas.DataFrame(dict(zip(task.text, (first, second), strict=False)) | _answers(task, logits, out))
+    _write(table, out)
+    return table
+
+
+def _folder(model: str, revision: str) -> Path:
+    """The directory of the model: a workdir's `hf/`, or that of the best run of a grid."""
+    root = Path(model).expanduser()
+    if stored_config(model) is None:
+        return find_folder(model, revision or None)
+    for name in ("hf", "best/hf"):
+        if (root / name / CONFIG).is_file():
+            return root / name
+    several = sorted(str(path.parent) for path in root.glob(f"best/*/hf/{CONFIG}"))
+    raise UserError(f"{model}: {'name one of ' + ', '.join(several) if several else 'kept no model'}")
+
+
+def _columns(model: str) -> tuple[str, ...]:
+    cfg = stored_config(model)
+    if not isinstance(cfg, FinetuneConfig):
+        return ("text",)
+    entry = cfg.tasks[0]
+    return TASKS[entry].text if isinstance(entry, str) else entry.texts
+
+
+def _task(folder: Path, text: tuple[str, ...]) -> Task:
+    """What config.json says of the model's task; it has no metrics."""
+    config = read_json(folder / CONFIG)
+    classes = str((config.get("architectures") or [""])[0])
+    labels = label_names(config)
+    kinds: dict[Any, Kind] = dict(
+        zip(PROBLEM_TYPES.values(), ("single_label", "multi_label", "regression"), strict=True)
+    )
+    kind = kinds.get(config.get("problem_type"), "regression" if len(labels) == 1 else "single_label")
+    if classes.endswith("Model"):
+        kind = "similarity"
+    elif not classes.endswith("ForSequenceClassification"):
+        raise UserError(f"{folder}: is a {classes or 'model of no class'}, which has no task; fine-tune it first")
+    names = () if kind in ("regression", "similarity") else labels
+    return Task(folder.name, "", text, "", names, (), kind=kind)
+
+
+def _answers(task: Task, logits: np.ndarray, out: Path | None) -> dict[str, Any]:
+    if task.regression:
+        return {"score": logits.astype(float)}
+    if task.kind == "multi_label":
+        chosen = [[name for name, value in zip(task.labels, row, strict=True) if value > 0] for row in logits]
+        return {"labels": chosen if out and out.suffix == ".jsonl" else ["|".join(names) for names in chosen]}
+    best = logits.argmax(1)
+    shifted = np.exp(logits - logits.max(1, keepdims=True))
+    return {"label": [task.labels[i] for i in best], "score": shifted.max(1) / shifted.sum(1)}
+
+
+def _write(table: pandas.DataFrame, out: Path | None) -> None:
+    if out is None:
+        print(table.to_csv(index=False), end="")
+    elif out.suffix == ".csv":
+        write_atomically(out, table.to_csv(index=False))
+    else:
+        write_atomically(out, table.to_json(orient="records", lines=True, force_ascii=False) or "")
+    if out:
+        print(f"wrote {len(table):,} rows to {out}")

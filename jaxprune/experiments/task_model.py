@@ -1,0 +1,168 @@
+"""The model of a task: what of its start it keeps, how it makes sentence vectors, and the directory that it leaves."""
+
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+import jaxprune
+from jaxprune.config.commands import FinetuneConfig
+from jaxprune.config.load import to_yaml
+from jaxprune.config.sections import ModelConfig
+from jaxprune.data import tokenizer
+from jaxprune.data.glue_tasks import Task
+from jaxprune.errors import UserError
+from jaxprune.experiments.program import Blueprint
+from jaxprune.experiments.weights import Weights, folder_beside
+from jaxprune.files import write_atomically
+from jaxprune.models import architecture
+from jaxprune.models.architecture import Head, Pooling
+from jaxprune.models.config_json import read_json
+from jaxprune.models.folder import write_folder
+from jaxprune.models.other_files import CONFIG
+from jaxprune.pruning.masks import leaf_counts
+from jaxprune.reports.model_card import model_card
+
+log = logging.getLogger("jaxprune")
+
+PROBLEM_TYPES: dict[Head, str] = {
+    "classification": "single_label_classification",
+    "multi_label": "multi_label_classification",
+    "regression": "regression",
+}
+"""transformers' word for what a head learns."""
+_POOLING = "1_Pooling/config.json"
+_MODES: dict[str, Pooling] = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+
+
+def pooling_of(cfg: FinetuneConfig) -> Pooling:
+    """How sentence vectors come from tokens': as the config says, else the folder of `init_from`, else `mean`."""
+    if cfg.pooling != "auto":
+        return cfg.pooling
+    folder = folder_beside(cfg.init_from, cfg.init_revision)
+    return pooling_in(folder) if folder else "mean"
+
+
+def pooling_in(folder: Path) -> Pooling:
+    """The pooling of a sentence-transformers directory; `mean` of one that is none. UserError for other poolings."""
+    if not (folder / _POOLING).is_file():
+        return "mean"
+    settings = read_json(folder / _POOLING)
+    asked = [key for key, value in settings.items() if key.startswith("pooling_mode_") and value]
+    if isinstance(settings.get("pooling_mode"), str):  # newer folders name it
+        asked = [f"pooling_mode_{settings['pooling_mode'].replace('mean', 'mean_tokens').replace('cls', 'cls_token')}"]
+    if len(asked) != 1 or asked[0] not in _MODES:
+        raise UserError(f"{folder / _POOLING}: {', '.join(asked) or 'no pooling mode'}; set pooling to mean or cls")
+    return _MODES[asked[0]]
+
+
+def with_fitting_head(weights: Weights, revision: str, blueprint: Blueprint, labels: tuple[str, ...]) -> Weights:
+    """`weights` without a head for other labels than `labels` (in this order); what happens to it is said."""
+    record = architecture(blueprint.model.architecture)
+    body = _paths(record.build(blueprint.model, head="pretraining").init)
+    held = flatten_dict(weights.params, sep="/")
+    own = (_paths(blueprint.build().init) - body) & held.keys()
+    if not own:
+        return weights
+    folder = folder_beside(weights.source, revision)
+    theirs = label_names(read_json(folder / CONFIG)) if folder else ()
+    unnamed = theirs == tuple(f"LABEL_{i}" for i in range(len(theirs)))
+    if theirs == labels or (unnamed and len(theirs) == max(len(labels), 1)):
+        log.info("%s: its head for %s is kept", weights.source, ", ".join(labels) or "a score")
+        return weights
+    words = "%s: its head is for %s, this task is about %s; a new one is drawn"
+    log.info(words, weights.source, ", ".join(theirs) or "a score", ", ".join(labels) or "a score")
+    rest = {path: value for path, value in held.items() if path not in own}
+    masks: dict[Any, Any] = flatten_dict(weights.masks, sep="/") if weights.masks is not None else {}
+    kept = unflatten_dict({path: mask for path, mask in masks.items() if path not in own}, sep="/")
+    return weights._replace(params=unflatten_dict(rest, sep="/"), masks=kept if masks else None)
+
+
+def _paths(init: Any) -> set[Any]:
+    return {*flatten_dict(jax.eval_shape(init, jax.random.key(0)), sep="/")}
+
+
+def label_names(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names in a config.json's `id2label`, in order; empty for a score, or without any."""
+    names = config.get("id2label") or {}
+    ordered = tuple(str(names[key]) for key in sorted(names, key=int))
+    return () if config.get("problem_type") == "regression" else ordered
+
+
+def write_model(
+    directory: Path,
+    cfg: FinetuneConfig,
+    blueprint: Blueprint,
+    task: Task,
+    vocabulary: tokenizer.Vocabulary,
+    params: Any,
+    masks: Any,
+    result: Mapping[str, Any],
+) -> None:
+    """The Hugging Face directory of a finished run: weights, masks, labels, tokenizer and model card."""
+    config: dict[str, Any] = {}
+    if blueprint.head in PROBLEM_TYPES:
+        config["problem_type"] = PROBLEM_TYPES[blueprint.head]
+    if task.labels:
+        config["id2label"] = {str(i): name for i, name in enumerate(task.labels)}
+        config["label2id"] = {name: i for i, name in enumerate(task.labels)}
+    most = architecture(blueprint.model.architecture).max_tokens(blueprint.model)
+    write_folder(
+        directory,
+        blueprint.model,
+        params,
+        head=blueprint.head,
+        masks=masks,
+        tokenizer=tokenizer.files(vocabulary, max_length=most),
+        source=folder_beside(cfg.init_from, cfg.init_revision),
+        extra_config=config,
+        card=_card(cfg, blueprint, task, params, masks, result),
+    )
+
+
+def write_tokenizer(vocabulary: tokenizer.Vocabulary, model: ModelConfig, directory: Path) -> None:
+    """The tokenizer's files in a directory of their own."""
+    directory.mkdir(exist_ok=True)
+    for name, content in tokenizer.files(
+        vocabulary, max_length=architecture(model.architecture).max_tokens(model)
+    ).items():
+        write_atomically(directory / name, content)
+
+
+def _card(
+    cfg: FinetuneConfig, blueprint: Blueprint, task: Task, params: Any, masks: Any, result: Mapping[str, Any]
+) -> str:
+    record, prune = architecture(blueprint.model.architecture), cfg.prune
+    leaves: dict[str, Any] = flatten_dict(params, sep="/")
+    sizes = {path: leaf.size for path, leaf in leaves.items()}
+    zeros = {path: size - kept for path, (kept, size) in leaf_counts(masks).items()}
+    matrices = [
+        path
+        for path in sizes
+        if path != record.word_embeddings and any(re.fullmatch(regex, path) for regex in record.prunable)
+    ]
+    bases = {"the prunable weights": zeros, "the encoder's matrices": matrices, "all weights": sizes}
+    how = f"The masks are those of {cfg.init_from}, held while it was fine-tuned." if any(zeros.values()) else ""
+    if prune.prunes:
+        how = f"Pruned while it was fine-tuned, by {prune.criterion}, scope {prune.scope}, structure {prune.structure}."
+    return model_card(
+        source=cfg.init_from,
+        architecture=record.name,
+        task=task.name,
+        kind=task.kind,
+        labels=task.labels,
+        pooling=blueprint.pooling,
+        scores={name: result[name] for name in task.metrics},
+        bases={
+            name: (sum(zeros.get(path, 0) for path in paths), sum(sizes[path] for path in paths))
+            for name, paths in bases.items()
+        },
+        how=how,
+        version=jaxprune.__version__,
+        config=to_yaml(cfg).strip(),
+        **{key: result[key] for key in ("dev_examples", "train_examples", "steps", "learning_rate", "seed")},
+    )

@@ -1,0 +1,260 @@
+"""One fine-tuning run: one task, one learning rate, one seed, in an ordinary workdir."""
+
+import functools
+import hashlib
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxprune.config.commands import FinetuneConfig
+from jaxprune.config.sections import ModelConfig, OptimizerConfig
+from jaxprune.config.task import TaskEntry, task_name, with_paths
+from jaxprune.data import tokenizer
+from jaxprune.data.examples import Examples, subset
+from jaxprune.data.glue_tasks import Task
+from jaxprune.data.metrics import score
+from jaxprune.data.own_task import read_task
+from jaxprune.data.task_batches import Encoded, TaskData, TaskIterator, encode, eval_batches, outputs
+from jaxprune.errors import UserError
+from jaxprune.experiments.program import Blueprint
+from jaxprune.experiments.pruning_plan import included, plan_of
+from jaxprune.experiments.shelf import Shelf
+from jaxprune.experiments.task_model import pooling_of, with_fitting_head, write_model
+from jaxprune.experiments.walk import Command, Data, Decisions, Fitted, Opened, Ready
+from jaxprune.experiments.weights import absolute, masked_beyond, read_weights, shaped, source_model, stored_config
+from jaxprune.models import architecture
+from jaxprune.pruning.masks import apply_masks, sparsity
+from jaxprune.training.compile import evaluate_all
+from jaxprune.training.processes import whole
+from jaxprune.training.sharding import everywhere, make_mesh, shards
+from jaxprune.training.steps import means
+
+CHECKPOINTS = ("checkpoints", "integrity")
+
+
+class Splits(NamedTuple):
+    """One task's encoded splits."""
+
+    task: Task
+    train: Encoded
+    dev: Encoded
+    vocabulary: tokenizer.Vocabulary
+
+
+Read = Callable[[FinetuneConfig, TaskEntry], tuple[Examples, Examples]]
+"""(config, task) -> train and dev examples."""
+
+
+def tuning(read: Read | None = None) -> Command:
+    """The command that fine-tunes one task with one learning rate and seed; `read` gives the examples."""
+    return Command(resolve, functools.partial(open_run, read or read_examples), describe_task, finish)
+
+
+def read_examples(cfg: FinetuneConfig, entry: TaskEntry) -> tuple[Examples, Examples]:
+    """Train and dev examples of a task; errors name file and row."""
+    train, dev = read_task(entry, cfg.glue, cfg.revision)
+    return subset(train, cfg.max_train_examples, seed=0), subset(dev, cfg.max_dev_examples, seed=0)
+
+
+def one_run(cfg: FinetuneConfig, entry: TaskEntry, rate: float, seed: int) -> FinetuneConfig:
+    """`cfg` for a single run of its grid."""
+    return cfg.model_copy(update={"tasks": (entry,), "learning_rates": (rate,), "seeds": (seed,)})
+
+
+def resolve(cfg: FinetuneConfig, workdir: Path | None) -> Decisions:
+    """`cfg` with the shape of the weights it starts from, prunable paths, and paths that hold from any directory."""
+    stored = stored_config(workdir)
+    before = stored if isinstance(stored, FinetuneConfig) else FinetuneConfig()
+    if stored is not None:
+        shape = before.model
+    else:
+        shape = source_model(cfg.init_from, cfg.init_revision) if cfg.init_from else cfg.model
+    model = tuned_model(cfg, shape)
+    also: Sequence[str] = before.prune.include
+    if stored is None and cfg.init_from and cfg.masks != "none":
+        also = masked_beyond(cfg.init_from, cfg.init_revision, model, "classification")
+    prune = included(cfg.prune, model, also)
+    paths = {key: absolute(getattr(cfg, key), getattr(before, key)) for key in ("init_from", "glue", "tokenizer")}
+    tasks = tuple(with_paths(entry, absolute) for entry in cfg.tasks)
+    return decisions_of(cfg.model_copy(update={"model": model, "prune": prune, "tasks": tasks, **paths}))
+
+
+def decisions_of(cfg: FinetuneConfig) -> Decisions:
+    """What a resolved config of one run means."""
+    title = f"{task_name(cfg.tasks[0])} lr {cfg.learning_rates[0]:g} seed {cfg.seeds[0]}"
+    return Decisions(cfg, cfg.seeds[0], cfg.prune, cfg.masks, cfg.train, 1, title)
+
+
+def tuned_model(cfg: FinetuneConfig, shape: ModelConfig) -> ModelConfig:
+    """`shape` with dropout and dtype as `cfg` says."""
+    model = shaped(cfg.model, shape, f"init_from = {cfg.init_from}")
+    most = architecture(model.architecture).max_tokens(model)
+    if cfg.max_len > most:
+        raise UserError(
+            f"max_len = {cfg.max_len} is above the {most} positions of init_from = {cfg.init_from}; lower it"
+        )
+    names = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+    return model.model_copy(update=dict.fromkeys(names, cfg.dropout) | {"dtype": cfg.dtype})
+
+
+def open_run(read: Read, decisions: Decisions, shelf: Shelf) -> Opened:
+    """Encoded examples, the plan, and how to get the weights to start from."""
+    cfg: FinetuneConfig = decisions.cfg
+    splits = shelf.get("splits", _splits_key(cfg), lambda: _splits(cfg, read, shelf))
+    longest = max(int(part.lengths.max()) for part in (splits.train, splits.dev))
+    rows = shards(make_mesh(cfg.mesh)) * cfg.train.accumulate
+    train = TaskData(splits.train, cfg.batch_size, decisions.seed, epochs=cfg.epochs, longest=longest, multiple=rows)
+    steps = cfg.epochs * train.steps_per_epoch
+    counts = f"epochs x examples / batch_size = {cfg.epochs} x {len(splits.train)} / {cfg.batch_size}"
+    plan = plan_of(cfg.prune, steps, f"the steps of {splits.task.name}, {counts}")
+    head = splits.task.head
+    blueprint = Blueprint(
+        model=cfg.model,
+        head=head,
+        num_labels=len(splits.task.labels),
+        prune=decisions.prune,
+        masked=decisions.masks == "fixed",
+        optimizer=schedule(cfg, steps),
+        steps=steps,
+        mesh=cfg.mesh,
+        accumulate=cfg.train.accumulate,
+        pooling=pooling_of(cfg) if head == "similarity" else "mean",
+    )
+    data = Data(
+        batches=lambda: TaskIterator(train),
+        dev=None,
+        whole=True,
+        key=f"glue = {cfg.glue}" if isinstance(cfg.tasks[0], str) else f"tasks: {splits.task.name}",
+        fingerprint=_fingerprint(splits, cfg),
+        terms=(head,),
+        tokens_per_step=len(splits.train.ids) // train.steps_per_epoch,
+        source=(splits, train.shape),
+    )
+    key = (cfg.init_from, cfg.init_revision, cfg.init_variant)
+
+    def read_start() -> Any:
+        if not cfg.init_from:
+            return None
+        weights = shelf.get("weights", key, lambda: read_weights(*key), single=True)
+        return with_fitting_head(weights, cfg.init_revision, blueprint, splits.task.labels)
+
+    return Opened(decisions, blueprint, plan, data, functools.cache(read_start))
+
+
+def schedule(cfg: FinetuneConfig, steps: int) -> OptimizerConfig:
+    """The optimizer of a run of `steps` steps, with its warm-up and the shape of its learning rate."""
+    rate = {"learning_rate": cfg.learning_rates[0]}
+    if not cfg.sawtooth:
+        return cfg.optimizer.model_copy(update=rate | {"warmup_steps": round(cfg.warmup_fraction * steps)})
+    epoch = steps // cfg.epochs
+    warmup = 0 if cfg.epochs_before else round(cfg.warmup_fraction * epoch)
+    teeth = {"decay": "sawtooth", "period": epoch, "offset": epoch * cfg.epochs_before}
+    return cfg.optimizer.model_copy(update=rate | teeth | {"warmup_steps": warmup})
+
+
+def finish(fitted: Fitted) -> dict[str, Any]:
+    """Score the dev set, write its predictions and the model; what goes into result.json."""
+    (opened, program), workdir, state = fitted.ready, fitted.workdir, fitted.state
+    cfg: FinetuneConfig = opened.decisions.cfg
+    splits, shape = opened.data.source
+    apply = opened.blueprint.build().apply
+    forward = jax.jit(
+        lambda state, batch: apply(apply_masks(state.params, state.masks), batch)["logits"],
+        out_shardings=everywhere(program.mesh),
+    )
+    predictions = outputs(splits.dev, shape, lambda batch: np.asarray(forward(state, program.put_whole(batch))))
+    values = score(splits.task, predictions, splits.dev.labels)
+    if cfg.train_loss:
+        batches = (program.put_whole(batch) for _, batch in eval_batches(splits.train, shape))
+        values["train_loss"] = means(evaluate_all(program, state, batches), opened.data.terms)["loss"]
+    params = whole(jax.jit(apply_masks)(state.params, state.masks)) if cfg.keep_weights else None
+    masks = whole(state.masks) if cfg.keep_weights else None
+    result = {
+        "task": splits.task.name,
+        "learning_rate": cfg.learning_rates[0],
+        "seed": cfg.seeds[0],
+        "masks": cfg.masks,
+        "sparsity": sparsity(state.masks),
+        "metric": splits.task.metric,
+        "score": values[splits.task.metric],
+        **values,
+        "train_examples": len(splits.train),
+        "dev_examples": len(splits.dev),
+        "steps": opened.blueprint.steps,
+        "seconds_this_session": fitted.seconds,
+    }
+    if workdir.owner:
+        np.savez(workdir / "dev_predictions.npz", logits=predictions, labels=splits.dev.labels)
+        if cfg.keep_weights:
+            write_model(workdir / "hf", cfg, opened.blueprint, splits.task, splits.vocabulary, params, masks, result)
+        for name in CHECKPOINTS:  # the result is what counts; a study has hundreds of these
+            shutil.rmtree(workdir / name, ignore_errors=True)
+    return result
+
+
+def vocabulary_of(cfg: FinetuneConfig, own: str) -> tokenizer.Vocabulary:
+    """The tokenizer of a resolved config: the run's `own` copy, else `tokenizer`, else what lies beside `init_from`."""
+    path, revision = cfg.tokenizer, ""
+    if own and Path(own).is_dir():
+        path = own
+    elif not path:
+        path, revision = _beside(cfg.init_from), cfg.init_revision
+    vocabulary = tokenizer.load(path, revision, special=architecture(cfg.model.architecture).special_tokens)
+    if vocabulary.size > cfg.model.vocab_size:
+        raise UserError(
+            f"tokenizer {path}: {vocabulary.size} pieces do not fit the {cfg.model.vocab_size} rows of init_from = "
+            f"{cfg.init_from}; use the tokenizer it was trained with"
+        )
+    return vocabulary
+
+
+def _beside(init_from: str) -> str:
+    stored = stored_config(init_from)
+    if stored is None:
+        return init_from
+    own = Path(init_from).expanduser() / "hf"
+    if isinstance(stored, FinetuneConfig) or own.is_dir():
+        return str(own)
+    return str(Path(stored.data.path).expanduser() / "tokenizer")
+
+
+def _splits_key(cfg: FinetuneConfig) -> tuple[Any, ...]:
+    limits = (cfg.max_len, cfg.max_train_examples, cfg.max_dev_examples)
+    entry = cfg.tasks[0] if isinstance(cfg.tasks[0], str) else cfg.tasks[0].model_dump_json()
+    return (entry, cfg.glue, cfg.revision, cfg.tokenizer, *limits)
+
+
+def _splits(cfg: FinetuneConfig, read: Read, shelf: Shelf) -> Splits:
+    vocabulary = shelf.get("vocabulary", cfg.tokenizer, lambda: vocabulary_of(cfg, cfg.tokenizer))
+    train, dev = (encoded_for(cfg.model, examples, vocabulary, cfg.max_len) for examples in read(cfg, cfg.tasks[0]))
+    return Splits(train.task, train, dev, vocabulary)
+
+
+def encoded_for(model: ModelConfig, examples: Examples, vocabulary: tokenizer.Vocabulary, max_len: int) -> Encoded:
+    """Examples as this model and the examples' task read them."""
+    separators, apart = architecture(model.architecture).pair_separators, examples.task.head == "similarity"
+    return encode(examples, vocabulary, max_len, separators=separators, apart=apart)
+
+
+def _fingerprint(splits: Splits, cfg: FinetuneConfig) -> str:
+    """Hash of all that decides the batches."""
+    digest = hashlib.sha256(f"{cfg.batch_size} {cfg.seeds[0]}".encode())
+    for part in (splits.train, splits.dev):
+        for array in (part.ids, part.types, part.ends, part.labels, part.weights):
+            digest.update(f"{array.shape} {array.dtype}".encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def describe_task(ready: Ready, runs: int = 1) -> None:
+    """Print what the runs of a task would do."""
+    opened = ready.opened
+    cfg, (splits, shape) = opened.decisions.cfg, opened.data.source
+    print(
+        f"{splits.task.name}: {len(splits.train):,} train, {len(splits.dev):,} dev examples, "
+        f"{splits.train.lengths.mean():.1f} tokens on average, {splits.train.lengths.max()} at most; {runs} runs of "
+        f"{opened.blueprint.steps:,} steps of {cfg.batch_size} examples in {shape.rows} rows of {shape.length} tokens"
+    )

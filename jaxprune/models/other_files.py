@@ -1,0 +1,83 @@
+"""What lies beside the weights in a model's folder: tokenizer, pooling modules, licence, ...; it goes where they go."""
+
+import json
+import re
+import shutil
+from collections.abc import Container, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from jaxprune.errors import UserError
+from jaxprune.files import new_directory
+from jaxprune.models.weights import MASKS, WEIGHTS
+
+CONFIG = "config.json"
+_STALE = re.compile(
+    r".*\.(safetensors|bin|pt|pth|msgpack|h5|onnx|onnx_data|ot|gguf|tflite|mlmodel)(\.index(\.[\w-]+)?\.json)?"
+    r"|.*\.ckpt(\..*)?|openvino_\w*\.xml"
+)
+_NO_WEIGHTS = ("training_args.bin",)
+_MODULE = re.compile(r"\d+_\w+")
+"""sentence-transformers' names of modules' directories, which modules.json lists too."""
+
+
+def copy_other_files(folder: Path, target: Path, *, leave: Container[str] = ()) -> list[str]:
+    """Copy the files of `folder` that hold no weights, but for those named in `leave`; modes follow the umask.
+
+    A module of sentence-transformers goes along whole. Other directories do unless there are weights in them (`onnx/`,
+    `checkpoint-500/`): those are another form of the model, or another model. Hidden directories (`.git`) stay behind.
+    Returns the names of what holds weights and was left.
+    """
+    modules, left = _modules(folder), []
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            if path.name[0] != "." and path.name not in modules and any(_is_stale(inner) for inner in path.rglob("*")):
+                left.append(f"{path.name}/")
+            else:
+                _copy(path, target)
+        elif _is_stale(path):
+            left.append(path.name)
+        elif path.name not in leave:
+            _copy(path, target)
+    return left
+
+
+@contextmanager
+def replaced(directory: str | Path) -> Iterator[Path]:
+    """A temporary directory that takes the place of a new one, or of a model's directory whose other files it keeps."""
+    directory = Path(directory).expanduser()
+    if directory.exists() and not (directory / CONFIG).is_file() and (directory.is_file() or any(directory.iterdir())):
+        raise UserError(f"{directory}: holds something that is no model; name a new directory")
+    with new_directory(directory) as temporary:
+        if directory.is_dir():
+            written = shutil.ignore_patterns(WEIGHTS, MASKS)
+            shutil.copytree(
+                directory,
+                temporary,
+                symlinks=True,
+                dirs_exist_ok=True,
+                ignore=lambda at, names: written(at, names) if Path(at) == directory else (),
+            )
+        yield temporary
+
+
+def _copy(path: Path, target: Path) -> None:
+    """Copy a file, or a directory without the hidden ones in it, into `target`."""
+    if path.is_file():
+        shutil.copyfile(path, target / path.name)
+    elif path.is_dir() and path.name[0] != ".":
+        (target / path.name).mkdir(exist_ok=True)
+        for inner in path.iterdir():
+            _copy(inner, target / path.name)
+
+
+def _is_stale(path: Path) -> bool:
+    return bool(_STALE.fullmatch(path.name)) and path.name not in _NO_WEIGHTS and path.is_file()
+
+
+def _modules(folder: Path) -> set[str]:
+    names = {path.name for path in folder.iterdir() if _MODULE.fullmatch(path.name)}
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        listed = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        names |= {Path(module["path"]).parts[0] for module in listed if module["path"]}
+    return names
