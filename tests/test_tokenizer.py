@@ -17,6 +17,7 @@ from jaxprune.config.sections import DataConfig
 from jaxprune.config.special_tokens import SpecialTokens
 from jaxprune.data import tokenizer
 from jaxprune.data.masking import Masking
+from jaxprune.data.tokenizer_plain import is_plain
 from jaxprune.data.tokenizer_pool import tokenize, tokenize_chunks
 from jaxprune.errors import UserError
 
@@ -207,10 +208,60 @@ def test_tokenizer_json_alone_needs_no_transformers(tmp_path, bert):
     assert ours.encode(["Hello"]) == [[5]]
     theirs = AutoTokenizer.from_pretrained(tmp_path / "alone-out")
     assert theirs("a", "b").token_type_ids == [0, 0, 0, 1, 1]
+    # nor does what save_pretrained wrote, whose settings say the same; with other settings they win, as in transformers
+    for name, lower in (("saved", False), ("other", True)):
+        settings = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_bytes()) | {"do_lower_case": lower}
+        write(tmp_path / name, {"tokenizer.json": whole, "tokenizer_config.json": settings})
+        assert is_plain(json.loads(whole), settings, BERT) == (not lower)
+        same(tmp_path / name, BERT, TEXTS)
     # beside a config.json transformers builds BERT's own, which lower-cases unless told
     assert same(
         write(tmp_path / "model", {"tokenizer.json": whole, "config.json": {"model_type": "bert"}}), BERT, TEXTS
     )
+
+
+CHANGES: dict[str, tuple[str, str, Any]] = {
+    "nothing": ("settings", "", None),
+    "accents": ("settings", "strip_accents", False),
+    "chinese": ("settings", "tokenize_chinese_chars", False),
+    "one more token": ("settings", "additional_special_tokens", ["[ENT]"]),
+    "a token of its own": ("settings", "entity_token", "[ENT]"),
+    "another mask": ("settings", "mask_token", "Hello"),
+    "an unnamed mask": ("settings", "mask_token", None),
+    "names are text": ("settings", "split_special_tokens", True),
+    "flags": ("special_tokens_map", "mask_token", {"content": "[MASK]", "lstrip": True}),
+    "no normalizer": ("whole", "normalizer", None),
+    "other pre-tokens": ("whole", "pre_tokenizer", {"type": "Whitespace"}),
+    "no template": ("whole", "post_processor", None),
+    "nothing added": ("whole", "added_tokens", []),
+    "short words": ("model", "max_input_chars_per_word", 3),
+    "other marks": ("model", "continuing_subword_prefix", "@@"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_tokenizer_json_is_run_as_it_is_only_where_transformers_would_build_the_same(tmp_path, bert, change):
+    """Whatever differs between it and the settings, ids stay those of transformers."""
+    BertTokenizer.from_pretrained(bert).save_pretrained(tmp_path / "m")
+    files = {
+        name: json.loads((tmp_path / "m" / f"{name}.json").read_bytes()) for name in ("tokenizer", "tokenizer_config")
+    }
+    whole, settings = files.values()
+    where, key, value = CHANGES[change]
+    parts = {"settings": settings, "whole": whole, "model": whole["model"], "special_tokens_map": {}}
+    parts[where].pop(key, None)
+    if value is not None:
+        parts[where][key] = value
+    write(tmp_path / "m", {"tokenizer.json": whole, "tokenizer_config.json": settings})
+    write(tmp_path / "m", {"special_tokens_map.json": parts["special_tokens_map"]})
+    texts = [*TEXTS, "Hello [ENT] Hello", "hello [MASK]  [MASK]wo", *texts_of(random.Random(3), [*BERT, "[ENT]"], 20)]
+    assert is_plain(whole, settings | parts["special_tokens_map"], BERT) == (change in ("nothing", "no template"))
+    if value is True:  # the settings say what `encode` does unasked
+        ours, theirs = tokenizer.load(str(tmp_path / "m"), special=BERT), AutoTokenizer.from_pretrained(tmp_path / "m")
+        agree(ours, theirs, texts)
+        assert ours.encode(texts) == ours.encode(texts, names_as_ids=True)
+    else:
+        same(tmp_path / "m", BERT, texts)
 
 
 @pytest.fixture(scope="module")
@@ -374,4 +425,6 @@ def test_a_real_sentence_encoder():
     ours, theirs = tokenizer.load(str(folder), special=BERT), AutoTokenizer.from_pretrained(folder)
     agree(ours, theirs, texts_of(random.Random(2), [*BERT], 100) + TEXTS)
     names = {path.name for path in folder.iterdir()}
+    settings = json.loads((folder / "tokenizer_config.json").read_bytes())
+    assert is_plain(json.loads((folder / "tokenizer.json").read_bytes()), settings, BERT)
     assert all(content == (folder / name).read_bytes() for name, content in ours.files.items() if name in names)
