@@ -58,23 +58,23 @@ class Encoded:
         return np.diff(self.ends[self.texts - 1 :: self.texts], prepend=0)
 
 
-def encode(
-    examples: Examples, vocabulary: Vocabulary, max_len: int, *, separators: int = 1, apart: bool = False
-) -> Encoded:
+def encode(examples: Examples, vocabulary: Vocabulary, max_len: int, *, apart: bool = False) -> Encoded:
     """Token ids of the examples, each at most `max_len` with its special tokens.
 
-    A pair that is too long loses tokens of its longer text, as transformers' `longest_first` does; `separators` stand
-    between its texts. `apart` encodes the texts of a pair each by itself, to be compared. Errors: UserError without
+    A pair that is too long loses tokens of its longer text, as transformers' `longest_first` does. `apart` encodes the
+    texts of a pair each by itself, to be compared. Names of special tokens in a text are these tokens, as in
+    transformers. Errors: UserError without
     examples, or if `max_len` leaves no room.
     """
     if not len(examples):
         raise UserError(f"{examples.source}: no examples")
     paired = examples.second is not None and not apart
-    room = max_len - 2 - paired * separators
+    room = max_len - 2 - paired * vocabulary.separators
     if room < 2:
         raise UserError(f"max_len = {max_len} leaves no room for text: use 8 or more")
-    first = vocabulary.encode(list(examples.first))
-    second = vocabulary.encode(list(examples.second)) if examples.second is not None else None
+    first = vocabulary.encode(list(examples.first), names_as_ids=True)
+    second = vocabulary.encode(list(examples.second), names_as_ids=True) if examples.second is not None else None
+    separators = vocabulary.separators
     cls, sep = [vocabulary.special["cls"]], [vocabulary.special["sep"]]
     ids: list[list[int]] = []
     lengths_b: list[int] = []  # of `b sep`

@@ -53,7 +53,7 @@ def predict(
     record = architecture(read.model.architecture)
     vocabulary = tokenizer.load(str(folder), special=record.special_tokens)
     examples = Examples(task, file, first, second, np.zeros(len(first), np.float32))
-    encoded = encoded_for(read.model, examples, vocabulary, max_len or record.max_tokens(read.model))
+    encoded = encoded_for(examples, vocabulary, max_len or record.max_tokens(read.model))
     length = math.ceil(int(encoded.lengths.max()) / 16) * 16
     built = record.build(
         read.model,

@@ -230,14 +230,13 @@ def _splits_key(cfg: FinetuneConfig) -> tuple[Any, ...]:
 
 def _splits(cfg: FinetuneConfig, read: Read, shelf: Shelf) -> Splits:
     vocabulary = shelf.get("vocabulary", cfg.tokenizer, lambda: vocabulary_of(cfg, cfg.tokenizer))
-    train, dev = (encoded_for(cfg.model, examples, vocabulary, cfg.max_len) for examples in read(cfg, cfg.tasks[0]))
+    train, dev = (encoded_for(examples, vocabulary, cfg.max_len) for examples in read(cfg, cfg.tasks[0]))
     return Splits(train.task, train, dev, vocabulary)
 
 
-def encoded_for(model: ModelConfig, examples: Examples, vocabulary: tokenizer.Vocabulary, max_len: int) -> Encoded:
-    """Examples as this model and the examples' task read them."""
-    separators, apart = architecture(model.architecture).pair_separators, examples.task.head == "similarity"
-    return encode(examples, vocabulary, max_len, separators=separators, apart=apart)
+def encoded_for(examples: Examples, vocabulary: tokenizer.Vocabulary, max_len: int) -> Encoded:
+    """Examples as their task reads them."""
+    return encode(examples, vocabulary, max_len, apart=examples.task.kind == "similarity")
 
 
 def _fingerprint(splits: Splits, cfg: FinetuneConfig) -> str:

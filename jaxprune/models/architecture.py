@@ -70,8 +70,6 @@ class Architecture(NamedTuple):
     scopes: Callable[[ModelConfig], dict[str, Scope]]
     """Scopes beside `global` and `matrix`: `layer`, `head`."""
     special_tokens: SpecialTokens
-    pair_separators: int
-    """Separators between the texts of a pair: 1 in `cls a sep b sep`, 2 in `cls a sep sep b sep`."""
     max_tokens: Callable[[ModelConfig], int]
     """Tokens of the longest sequence."""
     word_embeddings: str

@@ -133,7 +133,6 @@ BERT = Architecture(
     prunable=(*ENCODER_MATRICES, r"pooler/kernel"),
     scopes=scopes,
     special_tokens=SpecialTokens(pad="[PAD]", unk="[UNK]", cls="[CLS]", sep="[SEP]", mask="[MASK]"),
-    pair_separators=1,
     max_tokens=lambda cfg: cfg.max_position_embeddings,
     word_embeddings=WORD_EMBEDDINGS,
     parts=PARTS,

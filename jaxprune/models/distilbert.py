@@ -147,7 +147,6 @@ DISTILBERT = Architecture(
     prunable=ENCODER_MATRICES,
     scopes=scopes,
     special_tokens=SpecialTokens(pad="[PAD]", unk="[UNK]", cls="[CLS]", sep="[SEP]", mask="[MASK]"),
-    pair_separators=1,
     max_tokens=lambda cfg: cfg.max_position_embeddings,
     word_embeddings=WORD_EMBEDDINGS,
     parts=PARTS,

@@ -140,7 +140,6 @@ ROBERTA = Architecture(
     prunable=ENCODER_MATRICES,
     scopes=scopes,
     special_tokens=SpecialTokens(pad="<pad>", unk="<unk>", cls="<s>", sep="</s>", mask="<mask>"),
-    pair_separators=2,
     max_tokens=_max_tokens,
     word_embeddings=WORD_EMBEDDINGS,
     parts=PARTS,
