@@ -121,8 +121,8 @@ class FinetuneConfig(Section):
     """Peak learning rates; each is a run."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Seeds of the classifier's start, order and dropout; each is a run."""
-    epochs: int = Field(default=3, ge=1)
-    """Passes over the training set."""
+    epochs: int = Field(default=3, ge=0)
+    """Passes over the training set; 0 scores the start as it is, pruned if `prune` says so."""
     batch_size: int = Field(default=32, ge=1)
     """Examples per step."""
     max_len: int = Field(default=128, ge=8)

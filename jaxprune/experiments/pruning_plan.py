@@ -1,11 +1,16 @@
 """What a config prunes: its paths and its plan."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
+
+import jax
+from flax.traverse_util import flatten_dict
 
 from jaxprune.config.sections import ModelConfig, PruneConfig
 from jaxprune.errors import UserError
 from jaxprune.models import architecture
+from jaxprune.models.architecture import Head
 from jaxprune.pruning.criteria import CRITERIA, criterion_of
 from jaxprune.pruning.names import chosen
 from jaxprune.pruning.schedules import SCHEDULES, plan
@@ -52,3 +57,16 @@ def check_untrained(key: str, criterion: str, why: str) -> None:
     if criterion_of(criterion, key).observe is not None:
         others = ", ".join(name for name in CRITERIA if criterion_of(name).observe is None)
         raise UserError(f"{key} = {criterion}: its scores come from training steps, and {why} use one of {others}")
+
+
+def with_paths_of(prune: PruneConfig, model: ModelConfig, head: Head, num_labels: int) -> PruneConfig:
+    """`prune` without the architecture's own regexes that match no path of a model with this head (a pooler's)."""
+    record = architecture(model.architecture)
+    init = record.build(model, head=head, num_labels=num_labels).init
+    paths = flatten_dict(jax.eval_shape(init, jax.random.key(0)), sep="/")
+    include = [
+        regex
+        for regex in prune.include
+        if regex not in record.prunable or any(re.fullmatch(regex, path) for path in paths)
+    ]
+    return prune.model_copy(update={"include": tuple(include)})

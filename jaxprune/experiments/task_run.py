@@ -21,7 +21,7 @@ from jaxprune.data.own_task import read_task
 from jaxprune.data.task_batches import Encoded, TaskData, TaskIterator, encode, eval_batches, outputs
 from jaxprune.errors import UserError
 from jaxprune.experiments.program import Blueprint
-from jaxprune.experiments.pruning_plan import included, plan_of
+from jaxprune.experiments.pruning_plan import included, plan_of, with_paths_of
 from jaxprune.experiments.shelf import Shelf
 from jaxprune.experiments.task_model import pooling_of, with_fitting_head, write_model
 from jaxprune.experiments.walk import Command, Data, Decisions, Fitted, Opened, Ready
@@ -107,11 +107,12 @@ def open_run(read: Read, decisions: Decisions, shelf: Shelf) -> Opened:
     splits = shelf.get("splits", _splits_key(cfg), lambda: _splits(cfg, read, shelf))
     longest = max(int(part.lengths.max()) for part in (splits.train, splits.dev))
     rows = shards(make_mesh(cfg.mesh)) * cfg.train.accumulate
-    train = TaskData(splits.train, cfg.batch_size, decisions.seed, epochs=cfg.epochs, longest=longest, multiple=rows)
+    train = TaskData(splits.train, cfg.batch_size, decisions.seed, epochs=max(cfg.epochs, 1), longest=longest, multiple=rows)
     steps = cfg.epochs * train.steps_per_epoch
     counts = f"epochs x examples / batch_size = {cfg.epochs} x {len(splits.train)} / {cfg.batch_size}"
     plan = plan_of(cfg.prune, steps, f"the steps of {splits.task.name}, {counts}")
     head = splits.task.head
+    decisions = decisions._replace(prune=with_paths_of(decisions.prune, cfg.model, head, len(splits.task.labels)))
     blueprint = Blueprint(
         model=cfg.model,
         head=head,
@@ -150,7 +151,7 @@ def schedule(cfg: FinetuneConfig, steps: int) -> OptimizerConfig:
     rate = {"learning_rate": cfg.learning_rates[0]}
     if not cfg.sawtooth:
         return cfg.optimizer.model_copy(update=rate | {"warmup_steps": round(cfg.warmup_fraction * steps)})
-    epoch = steps // cfg.epochs
+    epoch = steps // max(cfg.epochs, 1)
     warmup = 0 if cfg.epochs_before else round(cfg.warmup_fraction * epoch)
     teeth = {"decay": "sawtooth", "period": epoch, "offset": epoch * cfg.epochs_before}
     return cfg.optimizer.model_copy(update=rate | teeth | {"warmup_steps": warmup})
