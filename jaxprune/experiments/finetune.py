@@ -16,7 +16,7 @@ from jaxprune.experiments.environment import versions
 from jaxprune.experiments.shelf import Shelf
 from jaxprune.experiments.task_model import write_tokenizer
 from jaxprune.experiments.task_run import decisions_of, describe_task, one_run, resolve, tuning, vocabulary_of
-from jaxprune.experiments.walk import begun, compile_run, read_start, walk
+from jaxprune.experiments.walk import begun, compile_run, read_start, say_start, walk
 from jaxprune.files import new_directory
 from jaxprune.training.processes import agree, together
 from jaxprune.training.workdir import Workdir, owned_workdir
@@ -45,6 +45,7 @@ def finetune(cfg: FinetuneConfig, workdir: Path | None, *, dry_run: bool = False
     if dry_run or workdir is None:
         for task_ready in reversed(ready):
             describe_task(task_ready, len(grid) // len(ready))
+            say_start(task_ready.opened)
         return None
     records = []
     with owned_workdir(workdir, to_yaml(cfg), functools.partial(changes, FinetuneConfig)) as directory:

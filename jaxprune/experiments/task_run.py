@@ -107,7 +107,8 @@ def open_run(read: Read, decisions: Decisions, shelf: Shelf) -> Opened:
     splits = shelf.get("splits", _splits_key(cfg), lambda: _splits(cfg, read, shelf))
     longest = max(int(part.lengths.max()) for part in (splits.train, splits.dev))
     rows = shards(make_mesh(cfg.mesh)) * cfg.train.accumulate
-    train = TaskData(splits.train, cfg.batch_size, decisions.seed, epochs=max(cfg.epochs, 1), longest=longest, multiple=rows)
+    epochs = max(cfg.epochs, 1)
+    train = TaskData(splits.train, cfg.batch_size, decisions.seed, epochs=epochs, longest=longest, multiple=rows)
     steps = cfg.epochs * train.steps_per_epoch
     counts = f"epochs x examples / batch_size = {cfg.epochs} x {len(splits.train)} / {cfg.batch_size}"
     plan = plan_of(cfg.prune, steps, f"the steps of {splits.task.name}, {counts}")

@@ -16,7 +16,7 @@ from jaxprune.errors import UserError
 from jaxprune.experiments.environment import environment, versions
 from jaxprune.experiments.program import Blueprint, compile_program, named
 from jaxprune.experiments.shelf import Shelf
-from jaxprune.experiments.weights import Weights, completed, start_masks
+from jaxprune.experiments.weights import Weights, completed, lacking, start_masks
 from jaxprune.pruning.masks import apply_masks
 from jaxprune.training.checkpoint import Checkpoints
 from jaxprune.training.compile import Program, evaluate_all
@@ -129,6 +129,8 @@ def walk(
         read_start(opened)
     if dry_run or workdir is None:
         command.describe(ready)
+        if not begun(workdir):
+            say_start(opened)
         return None
     with owned_workdir(workdir, text, partial(changes, type(decisions.cfg))) as directory:
         result = directory.result()
@@ -216,6 +218,25 @@ def fit_run(ready: Ready, workdir: Workdir) -> Fitted:
     return Fitted(ready, workdir, state, latest, time.monotonic() - began)
 
 
+def say_start(opened: Opened) -> None:
+    """Say what a run that begins lacks, as it will."""
+    weights = opened.start()
+    if weights is not None:
+        say_drawn(weights, opened.blueprint)
+
+
+def say_drawn(weights: Weights, blueprint: Blueprint) -> None:
+    """Say which heads the weights to begin with lack."""
+    drawn = lacking(weights, blueprint.build().init)
+    if drawn:
+        log.info("%s has no %s: drawn at random", weights.source, ", ".join(drawn))
+    if drawn and blueprint.head == "pretraining":
+        log.info(
+            "Pre-training first teaches a random head, and what the encoder was trained for fades: a sentence encoder, "
+            "for one, gets worse. Compare with fine-tuning the pruned model as it is"
+        )
+
+
 def first_state(opened: Opened, program: Program) -> TrainState:
     """The state before the first step: weights and masks of the start, or drawn from the seed."""
     decisions, blueprint, weights = opened.decisions, opened.blueprint, opened.start()
@@ -223,6 +244,7 @@ def first_state(opened: Opened, program: Program) -> TrainState:
     if weights is None:
         state = program.draw(blueprint.build().init, key)
     else:
+        say_drawn(weights, blueprint)
         params = completed(weights, blueprint.build().init, key)
         masks = start_masks(params, weights, decisions.prune, lift=decisions.masks == "none")
         if decisions.masks == "lifted":

@@ -150,8 +150,18 @@ def read_weights(source: str, revision: str = "", variant: str = "") -> Weights:
 
 def completed(weights: Weights, init: Callable[[jax.Array], Any], key: jax.Array) -> Any:
     """Whole params as `init` has them: what the source holds, and heads and pooler that it lacks drawn from `key`."""
+    wanted = [*flatten_dict(jax.eval_shape(init, key), sep="/")]
+    held: dict[str, Any] = flatten_dict(weights.params, sep="/")
+    if drawn := lacking(weights, init):
+        fresh = jax.jit(lambda k: {path: flatten_dict(init(k), sep="/")[path] for path in drawn})(key)
+        held |= jax.device_get(fresh)
+    return unflatten_dict({path: held[path] for path in wanted}, sep="/")
+
+
+def lacking(weights: Weights, init: Callable[[jax.Array], Any]) -> list[str]:
+    """The paths of heads and pooler that `init` has and the source lacks; UserError where it lacks others."""
     optional = architecture(weights.model.architecture).optional
-    wanted: dict[str, Any] = flatten_dict(jax.eval_shape(init, key), sep="/")
+    wanted: dict[str, Any] = flatten_dict(jax.eval_shape(init, jax.random.key(0)), sep="/")
     held: dict[str, Any] = flatten_dict(weights.params, sep="/")
     fits = {path for path, leaf in wanted.items() if path in held and held[path].shape == leaf.shape}
     drawn = [path for path in wanted if path not in fits]
@@ -159,11 +169,7 @@ def completed(weights: Weights, init: Callable[[jax.Array], Any], key: jax.Array
         if not any(re.match(regex, path) for regex in optional):
             problem = f"has shape {held[path].shape}, not {wanted[path].shape}" if path in held else "is missing"
             raise UserError(f"{weights.source}: {path} {problem}; give weights of the model that the config names")
-    if drawn:
-        log.info("%s has no %s: drawn at random", weights.source, ", ".join(drawn))
-        fresh = jax.jit(lambda k: {path: flatten_dict(init(k), sep="/")[path] for path in drawn})(key)
-        held |= jax.device_get(fresh)
-    return unflatten_dict({path: held[path] for path in wanted}, sep="/")
+    return drawn
 
 
 def there(prune: PruneConfig, weights: Weights, *, default: bool) -> PruneConfig:
