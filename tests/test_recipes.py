@@ -10,7 +10,7 @@ import pytest
 
 from jaxprune.config import ModelConfig, PretrainConfig, StudyConfig
 from jaxprune.config.load import read_config, validate
-from jaxprune.experiments.finetune import schedule
+from jaxprune.experiments.task_run import schedule
 from jaxprune.experiments.matrix import matrix
 from jaxprune.experiments.pretrain import blueprint_of
 from jaxprune.experiments.program import compile_program
