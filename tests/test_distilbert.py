@@ -7,19 +7,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from architecture_parity import (
+    SEGMENTS,
+    assert_fine_tuning_parity,
+    assert_pretraining_parity,
+    assert_written_and_read_both_ways,
+    batch_of,
+)
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
-from make_bert_golden import as_torch, make_batch, randomize
+from make_bert_golden import randomize
 from safetensors.numpy import load_file, save_file
-from test_parity import QUICK, TOLERANCE, assert_same_gradients, loss_and_gradients, relative
+from test_parity import QUICK
 
 from jaxprune.config.sections import ModelConfig
 from jaxprune.errors import UserError
 from jaxprune.models.bert import bert
 from jaxprune.models.distilbert import DISTILBERT, distilbert
 from jaxprune.models.folder import read_config, read_folder, write_folder, write_masked
-from jaxprune.models.layers import Layer
-from jaxprune.models.losses import classification_loss, pretraining_loss, regression_loss
+from jaxprune.models.layers import Layer, visible
+from jaxprune.models.losses import pretraining_loss
 from jaxprune.models.tensors import params_from_tensors, params_to_tensors
 
 SHAPES = {
@@ -49,21 +56,10 @@ CASES = {
     "learned": {"config": SHAPES["learned"] | EXTRA, "batch": 4, "length": 16, "predictions": 3, "padded": False},
     "sinusoidal": {"config": SHAPES["sinusoidal"] | EXTRA, "batch": 5, "length": 18, "predictions": 4, "padded": True},
 }
-SEGMENTS = "token_type_ids"
 
 
 def config(name):
     return DISTILBERT.config_from_hf({"model_type": "distilbert", **SHAPES[name]}, "config.json")
-
-
-def batch_of(name, seed=0):
-    """Without segment types and next sentences, as DistilBERT's data may be."""
-    return {key: x for key, x in make_batch(CASES[name], seed).items() if key not in (SEGMENTS, "next_sentence_label")}
-
-
-def torch_inputs(batch):
-    inputs = as_torch(batch | {SEGMENTS: batch["input_ids"]})
-    return {key: x for key, x in inputs.items() if key != SEGMENTS}
 
 
 def torch_model(name, kind, **changes):
@@ -80,74 +76,20 @@ def torch_model(name, kind, **changes):
     return model
 
 
-def tensors_of(model):
-    return {name: parameter.detach().numpy() for name, parameter in model.named_parameters()}
-
-
-def gradients_of(model):
-    return {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
-
-
 # --- parity ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize("name", CASES)
 def test_pretraining_parity(name):
-    model, batch = torch_model(name, "MaskedLM"), batch_of(name)
-    import torch
-
-    out = model(**torch_inputs(batch), output_hidden_states=True)
-    rows = torch.arange(len(batch["input_ids"]))[:, None]
-    some = out.logits[rows, torch.from_numpy(batch["masked_positions"]).long()]
-    real = torch.from_numpy(batch["masked_weights"]) > 0
-    mlm = torch.nn.functional.cross_entropy(some[real], torch.from_numpy(batch["masked_ids"]).long()[real])
-    mlm.backward()
-
-    params, fresh = params_from_tensors(DISTILBERT, tensors_of(model), config(name), head="pretraining")
-    assert not fresh
-    apply = distilbert(config(name), head="pretraining").apply
-    loss_fn = pretraining_loss(apply)
-    with jax.default_matmul_precision("highest"):
-
-        @partial(jax.jit, compiler_options=QUICK)
-        def run(params, batch):
-            whole = apply(params, {name: x for name, x in batch.items() if name != "masked_positions"})["mlm_logits"]
-            return apply(params, batch, hidden_states=True), whole, *loss_and_gradients(loss_fn, params, batch)
-
-        ours, whole, losses, grads = run(params, batch)
-    assert set(ours) == {"mlm_logits", "hidden_states"} and set(losses) == {"mlm"}
-    assert relative(ours["mlm_logits"], some.detach().numpy()) < TOLERANCE
-    assert relative(whole, out.logits.detach().numpy()) < TOLERANCE
-    assert len(ours["hidden_states"]) == SHAPES[name]["n_layers"] + 1
-    for state, theirs in zip(ours["hidden_states"], out.hidden_states, strict=True):
-        assert relative(state, theirs.detach().numpy()) < TOLERANCE
-    assert relative(losses["mlm"], mlm.detach().numpy()) < TOLERANCE
-    assert_same_gradients(params_to_tensors(DISTILBERT, grads), gradients_of(model))
+    assert_pretraining_parity(DISTILBERT, config(name), torch_model(name, "MaskedLM"), batch_of(CASES[name]))
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name,head,num_labels", [("learned", "classification", 3), ("sinusoidal", "regression", 0)])
-def test_fine_tuning_parity(name, head, num_labels):
-    model, batch = torch_model(name, "SequenceClassification", num_labels=num_labels or 1), batch_of(name)
-    import torch
-
-    rng = np.random.default_rng(7)
-    size = len(batch["input_ids"])
-    labels = rng.integers(0, num_labels, size) if num_labels else rng.standard_normal(size).astype(np.float32)
-    theirs = model(**torch_inputs(batch), labels=torch.from_numpy(labels))
-    theirs.loss.backward()
-
-    params, fresh = params_from_tensors(DISTILBERT, tensors_of(model), config(name), head=head, num_labels=num_labels)
-    assert not fresh
-    apply = distilbert(config(name), head=head, num_labels=num_labels).apply
-    loss_fn = (classification_loss if num_labels else regression_loss)(apply)
-    with jax.default_matmul_precision("highest"):
-        run = jax.jit(lambda p, b: (apply(p, b)["logits"], *loss_and_gradients(loss_fn, p, b)), compiler_options=QUICK)
-        logits, losses, grads = run(params, batch | {"labels": labels.astype(np.int32 if num_labels else np.float32)})
-    assert relative(logits, theirs.logits.detach().numpy().reshape(logits.shape)) < TOLERANCE
-    assert relative(losses[head], theirs.loss.detach().numpy()) < TOLERANCE
-    assert_same_gradients(params_to_tensors(DISTILBERT, grads), gradients_of(model))
+@pytest.mark.parametrize("name,num_labels", [("learned", 3), ("sinusoidal", 0)])
+def test_fine_tuning_parity(name, num_labels):
+    model = torch_model(name, "SequenceClassification", num_labels=num_labels or 1)
+    assert_fine_tuning_parity(DISTILBERT, config(name), model, batch_of(CASES[name]), num_labels)
 
 
 @pytest.mark.parity
@@ -157,24 +99,7 @@ def test_fine_tuning_parity(name, head, num_labels):
 )
 def test_transformers_writes_we_read_we_write_transformers_reads(tmp_path, name, kind, head, num_labels):
     model = torch_model(name, kind, **({"num_labels": 3} if num_labels else {}))
-    import transformers
-
-    model.save_pretrained(tmp_path / "theirs")
-    folder = read_folder(tmp_path / "theirs", head=head, num_labels=num_labels)
-    assert (folder.model, folder.masks, folder.fresh) == (config(name), None, ())
-    raw = json.loads((tmp_path / "theirs" / "config.json").read_text())
-    write_folder(tmp_path / "ours", folder.model, folder.params, head=head, extra_config=raw)
-    again, info = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(
-        tmp_path / "ours", output_loading_info=True
-    )
-    assert not info["missing_keys"] and not info["mismatched_keys"] and not info["unexpected_keys"]
-    assert type(again) is type(model)
-    for (key, ours), theirs in zip(again.state_dict().items(), model.state_dict().values(), strict=True):
-        assert ours.numpy().tobytes() == theirs.numpy().tobytes(), key
-    written = json.loads((tmp_path / "ours" / "config.json").read_text())
-    assert written == raw | {"dtype": "float32"} | {
-        key: written[key] for key in ("tie_word_embeddings", "problem_type") if key in written
-    }
+    assert_written_and_read_both_ways(config(name), model, tmp_path, kind, head, num_labels)
 
 
 @pytest.mark.parity
@@ -240,7 +165,7 @@ def test_it_is_bert_without_segment_types():
     for path, leaf in ours.items():
         np.testing.assert_array_equal(leaves[path], leaf)  # also drawn alike
     leaves["embeddings/token_type_embeddings/embedding"] *= 0
-    batch = batch_of("learned")
+    batch = batch_of(CASES["learned"])
     theirs = jax.jit(partial(model.apply, hidden_states=True), compiler_options=QUICK)(
         unflatten_dict(leaves, sep="/"), batch | {SEGMENTS: np.zeros_like(batch["input_ids"])}
     )
@@ -250,7 +175,7 @@ def test_it_is_bert_without_segment_types():
 
 
 def test_segment_types_and_next_sentences_in_a_batch_change_nothing():
-    params, batch = tiny()[1], batch_of("learned")
+    params, batch = tiny()[1], batch_of(CASES["learned"])
     more = batch | {SEGMENTS: np.ones_like(batch["input_ids"]), "next_sentence_label": np.zeros(4, np.int32)}
     np.testing.assert_array_equal(forward()(params, batch)["mlm_logits"], forward()(params, more)["mlm_logits"])
     loss_fn = pretraining_loss(distilbert(tiny()[0], head="pretraining").apply)
@@ -260,7 +185,7 @@ def test_segment_types_and_next_sentences_in_a_batch_change_nothing():
 
 def test_dropout():
     """The same key gives the same bits; each rate acts where transformers has it; without a key there is none."""
-    params, batch = tiny()[1], batch_of("learned")
+    params, batch = tiny()[1], batch_of(CASES["learned"])
     silent, key = forward()(params, batch)["mlm_logits"], jax.random.key(1)
     noisy = forward()(params, batch, key=key)["mlm_logits"]
     np.testing.assert_array_equal(noisy, forward()(params, batch, key=key)["mlm_logits"])
@@ -282,28 +207,29 @@ def test_attention_s_output_has_no_dropout():
     silent = {"output": jax.tree.map(jnp.zeros_like, layer["output"])}
     params = params | {"encoder": {"layer_00": layer | silent}}
     apply = distilbert(cfg, head="pretraining").apply
-    batch = batch_of("learned")
+    batch = batch_of(CASES["learned"])
     noisy = apply(params, batch, key=jax.random.key(0), hidden_states=True)["hidden_states"]
     again = apply(params, batch, key=jax.random.key(0), hidden_states=True)["hidden_states"]
     np.testing.assert_array_equal(noisy[1], again[1])
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: Layer(cfg, nnx.Rngs(0))))
-    alone = nnx.merge(graphdef, params["encoder"]["layer_00"])(
-        noisy[0], jnp.asarray(batch["attention_mask"]), [None] * 3
-    )
+    alone = nnx.merge(graphdef, params["encoder"]["layer_00"])(noisy[0], visible(batch), [None] * 3)
     np.testing.assert_allclose(noisy[1], alone, rtol=1e-5, atol=1e-5)
 
 
-def test_classifier_dropout_is_the_hidden_one():
+@pytest.mark.parametrize("rate", [None, 0.75])
+def test_classifier_dropout(rate):
+    """Of 32 ones each is kept times 1 / (1 - rate); where none is given, the rate is `hidden_dropout_prob`."""
     cfg, _ = tiny()
-    cfg = cfg.model_copy(update={"attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.5})
-    model = distilbert(cfg, head="classification", num_labels=2)
-    params, batch = model.init(jax.random.key(0)), batch_of("learned")
+    rates = {"attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.5, "classifier_dropout": rate}
+    model = distilbert(cfg.model_copy(update=rates), head="classification", num_labels=2)
+    apply = jax.jit(model.apply, compiler_options=QUICK)
+    params, batch = jax.jit(model.init, compiler_options=QUICK)(jax.random.key(0)), batch_of(CASES["learned"])
     params["pre_classifier"] |= {"kernel": jnp.zeros((32, 32)), "bias": jnp.ones(32)}
     params["classifier"] = {"kernel": jnp.ones((32, 2)), "bias": jnp.zeros(2)}
-    kept = np.asarray(model.apply(params, batch, key=jax.random.key(0))["logits"]) / 2  # of 32 ones, each kept x 2
+    kept = np.asarray(apply(params, batch, key=jax.random.key(0))["logits"]) * (1 - (rate or 0.5))
     np.testing.assert_allclose(kept, np.round(kept), atol=1e-5)
-    assert len(np.unique(kept[:, 0])) > 1 and (np.abs(kept - 16) < 12).all()
-    np.testing.assert_allclose(model.apply(params, batch)["logits"], 32.0)
+    assert len(np.unique(kept[:, 0])) > 1 and (np.abs(kept - 32 * (1 - (rate or 0.5))) < 12).all()
+    np.testing.assert_allclose(apply(params, batch)["logits"], 32.0)
 
 
 @pytest.mark.parametrize("changes", [{"type_vocab_size": 3}, {"layer_norm_eps": 1e-6}, {"sublayer_relu": True}])
@@ -329,6 +255,7 @@ def test_config_keys(tmp_path):
         hidden_act="gelu_new",
         hidden_dropout_prob=0.2,
         attention_probs_dropout_prob=0.3,
+        classifier_dropout=0.5,
         initializer_range=0.01,
         pad_token_id=5,
     )
@@ -357,7 +284,7 @@ def test_tensors_of_another_model_are_refused():
     tensors = params_to_tensors(DISTILBERT, params)
     words = "distilbert.embeddings.word_embeddings.weight"
     for changes, message in (
-        ({"bert.pooler.dense.weight": tensors[words]}, "bert.pooler.dense.weight: not a tensor of distilbert"),
+        ({"distilbert.pooler.weight": tensors[words]}, "distilbert.pooler.weight: not a tensor of distilbert"),
         ({"distilbert.transformer.layer.2.ffn.lin1.bias": tensors[words]}, "layer 2, but num_hidden_layers = 2"),
         ({"vocab_projector.weight": tensors[words] + 1}, f"vocab_projector.weight: differs from {words}"),
     ):

@@ -32,7 +32,7 @@ from jaxprune.models.shape import shape_from_hf, shape_to_hf
 
 
 def roberta(cfg: ModelConfig, *, head: Head, num_labels: int = 0, pooling: Pooling = "mean") -> Model:
-    """Return RoBERTa (Liu et al. 2019) with one of four heads.
+    """Return RoBERTa (Liu et al. 2019) with one of five heads.
 
     `apply` reads int32 `input_ids` and `attention_mask` (1 = token, 0 = padding), both (B, L), and returns float32
     outputs: with the pretraining head `mlm_logits` (B, P, V) at int32 `masked_positions` (B, P) if the batch has them,
