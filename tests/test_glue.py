@@ -1,8 +1,6 @@
-"""GLUE: every task's files, every bad input, and batches that neither lose nor double an example."""
+"""GLUE: every task's files, and every bad input."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +11,11 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from jaxprune.config.special_tokens import SpecialTokens
-from jaxprune.data.glue_batches import Batch, Encoded, GlueData, encode, eval_batches
-from jaxprune.data.glue_examples import Examples, load, subset
+from jaxprune.data.examples import Examples, subset
+from jaxprune.data.glue_examples import load
 from jaxprune.data.glue_tasks import TASKS, Task
-from jaxprune.data.metrics import METRICS, score
-from jaxprune.data.permutation import shuffled
+from jaxprune.data.metrics import METRICS, Metric, score
+from jaxprune.data.task_batches import encode
 from jaxprune.data.tokenizer import Vocabulary
 from jaxprune.data.tokenizer import load as load_vocabulary
 from jaxprune.errors import UserError
@@ -34,6 +32,7 @@ CLASSES = {
     "QNLI": ("entailment", "not_entailment"),
     "RTE": ("entailment", "not_entailment"),
     "WNLI": ("not_entailment", "entailment"),
+    "sts": (),
 }
 
 # task: (header, rows, first texts, second texts, labels), as in the official files.
@@ -124,7 +123,7 @@ def examples(lengths: list[int], second: list[int] | None = None, labels: list[i
 
 def test_table_matches_the_hub() -> None:
     assert {name: row.labels for name, row in TASKS.items()} == CLASSES
-    assert len(TASKS) == 9
+    assert len(TASKS) == 10  # `sts` is STS-B by cosine
     assert TASKS["STS-B"].regression and TASKS["STS-B"].num_labels == 1 and TASKS["MNLI"].num_labels == 3
     assert TASKS["CoLA"].metric == "matthews"
     assert len({row.hub for row in TASKS.values()}) == 9
@@ -134,11 +133,11 @@ def test_a_task_of_ones_own_is_one_row(tmp_path: Path, monkeypatch: pytest.Monke
     """And a metric of one's own another; the files lie where those of GLUE's tasks do."""
     row = Task("Tweets", "", ("one", "two"), "mood", ("glum", "gay"), ("share", "accuracy"), coded=False)
     monkeypatch.setitem(TASKS, row.name, row)
-    monkeypatch.setitem(METRICS, "share", lambda predictions, labels: float(predictions.mean()))
+    monkeypatch.setitem(METRICS, "share", Metric(lambda predictions, labels: float(predictions.mean())))
     write(tmp_path, "Tweets", "mood\tone\ttwo\ngay\tw0\tw1\nglum\tw2\tw3 w4\n", "dev")
     encoded = encode(load("Tweets", str(tmp_path), "dev"), vocabulary, 16)
     assert encoded.task is row and encoded.labels.tolist() == [1, 0]
-    assert encoded.input_ids[0, :5].tolist() == [2, 4, 3, 5, 3]
+    assert encoded.ids[:5].tolist() == [2, 4, 3, 5, 3]
     values = score("Tweets", np.array([1, 1]), encoded.labels)
     assert (values["share"], values["accuracy"], row.metric) == (1.0, 0.5, "share")
 
@@ -252,7 +251,7 @@ def test_hub(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     assert hub.calls == [(("nyu-mll/glue", row.hub), {"split": split, "revision": "abc123"})]
     assert list(got.first) == [f"{text[0]} one", f"{text[0]} two"]
     assert (got.second is None) == (len(text) == 1)
-    assert got.labels.tolist() == [0, 1]
+    assert got.labels.tolist() == [0, np.float32(0.2) if name == "sts" else 1]
     assert got.source == f"nyu-mll/glue/{row.hub}/{split}@abc123"
 
 
@@ -282,139 +281,6 @@ def test_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
         load("SST-2", "glue_data", "train")
 
 
-def test_encode_single_and_pair(vocabulary: Vocabulary) -> None:
-    one = encode(examples([2, 4]), vocabulary, 128, multiple=8)
-    assert one.input_ids.tolist() == [[2, 4, 5, 3, 0, 0, 0, 0], [2, 4, 5, 6, 7, 3, 0, 0]]
-    assert one.attention_mask.tolist() == [[1] * 4 + [0] * 4, [1] * 6 + [0] * 2]
-    assert not one.token_type_ids.any()
-    two = encode(examples([2, 1], [1, 0]), vocabulary, 128, multiple=8)
-    assert two.input_ids.tolist() == [[2, 4, 5, 3, 54, 3, 0, 0], [2, 4, 3, 3, 0, 0, 0, 0]]
-    assert two.token_type_ids.tolist() == [[0, 0, 0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 0, 0, 0, 0]]
-    assert all(a.dtype == np.int32 for a in (two.input_ids, two.token_type_ids, two.attention_mask))
-
-
-def test_cut_follows_bert_whatever_the_tokenizer_says_of_lengths() -> None:
-    tokenizer = word_level()
-    tokenizer.enable_truncation(3)
-    tokenizer.enable_padding(length=7)
-    vocabulary = Vocabulary(tokenizer, BERT, "made up")
-    before = tokenizer.to_str()
-    lengths = [(a, b) for a in (0, 1, 5, 9, 10, 30) for b in (0, 1, 4, 9, 10, 31)]
-    got = encode(examples([a for a, _ in lengths], [b for _, b in lengths]), vocabulary, 20)
-    assert tokenizer.to_str() == before
-    assert got.input_ids.shape[1] == 20
-    for (a, b), ids in zip(lengths, got.input_ids):
-        while a + b > 17:  # BERT's create_pretraining_data / run_classifier `_truncate_seq_pair`
-            a, b = (a - 1, b) if a > b else (a, b - 1)
-        expected = [2, *range(4, 4 + a), 3, *range(54, 54 + b), 3]
-        assert ids.tolist() == expected + [0] * (20 - len(expected))
-    assert encode(examples([30]), vocabulary, 10).input_ids.tolist() == [[2, *range(4, 12), 3]]
-
-
-def test_encode_equals_the_berts_own_template() -> None:
-    from tokenizers.processors import BertProcessing
-
-    tokenizer = word_level()
-    tokenizer.post_processor = BertProcessing(("[SEP]", 3), ("[CLS]", 2))  # pyright: ignore[reportAttributeAccessIssue]
-    made = examples([3, 8, 1], [5, 2, 9])
-    got = encode(made, Vocabulary(tokenizer, BERT, "made up"), 16)
-    for i, (a, b) in enumerate(zip(made.first, made.second or ())):
-        reference = tokenizer.encode(a, b)
-        assert got.input_ids[i, : len(reference.ids)].tolist() == reference.ids
-        assert got.token_type_ids[i, : len(reference.ids)].tolist() == reference.type_ids
-
-
-def test_encode_bad_input(vocabulary: Vocabulary) -> None:
-    bare = tokenizers.Tokenizer(WordLevel({"[UNK]": 0, "[CLS]": 1}, unk_token="[UNK]"))
-    with pytest.raises(UserError, match=r"made up: its 2 tokens lack \[PAD\], \[SEP\], \[MASK\]"):
-        Vocabulary(bare, BERT, "made up")
-    with pytest.raises(UserError, match="max_len = 4 leaves no room"):
-        encode(examples([1], [1]), vocabulary, 4)
-    with pytest.raises(UserError, match="made up: no examples"):
-        encode(examples([]), vocabulary, 16)
-
-
-def test_length_is_the_longest_rounded_up(vocabulary: Vocabulary) -> None:
-    assert encode(examples([1, 14]), vocabulary, 128).input_ids.shape == (2, 16)
-    assert encode(examples([1, 15]), vocabulary, 128).input_ids.shape == (2, 32)
-    assert encode(examples([1, 40]), vocabulary, 40).input_ids.shape == (2, 40)
-
-
-def batches(encoded: Encoded, *, batch_size: int, seed: int, epoch: int) -> list[Batch]:
-    data = GlueData(encoded, batch_size, seed)
-    return [data.batch(epoch * data.steps_per_epoch + i) for i in range(data.steps_per_epoch)]
-
-
-def test_each_example_once_per_epoch(vocabulary: Vocabulary) -> None:
-    encoded = encode(examples(list(range(1, 24)), labels=list(range(23))), vocabulary, 32)
-    epochs = []
-    for epoch in range(3):
-        seen = []
-        for batch in batches(encoded, batch_size=5, seed=7, epoch=epoch):
-            assert {k: v.shape for k, v in batch.items()} == {
-                **dict.fromkeys(("input_ids", "token_type_ids", "attention_mask"), (5, 32)),
-                **dict.fromkeys(("labels", "example_weights"), (5,)),
-            }
-            assert batch["attention_mask"].any(axis=1).all()
-            np.testing.assert_array_equal(batch["input_ids"][:, 1] > 3, True)
-            np.testing.assert_array_equal(batch["attention_mask"].sum(axis=1) - 3, batch["labels"])
-            seen += batch["labels"][batch["example_weights"] == 1].tolist()
-        assert sorted(seen) == list(range(23))
-        epochs.append(tuple(seen))
-    assert len(set(epochs)) == 3
-    again = [b["labels"].tolist() for b in batches(encoded, batch_size=5, seed=7, epoch=1)]
-    data = GlueData(encoded, 5, 7)
-    assert data.steps_per_epoch == 5
-    assert again == [data.batch(5 + i)["labels"].tolist() for i in range(5)]
-    assert again != [b["labels"].tolist() for b in batches(encoded, batch_size=5, seed=8, epoch=1)]
-
-
-def test_order_is_pinned() -> None:
-    assert shuffled(8, 0, 0).tolist() == [0, 2, 1, 5, 4, 3, 6, 7]
-    assert sorted(shuffled(1000, 3, 4)) == list(range(1000))
-
-
-def test_iterator_resumes(vocabulary: Vocabulary) -> None:
-    data = GlueData(encode(examples([3] * 7, labels=list(range(7))), vocabulary, 16), 2, 0)
-    run = iter(data)
-    labels = [next(run)["labels"].tolist() for _ in range(6)]
-    state = run.get_state()
-    assert state == {"next_index": 6}
-    expected = [next(run)["labels"].tolist() for _ in range(4)]
-    other = iter(GlueData(data.encoded, 2, 0))
-    other.set_state(state)
-    assert [next(other)["labels"].tolist() for _ in range(4)] == expected
-    other.set_state({"next_index": 0})
-    assert next(other)["labels"].tolist() == labels[0]
-    wrong: Any
-    for wrong in ({}, {"next_index": -1}, {"next_index": "3"}):
-        with pytest.raises(UserError, match="is not of the form"):
-            other.set_state(wrong)
-    with pytest.raises(UserError, match="batch_size = 0"):
-        GlueData(data.encoded, 0, 0)
-
-
-@pytest.mark.parametrize("batch_size", [1, 4, 7, 50])
-def test_padded_evaluation_equals_the_unbatched_one(vocabulary: Vocabulary, batch_size: int) -> None:
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 2, 23)
-    encoded = encode(examples(rng.integers(1, 30, 23).tolist(), labels=labels.tolist()), vocabulary, 32)
-
-    def model(batch: dict[str, np.ndarray]) -> np.ndarray:
-        odd = (batch["input_ids"] * batch["attention_mask"]).sum(axis=1) % 3 == 0
-        return np.stack([~odd, odd], axis=1).astype(np.float32)
-
-    whole = score("CoLA", model({"input_ids": encoded.input_ids, "attention_mask": encoded.attention_mask}), labels)
-    parts, seen = [], []
-    for batch in eval_batches(encoded, batch_size):
-        real = batch["example_weights"] == 1
-        assert len(real) == batch_size
-        parts.append(model(batch)[real])
-        seen += batch["labels"][real].tolist()
-    assert seen == labels.tolist()
-    assert score("CoLA", np.concatenate(parts), labels) == whole
-
-
 def test_subset() -> None:
     made = examples(list(range(1, 11)), list(range(1, 11)))
     some = subset(made, 4, 3)
@@ -422,14 +288,6 @@ def test_subset() -> None:
     assert subset(made, 6, 3).first[:4] == some.first
     assert subset(made, 6, 4).first[:4] != some.first
     assert subset(made, 0, 3) is made and subset(made, 10, 3) is made
-
-
-@pytest.mark.slow
-def test_workers_never_import_jax() -> None:
-    code = "import sys, jaxprune.data.glue_batches, jaxprune.data.metrics"
-    code += "; heavy = {'jax', 'datasets', 'sklearn', 'scipy'}"
-    code += "; assert not heavy & set(sys.modules), heavy & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 
 ROWS = {  # (train, dev) rows of the folders
@@ -459,5 +317,5 @@ def test_real_data(name: str) -> None:
     if (root / "vocab" / "tokenizer.json").is_file():
         vocabulary = load_vocabulary(str(root / "vocab"), special=BERT)
         encoded = encode(subset(train, 500, 0), vocabulary, 128)
-        np.testing.assert_array_equal(encoded.input_ids == 0, encoded.attention_mask == 0)
-        assert (encoded.input_ids[:, 0] == 101).all() and (encoded.input_ids != 100).mean() > 0.99
+        assert (encoded.ids[[0, *encoded.ends[:-1]]] == 101).all() and (encoded.ids[encoded.ends - 1] == 102).all()
+        assert (encoded.ids != 100).mean() > 0.99 and encoded.lengths.max() <= 128 and (encoded.ids != 0).all()
