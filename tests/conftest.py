@@ -1,15 +1,18 @@
-"""Eight simulated devices, strict ranks, and where the real data lies."""
+"""Eight simulated devices, quick compilation, strict ranks, and where the real data lies."""
 
 import os
 from pathlib import Path
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+import workflow
+
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), workflow.XLA_FLAGS, "--xla_force_host_platform_device_count=8"]
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax
 import pytest
-import workflow
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

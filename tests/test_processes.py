@@ -1,10 +1,8 @@
 """Two processes of four devices as one job over loopback: the same run, stopped, killed, resumed, moved."""
 
-import os
 import shutil
 import signal
 import socket
-import subprocess
 import time
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from test_resume import end_state, flip, losses, wait_for_step
-from workflow import Done
+from workflow import Done, Running
 
 from jaxprune.cli import EXIT_USER
 from jaxprune.errors import EXIT_PEER, Preempted, UserError
@@ -32,28 +30,19 @@ def config(tiny) -> Path:
     return tiny.pretrain_yaml(tiny.root / "job.yaml", mesh={"data": 4, "fsdp": 2}, prune={"scope": "global"})
 
 
-def start(tiny, config, workdir, *more, count: int = 2, command: str = "pretrain") -> list[subprocess.Popen[str]]:
+def start(tiny, config, workdir, *more, count: int = 2, command: str = "pretrain") -> list[Running]:
     """The processes of a job of 8 devices; a job of one process is one too."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = os.environ.copy()
-    os.environ["JAX_NUM_CPU_DEVICES"] = str(8 // count)
-    try:
-        spec = [f"--distributed=127.0.0.1:{port},{count},{number}" for number in range(count)]
-        return [tiny.start(command, config, "--workdir", workdir, *more, one) for one in spec]
-    finally:
-        os.environ.clear()
-        os.environ.update(environment)
+    specs = [f"--distributed=127.0.0.1:{port},{count},{number}" for number in range(count)]
+    words = (command, config, "--workdir", workdir, *more)
+    return [tiny.start(*words, spec, JAX_NUM_CPU_DEVICES=str(8 // count)) for spec in specs]
 
 
-def finish(processes) -> list[Done]:
-    """What all processes of a job left; none may outlive the time allowed."""
-    try:
-        return [Done.of(process) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+def finish(processes: list[Running]) -> list[Done]:
+    """What all processes of a job left; none outlives the time allowed."""
+    return [process.finish() for process in processes]
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +83,7 @@ def test_a_checkpoint_moves_to_another_number_of_processes(tiny, config, job, tm
     for count, step in ((1, 2), (2, 7)):
         processes = start(tiny, config, tmp_path / "run", "--train.save-every", 1000, count=count)
         wait_for_step(processes[0], tmp_path / "run", step)
-        processes[-1].send_signal(signal.SIGTERM)
+        processes[-1].signal(signal.SIGTERM)
         done = finish(processes)
         assert [d.code for d in done] == [Preempted.exit_code] * count, done
         assert all("is saved; run the same command to resume" in d.err for d in done)
@@ -109,7 +98,7 @@ def test_a_lost_process_ends_the_job_and_the_restart_resumes(tiny, config, job, 
     for victim, step in ((1, 7), (0, 10)):
         processes = start(tiny, config, workdir)
         wait_for_step(processes[0], workdir, step)
-        processes[victim].kill()
+        processes[victim].signal(signal.SIGKILL)
         began = time.monotonic()
         done = finish(processes)
         assert time.monotonic() - began < 60

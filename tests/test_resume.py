@@ -2,16 +2,17 @@
 
 import json
 import math
-import os
 import random
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from workflow import Running
 
 from jaxprune.cli import EXIT_USER, main
 from jaxprune.config import PretrainConfig
@@ -56,18 +57,25 @@ def assert_same_run(workdir: Path, reference: Path):
     assert result == expected
 
 
-def wait_for_step(process, workdir: Path, step: int):
-    """Return as soon as metrics.jsonl (whose last line may be cut then) or a checkpoint holds `step` or a later one."""
+def wait_for(process: Running, happened: Callable[[], bool]):
+    """Return as soon as it `happened` while the process runs."""
     deadline = time.monotonic() + 240
-    metrics, checkpoints = workdir / "metrics.jsonl", workdir / "checkpoints"
-    while time.monotonic() < deadline and process.poll() is None:
-        if metrics.exists() and any(f'"step": {s},' in metrics.read_text() for s in range(step, 13)):
-            return
-        if any((checkpoints / str(s)).exists() for s in range(step, 13)):
-            return
+    while not happened():
+        if time.monotonic() > deadline or not process.runs():
+            raise AssertionError(f"it never came: {process.finish(0)}")
         time.sleep(0.002)
-    out, err = process.communicate()
-    raise AssertionError(f"step {step} never came: {process.returncode}\n{out}\n{err}")
+
+
+def wait_for_step(process: Running, workdir: Path, step: int):
+    """Return as soon as metrics.jsonl (whose last line may be cut then) or a checkpoint holds `step` or a later one."""
+    metrics, checkpoints, steps = workdir / "metrics.jsonl", workdir / "checkpoints", range(step, 13)
+
+    def recorded():
+        if metrics.exists() and any(f'"step": {s},' in metrics.read_text() for s in steps):
+            return True
+        return any((checkpoints / str(s)).exists() for s in steps)
+
+    wait_for(process, recorded)
 
 
 def starts(workdir: Path):
@@ -79,9 +87,9 @@ def stop(tiny, argv: list, workdir: Path, step: int, number: int) -> tuple[int, 
     """Start the run, send it a signal once `step` is recorded, and return exit code and standard error."""
     process = tiny.start("pretrain", *argv, "--workdir", workdir)
     wait_for_step(process, workdir, step)
-    os.kill(process.pid, number)
-    _, err = process.communicate(timeout=120)
-    return process.returncode, err
+    process.signal(number)
+    done = process.finish()
+    return done.code, done.err
 
 
 @pytest.fixture(scope="module")
@@ -245,12 +253,12 @@ def test_what_a_criterion_remembers_is_part_of_a_checkpoint(tiny, tmp_path, monk
 
 
 SECOND = """
-import os, signal, sys, threading, time
+import sys, time
 from jaxprune.experiments import walk
 
 def evaluate_all(*_):
     print("evaluating", flush=True)
-    time.sleep(600)
+    time.sleep(60)
 
 walk.evaluate_all = evaluate_all
 from jaxprune.cli import main
@@ -260,22 +268,16 @@ sys.exit(main(sys.argv[1:]))
 
 def test_a_second_interrupt_stops_at_once(tiny, tmp_path):
     """The first lets the step end with its evaluation and its checkpoint; the second waits for neither."""
-    argv = ["pretrain", tiny.root / "pretrain.yaml", "--workdir", tmp_path / "run", "--train.eval-every", 3]
-    tiny.pretrain_yaml(argv[1])
-    process = tiny.start(*argv, "--train.save-every", 3, program=("-c", SECOND))
-    try:
-        assert process.stdout.readline() == "evaluating\n", process.communicate()
-        process.send_signal(signal.SIGINT)
-        assert "stopping after this step; Ctrl-C stops at once" in process.stderr.readline()
-        assert process.poll() is None
-        began = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.communicate()
+    argv = ["pretrain", tiny.pretrain_yaml(tmp_path / "c.yaml"), "--workdir", tmp_path / "run"]
+    process = tiny.start(*argv, "--train.eval-every", 3, "--train.save-every", 3, program=SECOND)
+    wait_for(process, lambda: process.out.read_text() == "evaluating\n")
+    process.signal(signal.SIGINT)
+    wait_for(process, lambda: "stopping after this step; Ctrl-C stops at once" in process.err.read_text())
+    began = time.monotonic()
+    process.signal(signal.SIGINT)
+    done = process.finish(60)
     assert time.monotonic() - began < 20
-    assert (process.returncode, out) == (130, "") and "Traceback" not in err, err
+    assert (done.code, done.out) == (130, "evaluating\n") and "Traceback" not in done.err, done
     assert not [*(tmp_path / "run" / "checkpoints").iterdir()]
 
 

@@ -235,9 +235,9 @@ def shared(tiny, config) -> Path:
     """The study by two processes at once, each with its half."""
     place = tiny.root / "shared"
     halves = [tiny.start("study", config, "--workdir", place, "--shard", f"{i}/2") for i in (1, 2)]
-    for process in halves:
-        _, err = process.communicate(timeout=600)
-        assert process.returncode == 0, err
+    for half in halves:
+        done = half.finish(600)
+        assert done.code == 0, done.err
     done = tiny.run("report", place)
     assert done.code == 0, done.err
     return place
@@ -278,11 +278,11 @@ def test_killed_three_times_it_ends_with_the_same_results(tiny, config, shared):
     for count in sorted(rng.sample(range(1, total - 1), 3)):
         process = tiny.start("study", config, "--workdir", place)
         deadline = time.monotonic() + 400
-        while len(finished(place)) < count and process.poll() is None and time.monotonic() < deadline:
+        while len(finished(place)) < count and process.runs() and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 1))
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.signal(signal.SIGKILL)
+        process.finish()
     stamps = {path: path.stat().st_mtime_ns for path in finished(place)}
     assert len(stamps) < total
     done = tiny.run("study", config, "--workdir", place)

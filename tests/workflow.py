@@ -1,16 +1,35 @@
 """A tiny path through the whole of jaxprune, made once per session: text, prepared data, configs, GLUE, weights."""
 
+import atexit
+import multiprocessing
 import os
 import random
-import subprocess
 import sys
+import uuid
+from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 SEQ_LEN, VOCAB = 32, 160
+XLA_FLAGS = " ".join(
+    (
+        "--xla_backend_optimization_level=0",
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
+    )
+)
+"""Programs that compile four times as fast, which is most of the tests' time, and run slower."""
+AS_SHIPPED = {
+    "xla_backend_optimization_level": 3,
+    "xla_cpu_use_fusion_emitters": True,
+    "xla_cpu_parallel_codegen_split_count": 32,
+}
+"""Compiler options that undo it, for tests of what the compiler makes."""
 
 SUBJECTS = ["the cat", "a dog", "my sister", "the old man", "her teacher", "every child", "the red bird"]
 VERBS = ["sees", "likes", "follows", "hears", "draws", "finds", "forgets", "visits"]
@@ -58,11 +77,18 @@ def write_glue(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
+COMMAND = """
+import sys
+from jaxprune.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+"""A program that runs the command line."""
+
 STOPPED = """
 import os, sys
-from jaxprune.training import processes
+from jaxprune.training import loop
 
-class Stop(processes.Stop):
+class Stop(loop.Stop):
     steps = 0
     def requested(self, step):
         Stop.steps += 1
@@ -70,7 +96,7 @@ class Stop(processes.Stop):
             os.kill(os.getpid(), int(sys.argv[2]))
         return super().requested(step)
 
-processes.Stop = Stop
+loop.Stop = Stop
 from jaxprune.cli import main
 sys.exit(main(sys.argv[3:]))
 """
@@ -138,25 +164,86 @@ class Tiny(NamedTuple):
         return os.environ | {
             "PYTHONPATH": path,
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+            "XLA_FLAGS": XLA_FLAGS,
             "JAX_COMPILATION_CACHE_DIR": str(self.root / "cache"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
 
-    def start(self, *argv: object, program: tuple[str, ...] = ("-m", "jaxprune")) -> subprocess.Popen[str]:
-        """`jaxprune *argv` in a process of its own; `program` are the words of Python that run it."""
-        command = [sys.executable, *program, *map(str, argv)]
-        pipe = subprocess.PIPE
-        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=self.environment(), cwd=self.root)
+    def start(self, *argv: object, program: str = COMMAND, **environment: str) -> "Running":
+        """`jaxprune *argv`, or another `program` with these words, in a process of its own with `environment` on top.
+
+        It is forked from a process that has imported what commands import and has not yet started JAX.
+        """
+        with patch.dict(os.environ, self.environment()):
+            FORKS.set_forkserver_preload(["workflow", *IMPORTED])
+            forkserver.ensure_running()
+        out, err = (self.root / "output" / f"{uuid.uuid4().hex}.{name}" for name in ("out", "err"))
+        for path in (out, err):
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+        words = [program, [*map(str, argv)], self.environment() | environment, str(self.root), str(out), str(err)]
+        process = FORKS.Process(target=forked, args=words, daemon=True)
+        process.start()
+        return Running(process, out, err)
 
     def stop(self, step: int, number: int, *argv: object) -> "Done":
         """`jaxprune *argv`, which gets the signal `number` in the `step`-th step that it makes (from 1 on)."""
-        return Done.of(self.start(step, number, *argv, program=("-c", STOPPED)))
+        return self.start(step, number, *argv, program=STOPPED).finish()
 
     def run(self, *argv: object) -> "Done":
         """`jaxprune *argv` in a process of its own, to its end."""
-        return Done.of(self.start(*argv))
+        return self.start(*argv).finish()
+
+
+FORKS = multiprocessing.get_context("forkserver")
+IMPORTED = (
+    *(f"jaxprune.experiments.{name}" for name in ("pretrain", "finetune", "study", "prepare", "demo")),
+    *("pytest", "grain", "datasets", "tensorboardX", "scipy.stats", "sklearn.metrics", "jaxprune.reports.study_page"),
+)
+"""What commands import; the tests that ask what a fresh process imports, or how long it takes, start one themselves."""
+
+
+def forked(program: str, argv: list[str], environment: dict[str, str], folder: str, out: str, err: str) -> None:
+    """Be a fresh process: `python -c program *argv` in `folder`, with standard output and error written to files."""
+    import jax
+
+    for fd, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY), fd)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.argv[:] = ["-c", *argv]
+    jax.config.update("jax_num_cpu_devices", int(environment.get("JAX_NUM_CPU_DEVICES", -1)))  # read at import
+    try:
+        exec(program, {"__name__": "__main__"})
+    finally:
+        atexit._run_exitfuncs()  # processes that multiprocessing starts leave them out
+
+
+class Running(NamedTuple):
+    """A command that was started."""
+
+    process: BaseProcess
+    out: Path
+    err: Path
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def runs(self) -> bool:
+        """Whether it has not ended."""
+        return self.process.is_alive()
+
+    def finish(self, seconds: float = 300) -> "Done":
+        """Wait for its end; it is killed after so many seconds."""
+        self.process.join(seconds)
+        self.process.kill()
+        self.process.join()
+        assert self.process.exitcode is not None
+        return Done(self.process.exitcode, self.out.read_text(), self.err.read_text())
 
 
 class Done(NamedTuple):
@@ -165,12 +252,6 @@ class Done(NamedTuple):
     code: int
     out: str
     err: str
-
-    @classmethod
-    def of(cls, process: subprocess.Popen[str]) -> "Done":
-        """Wait for `process`."""
-        out, err = process.communicate(timeout=300)
-        return cls(process.returncode, out, err)
 
 
 def make(root: Path) -> Tiny:
