@@ -478,7 +478,7 @@ def test_every_name_of_the_registries_is_offered(monkeypatch, capsys, command):
     if command != "prune":
         assert f" One of: {', '.join(ARCHITECTURES)}. (default: bert)" in text
     if command == "finetune":
-        assert f"GLUE tasks. One of: {', '.join(TASKS)}. (default: SST-2 CoLA)" in text
+        assert f"here by their names. One of: {', '.join(TASKS)}. (default: SST-2 CoLA)" in text
 
 
 @pytest.mark.parametrize(("argument", "name"), [(key, name) for key, names in NAMES.items() for name in names])

@@ -1,13 +1,17 @@
-"""GLUE's metrics against figures worked out by hand and against the formulas written out here."""
+"""The metrics of tasks against figures worked out by hand and against the formulas written out here."""
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pytest
+import sklearn.metrics
+from scipy.special import softmax
 
 from jaxprune.data import metrics
-from jaxprune.data.glue_tasks import TASKS
-from jaxprune.data.metrics import METRICS, score
+from jaxprune.data.glue_tasks import HEADS, TASKS, Kind, Task
+from jaxprune.data.metrics import METRICS, check_metrics, score
 from jaxprune.errors import UserError
 
 # 10 examples: true positives 3, false positives 1, false negatives 2, true negatives 4.
@@ -92,3 +96,82 @@ def test_bad_input(name: str, predictions: np.ndarray, labels: np.ndarray, messa
     with pytest.raises(UserError) as error:
         score(name, predictions, labels)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+SUITABLE = {  # metric -> the same figure of scikit-learn, by another way than ours
+    "balanced_accuracy": lambda logits, labels: sklearn.metrics.balanced_accuracy_score(labels, logits.argmax(1)),
+    "weighted_f1": lambda logits, labels: _report(logits, labels)["weighted avg"]["f1-score"],
+    "macro_f1": lambda logits, labels: _report(logits, labels)["macro avg"]["f1-score"],
+    "micro_f1": lambda logits, labels: float((logits.argmax(1) == labels).mean()),
+    "roc_auc": lambda logits, labels: sklearn.metrics.roc_auc_score(
+        labels, softmax(logits, 1) if logits.shape[1] > 2 else logits[:, 1] - logits[:, 0], multi_class="ovr"
+    ),
+}
+
+
+def _report(logits: np.ndarray, labels: np.ndarray) -> Any:
+    return sklearn.metrics.classification_report(labels, logits.argmax(1), output_dict=True)
+
+
+def own(kind: Kind, metrics: Iterable[str], classes: int = 0) -> Task:
+    return Task("own", "", ("a",), "b", tuple(f"c{i}" for i in range(classes)), tuple(metrics), kind=kind)
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("seed", range(3))
+def test_single_labels(seed: int, classes: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, 80)
+    scores = np.eye(classes)[labels] + rng.normal(size=(80, classes))
+    got = score(own("single_label", SUITABLE, classes), scores, labels)
+    for name, reference in SUITABLE.items():
+        assert got[name] == pytest.approx(reference(scores, labels)), name
+    assert METRICS["precision"].of(GUESSES, LABELS) == 3 / 4 and METRICS["recall"].of(GUESSES, LABELS) == 3 / 5
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_several_labels_per_text(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, (60, 3)).astype(np.float32)
+    labels[:, 2] = 0  # a label that no example has: it counts as 0 in the macro mean, and has no curve
+    logits = (labels - 0.5 + rng.normal(size=(60, 3))).astype(np.float32)
+    names = ("micro_f1", "macro_f1", "subset_accuracy", "roc_auc")
+    got, said, true = score(own("multi_label", names, 3), logits, labels), logits > 0, labels > 0
+    both, either = (said & true).sum(0), said.sum(0) + true.sum(0)
+    assert got["micro_f1"] == pytest.approx(2 * both.sum() / either.sum())
+    assert got["macro_f1"] == pytest.approx((2 * both / np.maximum(either, 1)).mean())
+    assert got["subset_accuracy"] == (said == true).all(1).mean()
+    ranks = [(logits[true[:, c], c][:, None] > logits[~true[:, c], c][None]).mean() for c in range(2)]
+    assert got["roc_auc"] == pytest.approx(np.mean(ranks))
+    assert got["constant_predictions"] is False and "majority_accuracy" not in got
+    assert score(own("multi_label", names, 3), np.ones((60, 3)), labels)["constant_predictions"] is True
+
+
+def test_scores_by_their_formulas() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.normal(size=50)
+    predictions = labels + rng.normal(size=50)
+    names = ("r2", "mean_absolute_error", "mean_squared_error")
+    got = score(own("regression", names), predictions[:, None], labels)
+    assert got["mean_absolute_error"] == pytest.approx(np.abs(predictions - labels).mean())
+    assert got["mean_squared_error"] == pytest.approx(((predictions - labels) ** 2).mean())
+    assert got["r2"] == pytest.approx(1 - ((predictions - labels) ** 2).sum() / ((labels - labels.mean()) ** 2).sum())
+    assert score(own("regression", names), predictions[:1], labels[:1])["r2"] == 0
+    assert {name for name, metric in METRICS.items() if metric.lower_is_better} == {*names[1:]}
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_names_itself_where_it_suits(name: str) -> None:
+    metric = METRICS[name]
+    for kind in HEADS:
+        task = own(kind, [name], 2 if kind in ("single_label", "multi_label") else 0)
+        if kind in metric.kinds:
+            check_metrics(task)
+        else:
+            with pytest.raises(UserError, match=f"own: metric '{name}' does not suit kind = {kind}"):
+                check_metrics(task)
+    if metric.binary:
+        with pytest.raises(UserError, match=f"'{name}' does not suit kind = single_label with 3 labels"):
+            check_metrics(own("single_label", [name], 3))
+    for row in TASKS.values():
+        check_metrics(row)

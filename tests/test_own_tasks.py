@@ -89,7 +89,7 @@ def test_every_format_gives_the_same_examples(files, suffix):
         assert [part.task.labels[i] for i in part.labels] == TOPICS
     scores, _ = read(**source, label="stars", kind="regression")
     assert scores.task.regression and scores.task.labels == () and scores.labels.dtype == np.float32
-    np.testing.assert_array_equal(scores.labels, np.float32(STARS))
+    np.testing.assert_array_equal(scores.labels, np.array(STARS, np.float32))
     separator = ";" if suffix in (".csv", ".tsv") else ""
     several, _ = read(**source, label="tags", kind="multi_label", separator=separator)
     assert several.task.labels == ("a", "b", "c") and several.labels.dtype == np.float32

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from jaxprune.data.examples import Examples
-from jaxprune.data.examples import subset as subset
 from jaxprune.data.glue_tasks import Task, scaled, score, task
 from jaxprune.data.task_files import lines_of
 from jaxprune.errors import UserError

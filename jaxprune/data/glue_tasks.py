@@ -15,7 +15,8 @@ from jaxprune.errors import UserError
 
 Kind = Literal["single_label", "multi_label", "regression", "similarity"]
 """One class per text; any number of classes; a score; a score of a pair that the cosine of its texts follows."""
-HEADS: dict[Kind, str] = {
+Head = Literal["classification", "multi_label", "regression", "similarity"]
+HEADS: dict[Kind, Head] = {
     "single_label": "classification",
     "multi_label": "multi_label",
     "regression": "regression",
@@ -63,7 +64,7 @@ class Task:
     """(split, file names to look for, split on the hub)."""
 
     @property
-    def head(self) -> str:
+    def head(self) -> Head:
         """The head that learns it."""
         return HEADS[self.kind]
 

@@ -51,8 +51,7 @@ def read_dataset(name: str, subset: str, split: str, revision: str, columns: Seq
     source = "/".join(filter(None, (name, subset, split))) + (f"@{revision}" if revision else "")
     try:
         if (Path(name).expanduser() / "dataset_dict.json").is_file():
-            saved = datasets.load_from_disk(str(Path(name).expanduser()))
-            data = saved.get(split)
+            data = datasets.DatasetDict.load_from_disk(str(Path(name).expanduser())).get(split)
         else:
             data = datasets.load_dataset(name, subset or None, split=split, revision=revision or None)
     except Exception as error:  # the hub client raises a dozen unrelated types
