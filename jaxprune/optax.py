@@ -49,7 +49,8 @@ def mask_moments(opt_state: Any, masks: Masks) -> Any:
     """`opt_state` with 0 where a pruned weight has moments, so that no norm or trust ratio sees it again.
 
     An array is a parameter's if its key path and its shape end like the parameter's (L-BFGS keeps several in one).
-    Arrays that are not shaped so (Adafactor's factored moments) stay as they are.
+    Arrays that are not shaped so (Adafactor's factored moments, the one vector of `optax.flatten`) stay as they are:
+    they see masked gradients alone, and what they held of a weight before it was pruned decays.
     """
     kept = dict(jax.tree_util.tree_leaves_with_path(masks, is_leaf=lambda x: x is None))
 
