@@ -45,13 +45,18 @@ Exit codes: 0 done, 2 wrong input, 74 the disk is full or fails, 75 stopped and 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    if argv is None and sys.argv[1:2] and sys.argv[1] in ("demo", "pretrain", "finetune", "study"):
+    own_process = argv is None
+    if own_process and sys.argv[1:2] and sys.argv[1] in ("demo", "pretrain", "finetune", "study"):
         _use_huge_pages()
     argv = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("jaxprune").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of its options there
     job = any(word.startswith("--distributed") for word in argv)
+    if own_process and not job:  # of a job only the first process would write what all of them read
+        from jaxprune.experiments.compilation_cache import keep_programs
+
+        keep_programs()
     code = _run(argv, job)
     if code and job:
         _leave(code)
