@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jaxprune.config.sections import SourceConfig
-from jaxprune.data.corpus_files import FORMATS, files, label, missing_field
+from jaxprune.data.corpus_files import FORMATS, label, listing
+from jaxprune.data.corpus_tables import missing_field
 from jaxprune.errors import UserError
 
 
@@ -87,7 +88,7 @@ class Reader:
         if source.kind == "hub":
             yield from self._hub(source)
         elif source.kind == "local":
-            for path, name in files(source)[position["file"] :]:
+            for path, name in listing(source).files[position["file"] :]:
                 yield from itertools.islice(FORMATS[name](path, source.text_field), position["row"], None)
                 position.update(file=position["file"] + 1, row=0)
         else:

@@ -5,60 +5,29 @@ the value and the remedy.
 """
 
 import difflib
-import gzip
 import html
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
 from pathlib import Path
-
-import pyarrow
-import pyarrow.parquet
+from typing import NamedTuple
 
 from jaxprune.config.sections import SourceConfig
 from jaxprune.data.bucket import AnyPath, any_path, matches
+from jaxprune.data.corpus_tables import arrow, comma_separated, missing_field, parquet, tab_separated
+from jaxprune.data.text_lines import COMPRESSIONS, lines, one_line
 from jaxprune.errors import UserError
-
-_BATCH_ROWS = 256
-
-
-def missing_field(where: str, field: str, fields: Iterable[str]) -> UserError:
-    """The error for a text column that is not there: names the columns there are, and the nearest."""
-    names = sorted(fields)
-    near = difflib.get_close_matches(field, names, 1)
-    hint = f"; did you mean text_field: {near[0]}?" if near else "; set text_field"
-    return UserError(f"{where}: no column text_field = {field!r}; there are {', '.join(names) or 'none'}{hint}")
-
-
-def parquet(path: AnyPath, field: str) -> Iterator[str]:
-    """Rows of a Parquet file, a row group in memory at a time."""
-    try:
-        with path.open("rb") as raw, pyarrow.parquet.ParquetFile(raw) as file:
-            schema = file.schema_arrow
-            if field not in schema.names:
-                raise missing_field(str(path), field, schema.names)
-            kind = schema.field(field).type
-            if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-                raise UserError(f"{path}: column {field!r} holds {kind}, not text; set text_field")
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=[field]):
-                for text in batch.column(0).to_pylist():
-                    yield text or ""
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable Parquet file ({_line(error)}); write it again") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: column {field!r} holds bytes that are not UTF-8 ({error.reason})") from error
 
 
 def jsonl(path: AnyPath, field: str) -> Iterator[str]:
     """Lines of a JSON Lines file, one object each."""
-    for number, line in _lines(path):
+    for number, line in lines(path):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as error:
-            raise UserError(f"{path}:{number}: not JSON ({_line(error)}); one object per line is needed") from error
+            raise UserError(f"{path}:{number}: not JSON ({one_line(error)}); one object per line is needed") from error
         if not isinstance(row, dict):
             raise UserError(f"{path}:{number}: holds {type(row).__name__}, not an object like {{{field!r}: ...}}")
         if field not in row:
@@ -80,7 +49,7 @@ def text(path: AnyPath, field: str) -> Iterator[str]:
     """
     block: list[str] = []
     wikitext = None
-    for _, line in _lines(path):
+    for _, line in lines(path):
         blank = not line.strip()
         if wikitext is None and not blank:
             wikitext = bool(_ARTICLE.match(line))
@@ -93,25 +62,27 @@ def text(path: AnyPath, field: str) -> Iterator[str]:
         yield "\n".join(block)
 
 
-_TITLE = re.compile(r'\btitle="([^"]*)"')
+# The title's own quotes may be bare: it ends at a quote before another attribute or the tag's end.
+_TITLE = re.compile(r'\btitle="(.*?)"(?=\s+[\w:-]+="|\s*/?>\s*$)')
 
 
 def wikiextractor(path: AnyPath, field: str) -> Iterator[str]:
     """Articles of a WikiExtractor file, `<doc ...>` blocks or JSON lines; the repeated title line is left out."""
     block: list[str] | None = None
     start, title = 0, ""
-    for number, line in _lines(path):
+    for number, line in lines(path):
         if block is None:
             if line.startswith("{"):
                 yield from jsonl(path, field)
                 return
             if line.startswith("<doc"):
                 match = _TITLE.search(line)
-                block, start, title = [], number, html.unescape(match[1]) if match else ""
+                block, start, title = [], number, html.unescape(match[1]).strip() if match else ""
             elif line.strip():
                 raise UserError(f"{path}:{number}: text outside <doc ...> blocks; set format to what the file is")
         elif line.startswith("</doc>"):
-            yield "\n".join(block[1:] if block and block[0].strip() == title else block)
+            repeated = block and html.unescape(block[0]).strip() == title
+            yield "\n".join(block[1:] if repeated else block)
             block = None
         else:
             block.append(line)
@@ -119,51 +90,53 @@ def wikiextractor(path: AnyPath, field: str) -> Iterator[str]:
         raise UserError(f"{path}:{start}: <doc> is never closed; the file is cut off")
 
 
-def _lines(path: AnyPath) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a UTF-8 file (.gz is unpacked), without line ends and byte order mark."""
-    offset = 0
-    try:
-        with path.open("rb") as raw, gzip.open(raw) if path.suffix == ".gz" else nullcontext(raw) as file:
-            for number, line in enumerate(file, 1):
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-                offset += len(line)
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: byte {offset + error.start} is not UTF-8 ({error.reason}); convert it: iconv -f LATIN1 -t UTF-8"
-        ) from error
-    except (OSError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read ({_line(error)})") from error
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
 FORMATS: dict[str, Callable[[AnyPath, str], Iterator[str]]] = {
     "parquet": parquet,
+    "arrow": arrow,
+    "csv": comma_separated,
+    "tsv": tab_separated,
     "jsonl": jsonl,
     "text": text,
     "wikiextractor": wikiextractor,
 }
 """Format name -> reader."""
 
+_BINARY = ("parquet", "arrow")  # formats with a compression of their own: not read from packed files
+
 SUFFIXES = {
     ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".csv": "csv",
+    ".tsv": "tsv",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "jsonl",
     ".txt": "text",
     ".text": "text",
 }
-"""File name suffix (before .gz) -> format; WikiExtractor's files are named wiki_00, wiki_01, ..."""
+"""File name suffix (before .gz and the like) -> format; WikiExtractor's files are named wiki_00, wiki_01, ..."""
+
+_NOT_TEXT = re.compile(r"\..*|(dataset_info|dataset_dict|state)\.json|cache-.*\.arrow")
+"""Hidden files, and what `datasets` saves beside its tables."""
+
+
+class Listing(NamedTuple):
+    """Files of a local source, sorted."""
+
+    files: list[tuple[AnyPath, str]]
+    """Each with its format."""
+    unread: list[AnyPath]
+    """Files whose format no reader knows."""
 
 
 def _format_of(path: AnyPath) -> str | None:
     """Format that a file's name tells, or None."""
-    name = path.name.removesuffix(".gz")
-    if re.fullmatch(r"wiki_\d+", name):
-        return "wikiextractor"
-    return SUFFIXES.get(Path(name).suffix.lower())
+    name = Path(path.name)
+    packed = name.suffix.lower() in COMPRESSIONS
+    name = Path(name.stem) if packed else name
+    kind = "wikiextractor" if re.fullmatch(r"wiki_\d+", name.name) else SUFFIXES.get(name.suffix.lower())
+    return None if packed and kind in _BINARY else kind
 
 
 def label(source: SourceConfig) -> str:
@@ -171,11 +144,15 @@ def label(source: SourceConfig) -> str:
     return f"source {source.kind}" + (f" {source.path}" if source.path else "")
 
 
-def files(source: SourceConfig) -> list[tuple[AnyPath, str]]:
-    """(file, format) of a local source, sorted. Errors: UserError for a missing path, an empty or unknown file."""
+def listing(source: SourceConfig) -> Listing:
+    """Files of a local source. Errors: UserError for an unknown format, a missing path, an empty or unknown file."""
+    if source.format not in ("auto", *FORMATS):
+        near = difflib.get_close_matches(source.format, ("auto", *FORMATS), 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"one of: {', '.join(('auto', *FORMATS))}"
+        raise UserError(f"{label(source)}: unknown format = {source.format!r}; {hint}")
     root = any_path(source.path)
     if root.is_dir():
-        paths = sorted(path for path in root.rglob("*") if path.is_file() and not path.name.startswith("."))
+        paths = sorted(path for path in root.rglob("*") if path.is_file() and not _NOT_TEXT.fullmatch(path.name))
     else:
         paths = [root] if root.is_file() else matches(root)
     if not paths and not root.is_dir():
@@ -183,13 +160,21 @@ def files(source: SourceConfig) -> list[tuple[AnyPath, str]]:
     formats = [(path, _format_of(path) if source.format == "auto" else source.format) for path in paths]
     readable = [(path, name) for path, name in formats if name]
     if not readable:
-        raise UserError(
-            f"{label(source)}: no .parquet, .jsonl, .txt or WikiExtractor (wiki_00) file; set format if names differ"
-        )
+        known = ", ".join(SUFFIXES)
+        raise UserError(f"{label(source)}: no {known} or WikiExtractor (wiki_00) file; set format if names differ")
     for path, _ in readable:
         if path.stat().st_size == 0:
             raise UserError(f"{path}: is empty; remove it or give a file with text")
-    return readable
+    return Listing(readable, [path for path, name in formats if not name])
+
+
+def unread_files(source: SourceConfig) -> str:
+    """One line that counts and names the files of a local source that are not read; "" if there are none."""
+    unread = listing(source).unread if source.kind == "local" else []
+    if not unread:
+        return ""
+    names = ", ".join(path.name for path in unread[:5]) + (", ..." if len(unread) > 5 else "")
+    return f"{label(source)}: {len(unread)} file(s) of a format that no reader knows are not read: {names}"
 
 
 def size_hint(source: SourceConfig) -> int:
@@ -197,13 +182,15 @@ def size_hint(source: SourceConfig) -> int:
     if source.kind != "local" or source.max_documents:
         return source.max_chars
     total = 0
-    for path, name in files(source):
+    for path, name in listing(source).files:
         if name == "parquet":
+            from pyarrow.parquet import read_metadata
+
             with path.open("rb") as file:
-                meta = pyarrow.parquet.read_metadata(file)
+                meta = read_metadata(file)
             groups = [meta.row_group(g) for g in range(meta.num_row_groups)]
             columns = [group.column(c) for group in groups for c in range(group.num_columns)]
             total += sum(c.total_uncompressed_size for c in columns if c.path_in_schema == source.text_field)
         else:
-            total += path.stat().st_size * (3 if path.suffix == ".gz" else 1)
+            total += path.stat().st_size * (3 if path.suffix.lower() in COMPRESSIONS else 1)
     return min(total, source.max_chars or total)

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from jaxprune.config.commands import PrepareConfig
 from jaxprune.data import resume_point
 from jaxprune.data.bucket import AnyPath
-from jaxprune.data.corpus_files import files
+from jaxprune.data.corpus_files import listing
 from jaxprune.data.data_manifest import read_manifest, verify
 from jaxprune.data.resume_point import RESUME_POINT
 from jaxprune.errors import UserError
@@ -52,7 +52,7 @@ def claimed(folder: AnyPath) -> Iterator[None]:
 def origin(cfg: PrepareConfig) -> list[Any]:
     """Names and sizes of the local files read: a second prepare sees that a corpus has changed."""
     return [
-        [[path.name, path.stat().st_size] for path, _ in files(source)] if source.kind == "local" else []
+        [[path.name, path.stat().st_size] for path, _ in listing(source).files] if source.kind == "local" else []
         for source in cfg.sources
     ]
 

@@ -1,6 +1,7 @@
 """The names that a config may use: the keys of the registries."""
 
 from jaxprune.config.sections import ModelConfig
+from jaxprune.data.corpus_files import FORMATS
 from jaxprune.data.glue_tasks import TASKS
 from jaxprune.data.metrics import METRICS
 from jaxprune.models import ARCHITECTURES
@@ -23,6 +24,7 @@ def offers() -> dict[str, list[str]]:
         "method": [*METHODS],
         "schedule": [*SCHEDULES],
         "architecture": [*ARCHITECTURES],
+        "format": ["auto", *FORMATS],
         "tasks": [*TASKS],
         "metrics": [*METRICS],
     }

@@ -4,14 +4,14 @@ from pathlib import Path
 
 from jaxprune.config.commands import PrepareConfig
 from jaxprune.data import corpus, tokenizer
-from jaxprune.data.corpus_files import size_hint
+from jaxprune.data.corpus_files import size_hint, unread_files
 from jaxprune.data.prepare import prepare
 from jaxprune.models import architecture
 
 
 def prepare_data(cfg: PrepareConfig, workdir: Path, *, dry_run: bool = False) -> None:
     """Write prepared data to `workdir`; the same call again does nothing. `dry_run` checks sources and tokenizer."""
-    special = architecture(cfg.architecture).special_tokens
+    special = architecture(cfg.architecture, "architecture").special_tokens
     if not dry_run:
         manifest = prepare(cfg, workdir, special)
         for split, counts in manifest["splits"].items():
@@ -27,5 +27,7 @@ def prepare_data(cfg: PrepareConfig, workdir: Path, *, dry_run: bool = False) ->
         size = size_hint(source)
         about = f"about {size / 1e6:,.0f} MB of text" if size else "size unknown until read"
         print(f"{corpus.label(source)}: {about}; begins {first[:60]!r}")
+        if unread := unread_files(source):
+            print(unread)
     kind = "pairs of segments" if cfg.next_sentence else "single segments"
     print(f"examples: {kind} of {cfg.seq_len} tokens, {cfg.dev_fraction:.1%} of the documents held out")

@@ -1,0 +1,109 @@
+"""Documents in a column of a table: Parquet, Arrow, CSV and TSV files.
+
+Errors are one-line UserErrors that name the file, the line or column, the value and the remedy.
+"""
+
+import csv
+import difflib
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from jaxprune.data.bucket import AnyPath
+from jaxprune.data.text_lines import lines, one_line
+from jaxprune.errors import UserError
+
+_BATCH_ROWS = 256
+
+
+def missing_field(where: str, field: str, fields: Iterable[str]) -> UserError:
+    """The error for a text column that is not there: names the columns there are, and the nearest."""
+    names = sorted(fields)
+    near = difflib.get_close_matches(field, names, 1)
+    hint = f"; did you mean text_field: {near[0]}?" if near else "; set text_field"
+    there = ", ".join(f"{name:.40}" for name in names) or "none"
+    return UserError(f"{where}: no column text_field = {field!r}; there are {there}{hint}")
+
+
+def parquet(path: AnyPath, field: str) -> Iterator[str]:
+    """Rows of a Parquet file, a row group in memory at a time."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with path.open("rb") as raw, pyarrow.parquet.ParquetFile(raw) as file:
+            _check_text(path, file.schema_arrow, field)
+            yield from _texts(file.iter_batches(batch_size=_BATCH_ROWS, columns=[field]), field)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a readable Parquet file ({one_line(error)}); write it again") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: column {field!r} holds bytes that are not UTF-8 ({error.reason})") from error
+
+
+def arrow(path: AnyPath, field: str) -> Iterator[str]:
+    """Rows of an Arrow or Feather file, a batch in memory at a time: the stream that `datasets` saves, or a file."""
+    import pyarrow
+
+    try:
+        with path.open("rb") as raw:
+            is_file = raw.read(6) == b"ARROW1"
+            raw.seek(0)
+            with pyarrow.ipc.open_file(raw) if is_file else pyarrow.ipc.open_stream(raw) as reader:
+                _check_text(path, reader.schema, field)
+                batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
+                yield from _texts(batches, field)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a readable Arrow file ({one_line(error)}); write it again") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: column {field!r} holds bytes that are not UTF-8 ({error.reason})") from error
+
+
+def _check_text(path: AnyPath, schema: Any, field: str) -> None:
+    import pyarrow.types as kinds
+
+    if field not in schema.names:
+        raise missing_field(str(path), field, schema.names)
+    kind = schema.field(field).type
+    value = kind.value_type if kinds.is_dictionary(kind) else kind
+    if not (kinds.is_string(value) or kinds.is_large_string(value) or kinds.is_string_view(value)):
+        raise UserError(f"{path}: column {field!r} holds {kind}, not text; set text_field")
+
+
+def _texts(batches: Iterable[Any], field: str) -> Iterator[str]:
+    for batch in batches:
+        for text in batch.column(field).to_pylist():
+            yield text or ""
+
+
+def comma_separated(path: AnyPath, field: str) -> Iterator[str]:
+    """Rows of a CSV file with a header; a value with a comma, quote or line break stands in `\"`."""
+    return _separated(path, field, ",")
+
+
+def tab_separated(path: AnyPath, field: str) -> Iterator[str]:
+    """Rows of a TSV file with a header, quoted as in CSV."""
+    return _separated(path, field, "\t")
+
+
+def _separated(path: AnyPath, field: str, separator: str) -> Iterator[str]:
+    csv.field_size_limit(sys.maxsize)  # a text may be a whole document
+    reader = csv.reader((line + "\n" for _, line in lines(path)), delimiter=separator, strict=True)
+    header: list[str] = []
+    line = column = 0
+    try:
+        for cells in reader:
+            line, begun = reader.line_num, line + 1
+            if not header:
+                header = cells
+                if field not in header:
+                    raise missing_field(str(path), field, header)
+                column = header.index(field)
+            elif cells and len(cells) != len(header):
+                raise UserError(
+                    f"{path}:{begun}: {len(cells)} values for {len(header)} columns; put a value that holds a"
+                    ' separator or a quote in quotes: "a, ""b"""'
+                )
+            elif cells:
+                yield cells[column]
+    except csv.Error as error:
+        raise UserError(f'{path}:{line + 1}: {error}; a value with a quote in it is written "a ""b"""') from error
