@@ -395,6 +395,38 @@ def test_equal_documents_fall_in_one_split(tmp_path, corpus):
         assert (info["doc_a"] % 80 != info["doc_b"] % 80)[info["is_random"]].all()
 
 
+def test_documents_of_one_sentence_are_warned_of(corpus, tmp_path, caplog):
+    """Nothing follows their sentence, so every pair is random; said once, with the share and what to set."""
+    text = tmp_path / "text"
+    text.mkdir()
+    lines = [line for line in (corpus / "text" / "a.txt").read_text().split("\n") if line]
+    (text / "a.txt").write_text("\n\n".join(lines))
+    manifest = prepare(config(corpus, sources=(SourceConfig(path=str(text)),)), tmp_path / "out")
+    assert manifest["splits"]["train"]["random_next"] == 1.0
+    (warning,) = [record.getMessage() for record in caplog.records if "one sentence" in record.getMessage()]
+    assert f"100% of the first {len(lines)} documents" in warning
+    assert "set next_sentence: false" in warning and "paragraphs" not in warning
+    caplog.clear()
+    source = SourceConfig(path=str(corpus / "text"), paragraphs=True)
+    prepare(config(corpus, sources=(source,)), tmp_path / "lines")
+    assert "set paragraphs: false, next_sentence: false" in caplog.text
+    caplog.clear()
+    prepare(config(corpus, sources=(source,), next_sentence=False), tmp_path / "singles")
+    prepare(config(corpus), tmp_path / "whole")
+    assert "one sentence" not in caplog.text
+
+
+def test_files_that_are_not_read_are_warned_of(corpus, tmp_path, caplog):
+    text = tmp_path / "text"
+    text.mkdir()
+    (text / "a.txt").write_bytes((corpus / "text" / "a.txt").read_bytes())
+    (text / "scan.pdf").write_bytes(b"%PDF")
+    manifest = prepare(config(corpus, sources=(SourceConfig(path=str(text)),)), tmp_path / "out")
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith(f"prepare: source local {text}: 1 file(s)") and warning.endswith("scan.pdf")
+    assert manifest["sources"] == [[["a.txt", (text / "a.txt").stat().st_size]]]
+
+
 def test_trained_vocabulary(corpus, tmp_path):
     manifest = prepare(config(corpus, tokenizer=TokenizerConfig(train_size=200)), tmp_path / "out")
     assert manifest["vocab_size"] <= 200

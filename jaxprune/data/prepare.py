@@ -14,7 +14,7 @@ from jaxprune.config.special_tokens import SpecialTokens
 from jaxprune.data import data_manifest, resume_point, tokenizer
 from jaxprune.data.bucket import AnyPath, any_path
 from jaxprune.data.corpus import Reader, documents
-from jaxprune.data.corpus_files import size_hint
+from jaxprune.data.corpus_files import size_hint, unread_files
 from jaxprune.data.holdout import held_out, text_hash
 from jaxprune.data.prepared_folder import claimed, clear, finished, interrupted, origin, recorded
 from jaxprune.data.progress_bar import progress
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 SPLITS = ("train", "dev")
 _CHUNK_CHARS = 1 << 20  # text tokenised at once
+_SINGLE_SHARE = 0.5  # documents of one sentence above which pairs say little
 
 
 def prepare(cfg: PrepareConfig, out: str | Path, special: SpecialTokens) -> dict[str, Any]:
@@ -41,6 +42,9 @@ def prepare(cfg: PrepareConfig, out: str | Path, special: SpecialTokens) -> dict
     if (folder / data_manifest.MANIFEST).is_file():
         return finished(cfg, folder)
     sources = origin(cfg)
+    for source in cfg.sources:
+        if unread := unread_files(source):
+            log.warning("prepare: %s", unread)
     with claimed(folder):
         begun = interrupted(cfg, folder, sources)
         try:
@@ -76,12 +80,14 @@ def _build(
         for split, writer in writers.items():
             writer.restore(begun["splits"][split])
         log.info("prepare: going on after %s documents", f"{counts['documents']:,}")
+    warned = not cfg.next_sentence
     total = sum(size_hint(source) for source in cfg.sources)
     chunks = tokenize_chunks(reader.chunks(_CHUNK_CHARS), vocab, cfg.processes)
     with closing(chunks), progress("prepare", total, counts["documents"], counts["chars"]) as advance:
         for chunk, reader_state in chunks:
             full = sum(writer.buffers for writer in writers.values())
             _add(cfg, chunk, writers, counts)
+            warned = warned or _warned_of_single_sentences(cfg, counts)
             advance(len(chunk.hashes), chunk.chars)
             if sum(writer.buffers for writer in writers.values()) > full:
                 point = {"config": recorded(cfg), "sources": sources, "tokenizer": pieces, "counts": counts}
@@ -124,7 +130,23 @@ def _add(cfg: PrepareConfig, chunk: TokenizedChunk, writers: dict[str, SplitWrit
             chunk.lengths_S[end - size : end].copy(),
         )
         writers[split].add(document)
-    counts.update(documents=len(chunk.hashes), chars=chunk.chars)
+    counts.update(documents=len(chunk.hashes), chars=chunk.chars, single=int((chunk.sentences_D == 1).sum()))
+
+
+def _warned_of_single_sentences(cfg: PrepareConfig, counts: Counter[str]) -> bool:
+    """Whether it was worth a warning that most documents so far have no next sentence."""
+    share = counts["single"] / max(1, counts["documents"])
+    if share < _SINGLE_SHARE:
+        return False
+    paragraphs = "paragraphs: false, " if any(source.paragraphs for source in cfg.sources) else ""
+    log.warning(
+        "prepare: %.0f%% of the first %s documents are one sentence, which nothing follows: their pairs are all random;"
+        " set %snext_sentence: false, or give whole documents",
+        100 * share,
+        f"{counts['documents']:,}",
+        paragraphs,
+    )
+    return True
 
 
 def _training_texts(cfg: PrepareConfig) -> Iterator[str]:
