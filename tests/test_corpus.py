@@ -1,17 +1,25 @@
 """Corpus readers, sentences and tokenizers: what comes out of every kind of source, and what bad input is told."""
 
+import bz2
 import gzip
 import json
+import lzma
+import random
 
+import pandas
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
+import sentencex
 
+from jaxprune.cli import main
 from jaxprune.config import SourceConfig
 from jaxprune.config.special_tokens import SpecialTokens
+from jaxprune.data import sentences as segmentation
 from jaxprune.data import tokenizer
 from jaxprune.data.corpus import Reader, documents
-from jaxprune.data.corpus_files import size_hint
+from jaxprune.data.corpus_files import FORMATS, size_hint, unread_files
 from jaxprune.data.sentences import sentences
 from jaxprune.errors import UserError
 
@@ -38,6 +46,119 @@ def test_parquet(table):
     path = table("a.parquet", title=["x", "y"], text=TEXTS)
     assert read(path) == TEXTS
     assert read(path, text_field="title") == ["x", "y"]
+
+
+def test_parquet_text_types(table):
+    """Text is text in every type that Arrow has for it, in Parquet and in Arrow files."""
+    columns = {
+        "view": pa.array([*TEXTS, None], pa.string_view()),
+        "coded": pa.array([*TEXTS, None]).dictionary_encode(),
+        "large": pa.array([*TEXTS, None], pa.large_string()).dictionary_encode(),
+        "bytes": pa.array([b"a", b"b", None]).dictionary_encode(),
+    }
+    path = table("a.parquet", **columns)
+    with pa.ipc.new_file(path.with_suffix(".arrow"), pa.table(columns).schema) as file:
+        file.write_table(pa.table(columns))
+    for each in (path, path.with_suffix(".arrow")):
+        for field in ("view", "coded", "large"):
+            assert read(each, text_field=field) == TEXTS
+        with pytest.raises(UserError, match=r"'bytes' holds dictionary<values=binary.*, not text; set text_field"):
+            read(each, text_field="bytes")
+
+
+def test_arrow_and_feather_and_what_datasets_saves(tmp_path):
+    import datasets
+
+    rows = pa.table({"id": [1, 2], "text": TEXTS})
+    pa.feather.write_feather(rows, tmp_path / "a.feather")
+    with pa.ipc.new_stream(tmp_path / "b.arrow", rows.schema) as stream:
+        for _ in range(3):
+            stream.write_table(rows)
+    assert read(tmp_path / "a.feather") == TEXTS and read(tmp_path / "b.arrow") == TEXTS * 3
+    saved = tmp_path / "saved"
+    datasets.DatasetDict({"train": datasets.Dataset.from_dict({"text": TEXTS})}).save_to_disk(str(saved))
+    assert (saved / "dataset_dict.json").is_file()
+    assert read(saved) == TEXTS and unread_files(SourceConfig(path=str(saved))) == ""
+    with pytest.raises(UserError, match=r"no column text_field = 'txt'; there are id, text; did you mean text_field:"):
+        read(tmp_path / "b.arrow", text_field="txt")
+
+
+def test_csv_and_tsv(tmp_path):
+    rows = pandas.DataFrame({"id": [1, 2, 3], "text": [*TEXTS, 'He said "a, b".\tSo.']})
+    rows.to_csv(tmp_path / "a.csv", index=False)
+    rows.to_csv(tmp_path / "b.tsv", index=False, sep="\t")
+    (tmp_path / "c.csv").write_bytes(b"\xef\xbb\xbftext,id\r\none,1\r\n\r\ntwo,2\r\n")
+    assert read(tmp_path / "a.csv") == read(tmp_path / "b.tsv") == list(rows["text"])
+    assert read(tmp_path / "c.csv") == ["one", "two"]
+
+
+def _zstd(content):
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(content)
+    return sink.getvalue().to_pybytes()
+
+
+PACKERS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": _zstd}
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_every_text_format_is_read_packed(tmp_path, suffix):
+    pack = PACKERS[suffix]
+    plain = {
+        "a.jsonl": "".join(json.dumps({"text": text}) + "\n" for text in TEXTS),
+        "b.txt": "\n\n".join(TEXTS),
+        "c.csv": pandas.DataFrame({"text": TEXTS}).to_csv(index=False),
+        "d.tsv": pandas.DataFrame({"text": TEXTS}).to_csv(index=False, sep="\t"),
+        "wiki_00": "".join(f'<doc id="1" title="T">\n{text}\n</doc>\n' for text in TEXTS),
+    }
+    for name, content in plain.items():
+        (tmp_path / (name + suffix)).write_bytes(pack(content.encode()))
+    assert read(tmp_path) == TEXTS * len(plain)
+    # Two packed files one after the other are one, as those tools have it.
+    (tmp_path / f"b.txt{suffix}").write_bytes(pack(b"one\n\ntw") + pack(b"o"))
+    assert read(tmp_path / f"b.txt{suffix}") == ["one", "two"]
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_damaged_packed_files(tmp_path, suffix, capsys):
+    rng = random.Random(0)
+    packed = PACKERS[suffix]("\n\n".join(str(rng.random()) for _ in range(9000)).encode())
+    middle = len(packed) // 2
+    broken = [packed[:middle], b"plain text " * 9]
+    if suffix != ".zst":  # pyarrow writes it without a checksum
+        broken.append(packed[:middle] + bytes(64) + packed[middle + 64 :])
+    path = tmp_path / f"a.txt{suffix}"
+    for content in broken:
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=rf"a\.txt{suffix}: cannot be read \(.+\); give a whole copy") as error:
+            read(path)
+        assert "\n" not in str(error.value)
+    config = tmp_path / "c.yaml"
+    config.write_text(f"command: prepare\nsources: [{{path: {path}}}]\ntokenizer: {{train_size: 100}}\n")
+    assert main(["prepare", str(config), "--workdir", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert path.name in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_files_that_no_reader_knows_are_named(tmp_path):
+    (tmp_path / "a.txt").write_text("Text.")
+    assert unread_files(SourceConfig(path=str(tmp_path))) == ""
+    for name in ("b.pdf", "c.docx", "d", ".hidden", "e.parquet.gz"):
+        (tmp_path / name).write_text("Other.")
+    source = SourceConfig(path=str(tmp_path))
+    assert unread_files(source).endswith("4 file(s) of a format that no reader knows are not read: b.pdf, c.docx, d, "
+                                         "e.parquet.gz")  # fmt: skip
+    for at in range(9):
+        (tmp_path / f"b{at}.pdf").write_text("Other.")
+    assert unread_files(source).endswith("13 file(s) of a format that no reader knows are not read: b.pdf, b0.pdf, "
+                                         "b1.pdf, b2.pdf, b3.pdf, ...")  # fmt: skip
+    assert read(tmp_path) == ["Text."]
+    assert read(tmp_path / "*.pdf", format="text") == ["Other."] * 10
+    with pytest.raises(UserError, match=r"unknown format = 'jsnl'; did you mean 'jsonl'\?"):
+        read(tmp_path, format="jsnl")
+    with pytest.raises(UserError, match=f"unknown format = 'pdf'; one of: auto, {', '.join(FORMATS)}"):
+        read(tmp_path, format="pdf")
 
 
 def test_jsonl_and_gzip(tmp_path):
@@ -70,6 +191,28 @@ def test_wikiextractor(tmp_path):
     assert read(path) == ["Text of it.", "More."]
     path.write_text("\n".join(json.dumps({"title": "t", "text": text}) for text in TEXTS))
     assert read(path) == TEXTS
+
+
+@pytest.mark.parametrize(
+    ("attribute", "line"),
+    [
+        ("The &quot;A&quot; Team", 'The "A" Team'),
+        ("The &quot;A&quot; Team", "The &quot;A&quot; Team"),
+        ('The "A" Team', 'The "A" Team'),
+        ('"Heroes"', '"Heroes"'),
+        ('"', '"'),
+        ("Q&amp;A", "Q&A"),
+        ("A &lt; B > C", "A < B > C"),
+        ("L&#39;Élan", "L'Élan"),
+    ],
+)
+def test_wikiextractor_titles(tmp_path, attribute, line):
+    path = tmp_path / "wiki_00"
+    heads = (f'id="1" url="u?a=1&b" title="{attribute}"', f'title="{attribute}" id="1"')
+    path.write_text("".join(f"<doc {head}>\n{line}\n\nText of it.\n</doc>\n" for head in heads))
+    assert read(path) == ["Text of it."] * 2
+    path.write_text(f"<doc {heads[0]}>\nNot {line}\nText.\n</doc>\n")
+    assert read(path) == [f"Not {line}\nText."]
 
 
 def test_hub_reads_what_datasets_loads(table, tmp_path, monkeypatch):
@@ -121,10 +264,15 @@ def test_limits(table):
         ("a.jsonl", b'{"text": "a"}\n{"txt": "b"}', r"a\.jsonl:2: no column .* 'text'; there are txt; did you mean"),
         ("a.jsonl", b'{"text": 3}', r"a\.jsonl:1: 'text' holds int '3', not text"),
         ("a.parquet", b"PAR1 no", r"a\.parquet: not a readable Parquet file"),
-        ("a.xyz", b"text", r"a\.xyz: no \.parquet, \.jsonl"),
+        ("a.xyz", b"text", r"a\.xyz: no \.parquet, \.arrow, .*\.jsonl, .*; set format"),
         ("wiki_00", b"plain", r"wiki_00:1: text outside <doc"),
         ("wiki_00", b'<doc id="1">\ntext', r"wiki_00:1: <doc> is never closed"),
-        ("a.jsonl.gz", b"not gzip", r"a\.jsonl\.gz: cannot be read"),
+        ("a.csv", b"text,id\na,1\nb\n", r"a\.csv:3: 1 values for 2 columns"),
+        ("a.csv", b'text,id\na,1\n"b,2\n', r'a\.csv:3: unexpected end of data; a value with a quote'),
+        ("a.csv", b"A long text that is no header, " * 9, r"a\.csv: no column text_field = 'text'; there are "),
+        ("a.tsv", b"text\n\xe9\n", r"a\.tsv: byte 5 is not UTF-8"),
+        ("a.arrow", b"ARROW1 no", r"a\.arrow: not a readable Arrow file"),
+        ("a.feather", b"no arrow at all", r"a\.feather: not a readable Arrow file"),
     ],
 )  # fmt: skip
 def test_bad_files(tmp_path, name, content, message):
@@ -156,6 +304,59 @@ def test_sentences():
         "Next",
     ]
     assert sentences(" \n ") == []
+    assert sentences("Vitamin B\u00a0. It is.\u2028Good.") == ["Vitamin B .", "It is.", "Good."]
+
+
+ENGLISH = [
+    *(
+        "The cat sat down. ",
+        "It was Mr. Smith's! ",
+        "I don't know who (he? him.) is. ",
+        "no stop here ",
+        "“One. Two.” ",
+    ),
+    *('She said "Go. Now!" and went. ', "At 3.5 km, e.g. here, it stops. ", "Is it? Yes... ", "see [1. and 2.] too "),
+]
+CHINESE = [
+    *("今天天气很好。", "我们去公园玩，", "他说：“今天很好。走吧！”", "真的吗？", "《红楼梦》是小说！", "（见下文。）"),
+    *("「好。」", "价格是3.5元。", "用Python写。"),
+]
+
+
+@pytest.mark.parametrize("phrases", [ENGLISH, CHINESE], ids=["english", "chinese"])
+def test_windows_leave_sentences_as_they_are(phrases, monkeypatch):
+    """As sentencex parts the whole text, in windows whose size, and the sum of them, are bounded."""
+    handed = []
+
+    def segment(language, text):
+        handed.append(len(text))
+        return whole(language, text)
+
+    whole = sentencex.segment
+    monkeypatch.setattr(segmentation.sentencex, "segment", segment)
+    for seed in range(25):
+        rng = random.Random(seed)
+        text = "".join(
+            rng.choice(phrases) + "\n\n" * (rng.random() < 0.02 * (seed % 3)) for _ in range(rng.randint(300, 1200))
+        )
+        expected = [sentence for each in whole("en", text) if (sentence := " ".join(each.split()))]
+        handed.clear()
+        assert [" ".join(each.split()) for each in segmentation._segments(text) if each.strip()] == expected
+        assert max(handed) <= segmentation.WINDOW and sum(handed) < 3 * len(text)
+
+
+@pytest.mark.parametrize(
+    "unit", ["没有句号的一行字", "aGVsbG8gd29ybGQ", "no stop at all ", '他说"好。', "“Open. ", "x. ", "\n"]
+)
+def test_one_long_line_loses_nothing_in_linear_work(unit, monkeypatch):
+    handed = []
+    whole = sentencex.segment
+    monkeypatch.setattr(
+        segmentation.sentencex, "segment", lambda language, text: handed.append(len(text)) or whole(language, text)
+    )
+    text = unit * (60_000 // len(unit))
+    assert "".join(sentences(text)).replace(" ", "") == "".join(text.split())
+    assert max(handed, default=0) <= segmentation.WINDOW and sum(handed) < 3 * len(text)
 
 
 # Tokenizers
