@@ -372,3 +372,34 @@ def test_a_large_field_is_read(tmp_path):
         csv.writer(file).writerows([["body", "topic"], [long, "a"], ["short", "b"]])
     path = str(tmp_path / "long.csv")
     assert read(train=path, dev=path)[0].first[0] == long
+
+
+@pytest.mark.slow
+def test_the_command_tunes_own_tasks_and_writes_nothing_for_a_bad_one(tiny, pretrained, files, tmp_path):
+    """From files to `hf/` whose config says what the labels are; a task that cannot be read stops all before a run."""
+    path = str(files / "tickets.jsonl")
+    base = {"train": path, "dev": path, "text": "body", "label": "topic"}
+    tasks: list[Any] = [
+        base | {"name": "topics", "class_weights": "balanced", "metrics": ["macro_f1", "roc_auc"]},
+        base | {"name": "tags", "label": "tags", "kind": "multi_label"},
+        base | {"name": "pairs", "text": ["body", "topic"], "label": "stars", "kind": "similarity", "bounds": [0, 5]},
+    ]
+    keys = {"init_from": str(pretrained), "batch_size": 4}
+    config = tiny.finetune_yaml(tmp_path / "c.yaml", tasks=tasks, **keys)
+    done = tiny.run("finetune", config, "--workdir", tmp_path / "run")
+    assert done.code == 0, done.err
+    rows = pandas.read_csv(tmp_path / "run" / "results.csv").set_index("task")
+    metrics = {"topics": "macro_f1", "tags": "micro_f1", "pairs": "spearman"}
+    assert dict(rows["metric"]) == metrics and np.isfinite(rows["score"]).all()
+    names = {"topics": ("single_label", ["billing", "bug", "other"]), "tags": ("multi_label", ["a", "b", "c"])}
+    for task in metrics:
+        place = tmp_path / "run" / task / "lr0.001-seed0"
+        written, saved = json.loads((place / "hf" / "config.json").read_text()), np.load(place / "dev_predictions.npz")
+        assert saved["logits"].shape == ((8, 3) if task in names else (8,))
+        if task in names:
+            assert written["problem_type"] == f"{names[task][0]}_classification"
+            assert [*written["id2label"].values()] == names[task][1]
+    bad = tiny.finetune_yaml(tmp_path / "bad.yaml", tasks=[*tasks[:1], base | {"name": "no", "text": "bodi"}], **keys)
+    done = tiny.run("finetune", bad, "--workdir", tmp_path / "none")
+    assert done.code == 2 and "no column 'bodi'; did you mean 'body'?" in done.err
+    assert not (tmp_path / "none").exists()
