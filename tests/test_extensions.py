@@ -32,7 +32,7 @@ SPECIAL = SpecialTokens(pad="<pad>", unk="<unk>", cls="<s>", sep="</s>", mask="<
 KEYS = {field: field for field in ModelConfig.model_fields if field not in ("architecture", "dtype", "sublayer_relu")}
 
 
-def bag(cfg, *, head, num_labels=0):
+def bag(cfg, *, head, num_labels=0, pooling="mean"):
     """Words in a bag: each vector, and the mean of all through one matrix."""
     classes = {"pretraining": 0, "classification": num_labels, "regression": 1}[head]
 
@@ -91,6 +91,7 @@ BAG = Architecture(
     prunable=(r"embeddings/words/embedding", r"encoder/layer_\d+/mix/kernel"),
     scopes=lambda cfg: {"layer": SCOPES["matrix"], "head": lambda path, shape: (path, 1, cfg.num_attention_heads)},
     special_tokens=SPECIAL,
+    max_tokens=lambda cfg: cfg.max_position_embeddings,
     word_embeddings="embeddings/words/embedding",
     parts=(("words", r"embeddings/.+"), ("mixing", r"encoder/.+"), ("other", r".+")),
     next_sentence=False,
