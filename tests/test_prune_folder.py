@@ -229,3 +229,14 @@ def test_transformers_loads_the_result(source, tmp_path):
         assert loaded[name].numpy().tobytes() == after[name].tobytes(), name
     ids = torch.arange(8)[None] + 5
     assert torch.isfinite(model(input_ids=ids).prediction_logits).all()
+
+
+def test_a_variant_is_pruned_by_its_name(source, tmp_path):
+    tensors = {name: array.astype(np.float16) for name, array in load_file(source / "model.safetensors").items()}
+    save_file(tensors, source / "model.fp16.safetensors", {"format": "pt"})
+    assert main(["prune", str(source), str(tmp_path / "out"), "--sparsity", "0.5", "--variant", "fp16"]) == 0
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    assert {array.dtype for array in after.values()} == {np.dtype(np.float16)}
+    for name in filter(is_prunable, after):
+        assert np.count_nonzero(after[name]) == min(after[name].size // 2, np.count_nonzero(tensors[name]))
+    assert not (tmp_path / "out" / "model.fp16.safetensors").exists()

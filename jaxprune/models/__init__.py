@@ -13,11 +13,11 @@ ARCHITECTURES: dict[str, Architecture] = {record.name: record for record in (BER
 """Every architecture under its name, Hugging Face's `model_type`."""
 
 
-def architecture(name: str) -> Architecture:
-    """The architecture of that name; UserError with the list and the nearest where there is none."""
+def architecture(name: str, key: str = "model.architecture") -> Architecture:
+    """The architecture of that name; UserError with the key, the list and the nearest where there is none."""
     if name not in ARCHITECTURES:
         nearest = difflib.get_close_matches(name, ARCHITECTURES, n=1, cutoff=0.0)[0]
         raise UserError(
-            f"architecture = {name!r} is unknown; use one of {', '.join(ARCHITECTURES)} (the nearest is {nearest!r})"
+            f"{key} = {name!r} is unknown; use one of {', '.join(ARCHITECTURES)} (the nearest is {nearest!r})"
         )
     return ARCHITECTURES[name]

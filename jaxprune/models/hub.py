@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jaxprune.errors import UserError
 
+_ALWAYS = "config.json"
 _WEIGHTS = ("model*.safetensors*", "pytorch_model*", "*.h5", "*.msgpack", "*.ot", "*.gguf", "onnx/*", "openvino/*")
 """Whole paths in a repository; `2_Dense/model.safetensors` belongs to a module that is not pruned."""
 
@@ -18,14 +19,16 @@ def find_file(path_or_name: str | Path, filename: str, revision: str | None = No
     folder = Path(path_or_name).expanduser()
     if folder.is_dir():
         return folder / filename if (folder / filename).is_file() else None
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     with _on_the_hub(path_or_name) as name:
         try:
             return Path(hf_hub_download(name, filename, revision=revision))
-        except LocalEntryNotFoundError:  # one too, but no answer
-            raise
+        except LocalEntryNotFoundError:  # no answer: what a model in the cache lacks counts as none
+            if not isinstance(try_to_load_from_cache(name, _ALWAYS, revision=revision), str):
+                raise
+            return None
         except EntryNotFoundError:
             return None
 

@@ -45,7 +45,8 @@ def read_weights(path_or_name: str | Path, revision: str | None = None, variant:
         lacks = f"has no {_named(WEIGHTS, variant)}, but the variant {', '.join(variants)}"
         raise UserError(f"{path_or_name}: {lacks}; ask for it (--variant, init_variant)")
     refused = [name for name in present if name.endswith(_OTHER_FORMATS)]
-    why = f"{refused[0]} is not read" if refused else "there are no weights"
+    none = "there are no weights" if folder.is_dir() else "no weights are on the hub, or offline in its cache"
+    why = f"{refused[0]} is not read" if refused else none
     why = f"has no variant {variant}" if variant else why
     raise UserError(f"{path_or_name}: {why}; save the model as one {WEIGHTS} (transformers' save_pretrained)")
 
