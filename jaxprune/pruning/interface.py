@@ -32,7 +32,8 @@ None, parts); None where a leaf is a group of its own."""
 class Slot(NamedTuple):
     """Where the tiles of a leaf are counted: in group `first`, or split along `axis` into `parts` groups from `first`.
 
-    `offset` numbers the leaf's tiles on from those of the group's earlier leaves; `salt` is a hash of its name.
+    `offset` numbers the leaf's tiles on from those of the group's earlier leaves; `salt` is a hash of its name, a
+    scalar uint32 where it is data.
     """
 
     tile: Tile
@@ -40,7 +41,7 @@ class Slot(NamedTuple):
     axis: int | None
     parts: int
     offset: int
-    salt: int
+    salt: int | jax.Array
 
 
 class Group(NamedTuple):

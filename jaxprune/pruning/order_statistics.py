@@ -78,7 +78,7 @@ def leaf_rank(leaf: Leaf, anchor: jax.Array | None = None) -> jax.Array:
     only if the group spans more than 2^32 elements, and then only between leaves.
     """
     shape = leaf.values.shape
-    x = jnp.uint32((leaf.slot.offset + leaf.slot.salt) % 2**32)
+    x = jnp.uint32(leaf.slot.offset % 2**32) + jnp.asarray(leaf.slot.salt, jnp.uint32)
     if anchor is not None:
         x, _ = lax.optimization_barrier((x, anchor))
     x, stride = x.reshape((1,) * len(shape)), 1

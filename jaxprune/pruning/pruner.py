@@ -62,10 +62,10 @@ def _update(state, params, masks, amounts, key, *, criterion, groups, method, ha
     """(params, masks, report) after one prune."""
     old, tree = jax.tree.flatten(masks)
     if criterion.elementwise:  # the scores are taken as weights are read, never stored
-        scores = _scores(params, masks)
+        scores = scores_of(params, masks)
     else:  # the scores are stored once, so that all passes over them see the same bits
-        scores = lax.optimization_barrier(_scores(criterion.score(state, params, masks, key), masks))
-    new, thresholds = _keep(scores, old if hard else None, amounts, groups, method, criterion.elementwise)
+        scores = lax.optimization_barrier(scores_of(criterion.score(state, params, masks, key), masks))
+    new, thresholds = keep_leaves(scores, old if hard else None, amounts, groups, method, criterion.elementwise)
     new = [before if after is None else before & after if hard else after for before, after in zip(old, new)]
     counts = [count([after, after & ~before, before & ~after])[0] for before, after in zip(old, new)]
     kept, regrown, removed = (tree.unflatten([n[i] for n in counts]) for i in range(3))
@@ -75,7 +75,7 @@ def _update(state, params, masks, amounts, key, *, criterion, groups, method, ha
     return apply_masks(params, masks) if hard else params, masks, report
 
 
-def _scores(tree: Any, masks: Masks) -> list[jax.Array]:
+def scores_of(tree: Any, masks: Masks) -> list[jax.Array]:
     """The leaves of a tree of scores (or more) where masks are; a UserError if one does not fit its mask."""
     paths, definition = jax.tree_util.tree_flatten_with_path(masks, is_leaf=lambda x: x is None)
     pairs = zip(paths, definition.flatten_up_to(tree), strict=True)
@@ -87,7 +87,7 @@ def _scores(tree: Any, masks: Masks) -> list[jax.Array]:
     return [x for _, _, x in leaves]
 
 
-def _keep(scores, live, amounts: Amounts, groups: Groups, method, transform=None):
+def keep_leaves(scores, live, amounts: Amounts, groups: Groups, method, transform=None):
     """The masks and thresholds of leaves by scores, taken through `transform` if any; None and nan where left alone."""
     slots = groups.slots
     pooled = {i: _pooled(scores[i], live and live[i], slot, transform) for i, slot in enumerate(slots) if slot}
@@ -127,7 +127,7 @@ def select(
     where there is none. With the other methods kept scores are > the threshold. Of blocks, scores are means.
     """
     scores = jax.tree.map(jnp.asarray, scores)
-    leaves = _scores(scores, scores)
+    leaves = scores_of(scores, scores)
     groups, amounts = share_out(scores, sparsity, chosen("scope", scope, scopes), structure_named(structure))
     masks, thresholds = _select(leaves, amounts, groups, chosen("method", method, METHODS))
     tree = jax.tree.structure(scores)
@@ -136,7 +136,7 @@ def select(
 
 @partial(jax.jit, static_argnums=(2, 3))
 def _select(scores, amounts, groups, method):
-    masks, thresholds = _keep(scores, None, amounts, groups, method)
+    masks, thresholds = keep_leaves(scores, None, amounts, groups, method)
     return [jnp.ones_like(x, bool) if m is None else m for x, m in zip(scores, masks)], thresholds
 
 

@@ -1,0 +1,75 @@
+"""One prune, at once: programs that know no names, shared by all groups of the same shapes."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+
+from jaxprune.pruning.amounts import share_out
+from jaxprune.pruning.criteria import Criterion, Scores, criterion_of
+from jaxprune.pruning.groups import SCOPES
+from jaxprune.pruning.interface import Amounts, Groups, Masks, Scope, Sparsity, Structure
+from jaxprune.pruning.names import chosen
+from jaxprune.pruning.pruner import keep_leaves, scores_of
+from jaxprune.pruning.structures import structure_named
+from jaxprune.pruning.thresholds import METHODS, Method
+
+
+def prune_once(
+    params: Any,
+    masks: Masks,
+    sparsity: Sparsity,
+    key: jax.Array | None = None,
+    *,
+    criterion: str | Criterion | Callable[[Any, Masks, jax.Array | None], Scores] = "magnitude",
+    structure: str | Structure = "weights",
+    scope: str | Scope = "matrix",
+    method: str | Method = "exact",
+    scopes: Mapping[str, Scope] = SCOPES,
+) -> Masks:
+    """The masks that `pruner(...).update(...)` with hard masks gives, bit by bit; a host function.
+
+    There one program makes all masks, and compiling it takes longer the more layers there are. Here leaves that share
+    a threshold are pruned alone, and groups of the same shapes by the same program.
+
+    Raises:
+      UserError: as `pruner` and its functions.
+    """
+    scoring, threshold = criterion_of(criterion), chosen("method", method, METHODS)
+    groups, amounts = share_out(masks, sparsity, chosen("scope", scope, scopes), structure_named(structure))
+    amounts = jax.device_get(amounts)
+    # Scores of weights alone are taken as these are read, never stored.
+    transform = scoring.elementwise
+    scores = params if transform else scoring.score(scoring.init(params, masks), params, masks, key)
+    scores, (old, tree) = scores_of(scores, masks), jax.tree.flatten(masks)
+    together: dict[int, list[int]] = {}
+    for i, slot in enumerate(groups.slots):
+        if slot:
+            together.setdefault(slot.first, []).append(i)
+    new = list(old)
+    for members in together.values():
+        own, kept, salts = _alone(groups, amounts, members)
+        arrays = [scores[i] for i in members], [old[i] for i in members]
+        made = _prune(*arrays, kept, salts, groups=own, method=threshold, transform=transform)
+        for i, mask in zip(members, made, strict=True):
+            new[i] = mask
+    return tree.unflatten(new)
+
+
+def _alone(groups: Groups, amounts: Amounts, members: list[int]) -> tuple[Groups, Amounts, list[Any]]:
+    """Groups and amounts of some leaves, numbered from 0 and without names, and the salts that stood for the names."""
+    slots = [slot for i in members if (slot := groups.slots[i])]
+    held = slice(slots[0].first, slots[0].first + slots[0].parts)
+    salts = [jax.numpy.uint32(slot.salt) for slot in slots]
+    nameless = tuple(one._replace(name="", regex="") for one in groups.groups[held])
+    own = Groups(tuple(slot._replace(first=0, salt=0) for slot in slots), nameless, groups.span)
+    return own, Amounts(amounts.kept[held], amounts.sparsity[held], (), ()), salts
+
+
+@partial(jax.jit, static_argnames=("groups", "method", "transform"))
+def _prune(scores, live, amounts, salts, *, groups, method, transform):
+    """The masks of leaves whose slots lack their salts."""
+    slots = tuple(slot._replace(salt=salt) for slot, salt in zip(groups.slots, salts, strict=True))
+    masks, _ = keep_leaves(scores, live, amounts, groups._replace(slots=slots), method, transform)
+    return [before & after for before, after in zip(live, masks, strict=True)]
