@@ -201,18 +201,18 @@ def write_without_classifier(folder):
 
 
 @pytest.mark.slow
-def test_a_chain_of_runs_keeps_what_came_in(tiny, tmp_path):
-    """Folder -> workdir -> workdir: the second starts from the first, which is then gone."""
+def test_a_run_keeps_what_came_in_and_the_next_finds_it(tiny, tmp_path):
+    """The next run starts from the workdir, and takes the files beside its weights, whatever became of the source."""
     sizes = {"vocab_size": 160, "num_hidden_layers": 1, "intermediate_size": 32, "max_position_embeddings": 32}
-    tiny_model("BertModel", **sizes, classifier_dropout=0.25).save_pretrained(tmp_path / "source", variant="fp16")
-    write_files(tmp_path / "source", OTHER_FILES)
-    for number, start in enumerate(("source", "run 0")):
-        changes = {"init_from": str(tmp_path / start), "steps": 1, "prune": {"begin": 0, "end": 1}}
-        path = tiny.pretrain_yaml(tmp_path / f"{number}.yaml", **changes, init_variant="" if number else "fp16")
-        done = tiny.run("pretrain", path, "--workdir", tmp_path / f"run {number}")
-        assert done.code == 0, done.err
-        shutil.rmtree(tmp_path / "source", ignore_errors=True)
-    files = contents(tmp_path / "run 1" / "hf")
+    source, run = tmp_path / "source", tmp_path / "run"
+    tiny_model("BertModel", **sizes, classifier_dropout=0.25).save_pretrained(source, variant="fp16")
+    write_files(source, OTHER_FILES)
+    changes = {"init_from": str(source), "init_variant": "fp16", "steps": 1, "prune": {"begin": 0, "end": 1}}
+    done = tiny.run("pretrain", tiny.pretrain_yaml(tmp_path / "run.yaml", **changes), "--workdir", run)
+    assert done.code == 0, done.err
+    shutil.rmtree(source)
+    assert folder_beside(str(run)) == run / "hf"
+    files = contents(run / "hf")
     tokenizer = contents(tiny.data / "tokenizer")
     given = OTHER_FILES.keys() - tokenizer.keys() - {"README.md", "added_tokens.json", "sentencepiece.bpe.model"}
     assert given - {"special_tokens_map.json"} <= files.keys() and "README.md" not in files
