@@ -40,12 +40,14 @@ def finetune(cfg: FinetuneConfig, workdir: Path | None, *, dry_run: bool = False
         first = {task_name(run.tasks[0]): run for run in reversed(grid)}  # bad data of any task is said before any runs
         ready = [compile_run(command.open(decisions_of(run), shelf), shelf) for run in first.values()]
     agree({"config": to_yaml(cfg)} | versions())
-    if not workdir or not all(begun(_folder(workdir, run)) for run in grid):
+    started = workdir is not None and all(begun(_folder(workdir, run)) for run in grid)
+    if not started:
         read_start(ready[0].opened)
     if dry_run or workdir is None:
         for task_ready in reversed(ready):
             describe_task(task_ready, len(grid) // len(ready))
-            say_start(task_ready.opened)
+            if not started:
+                say_start(task_ready.opened)
         return None
     records = []
     with owned_workdir(workdir, to_yaml(cfg), functools.partial(changes, FinetuneConfig)) as directory:

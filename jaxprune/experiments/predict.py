@@ -19,7 +19,7 @@ from jaxprune.data.task_batches import outputs
 from jaxprune.errors import UserError
 from jaxprune.experiments.task_model import PROBLEM_TYPES, label_names, pooling_in
 from jaxprune.experiments.task_run import encoded_for
-from jaxprune.experiments.weights import stored_config
+from jaxprune.experiments.weights import stored_config, tuned_model
 from jaxprune.files import write_atomically
 from jaxprune.models import architecture
 from jaxprune.models.config_json import read_json
@@ -53,7 +53,10 @@ def predict(
     record = architecture(read.model.architecture)
     vocabulary = tokenizer.load(str(folder), special=record.special_tokens)
     examples = Examples(task, file, first, second, np.zeros(len(first), np.float32))
-    encoded = encoded_for(examples, vocabulary, max_len or record.max_tokens(read.model))
+    most = record.max_tokens(read.model)
+    if max_len > most:
+        raise UserError(f"--max-len {max_len} is above the {most} positions of {folder}; lower it")
+    encoded = encoded_for(examples, vocabulary, max_len or most)
     length = math.ceil(int(encoded.lengths.max()) / 16) * 16
     built = record.build(
         read.model,
@@ -72,14 +75,7 @@ def predict(
 
 def _folder(model: str, revision: str) -> Path:
     """The directory of the model: a workdir's `hf/`, or that of the best run of a grid."""
-    root = Path(model).expanduser()
-    if stored_config(model) is None:
-        return find_folder(model, revision or None)
-    for name in ("hf", "best/hf"):
-        if (root / name / CONFIG).is_file():
-            return root / name
-    several = sorted(str(path.parent) for path in root.glob(f"best/*/hf/{CONFIG}"))
-    raise UserError(f"{model}: {'name one of ' + ', '.join(several) if several else 'kept no model'}")
+    return tuned_model(model) if stored_config(model) else find_folder(model, revision or None)
 
 
 def _columns(model: str) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from jaxprune.data.glue_tasks import Task
 from jaxprune.errors import UserError
 from jaxprune.experiments.program import Blueprint
 from jaxprune.experiments.weights import Weights, folder_beside
-from jaxprune.files import write_atomically
+from jaxprune.files import new_directory
 from jaxprune.models import architecture
 from jaxprune.models.architecture import Head, Pooling
 from jaxprune.models.config_json import read_json
@@ -87,8 +87,11 @@ def _paths(init: Any) -> set[Any]:
 
 
 def label_names(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names in a config.json's `id2label`, in order; empty for a score, or without any."""
-    names = config.get("id2label") or {}
+    """The names of the classes that a config.json is for, in order; empty for a score.
+
+    transformers leaves out `id2label` where it is `LABEL_0`, `LABEL_1`.
+    """
+    names = config.get("id2label") or {i: f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
     ordered = tuple(str(names[key]) for key in sorted(names, key=int))
     return () if config.get("problem_type") == "regression" else ordered
 
@@ -126,11 +129,10 @@ def write_model(
 
 def write_tokenizer(vocabulary: tokenizer.Vocabulary, model: ModelConfig, directory: Path) -> None:
     """The tokenizer's files in a directory of their own."""
-    directory.mkdir(exist_ok=True)
-    for name, content in tokenizer.files(
-        vocabulary, max_length=architecture(model.architecture).max_tokens(model)
-    ).items():
-        write_atomically(directory / name, content)
+    most = architecture(model.architecture).max_tokens(model)
+    with new_directory(directory) as temporary:
+        for name, content in tokenizer.files(vocabulary, max_length=most).items():
+            (temporary / name).write_bytes(content)
 
 
 def _card(

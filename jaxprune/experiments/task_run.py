@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxprune.config.commands import FinetuneConfig
 from jaxprune.config.sections import ModelConfig, OptimizerConfig
@@ -25,12 +26,21 @@ from jaxprune.experiments.pruning_plan import included, plan_of, with_paths_of
 from jaxprune.experiments.shelf import Shelf
 from jaxprune.experiments.task_model import pooling_of, with_fitting_head, write_model
 from jaxprune.experiments.walk import Command, Data, Decisions, Fitted, Opened, Ready
-from jaxprune.experiments.weights import absolute, masked_beyond, read_weights, shaped, source_model, stored_config
+from jaxprune.experiments.weights import (
+    absolute,
+    kept_model,
+    masked_beyond,
+    read_weights,
+    shaped,
+    source_model,
+    stored_config,
+)
 from jaxprune.models import architecture
 from jaxprune.pruning.masks import apply_masks, sparsity
 from jaxprune.training.compile import evaluate_all
 from jaxprune.training.processes import whole
 from jaxprune.training.sharding import everywhere, make_mesh, shards
+from jaxprune.training.state import TrainState
 from jaxprune.training.steps import means
 
 CHECKPOINTS = ("checkpoints", "integrity")
@@ -163,11 +173,7 @@ def finish(fitted: Fitted) -> dict[str, Any]:
     (opened, program), workdir, state = fitted.ready, fitted.workdir, fitted.state
     cfg: FinetuneConfig = opened.decisions.cfg
     splits, shape = opened.data.source
-    apply = opened.blueprint.build().apply
-    forward = jax.jit(
-        lambda state, batch: apply(apply_masks(state.params, state.masks), batch)["logits"],
-        out_shardings=everywhere(program.mesh),
-    )
+    forward = _forward(opened.blueprint.build().apply, program.mesh)
     predictions = outputs(splits.dev, shape, lambda batch: np.asarray(forward(state, program.put_whole(batch))))
     values = score(splits.task, predictions, splits.dev.labels)
     if cfg.train_loss:
@@ -198,6 +204,15 @@ def finish(fitted: Fitted) -> dict[str, Any]:
     return result
 
 
+@functools.lru_cache(maxsize=4)
+def _forward(apply: Callable[..., dict[str, Any]], mesh: Mesh) -> Callable[[TrainState, Any], jax.Array]:
+    """(state, batch) -> logits of the masked model on every device; compiled once for all runs of a grid."""
+    return jax.jit(
+        lambda state, batch: apply(apply_masks(state.params, state.masks), batch)["logits"],
+        out_shardings=everywhere(mesh),
+    )
+
+
 def vocabulary_of(cfg: FinetuneConfig, own: str) -> tokenizer.Vocabulary:
     """The tokenizer of a resolved config: the run's `own` copy, else `tokenizer`, else what lies beside `init_from`."""
     path, revision = cfg.tokenizer, ""
@@ -218,9 +233,10 @@ def _beside(init_from: str) -> str:
     stored = stored_config(init_from)
     if stored is None:
         return init_from
-    own = Path(init_from).expanduser() / "hf"
-    if isinstance(stored, FinetuneConfig) or own.is_dir():
+    if own := kept_model(init_from):
         return str(own)
+    if isinstance(stored, FinetuneConfig):
+        return str(Path(init_from).expanduser() / "tokenizer")
     return str(Path(stored.data.path).expanduser() / "tokenizer")
 
 

@@ -19,6 +19,7 @@ from jaxprune.models import architecture
 from jaxprune.models.architecture import Head
 from jaxprune.models.folder import read_config, read_folder
 from jaxprune.models.hub import find_folder
+from jaxprune.models.other_files import CONFIG
 from jaxprune.models.tensors import tensor_name
 from jaxprune.models.weights import read_masks
 from jaxprune.pruning.masks import init_masks, sparsity
@@ -93,10 +94,23 @@ def _matches(path: str, regexes: Iterable[str]) -> bool:
 
 def _folder(source: str, cfg: FinetuneConfig | None) -> str:
     """The Hugging Face directory or hub name of a source that is no pre-training run."""
-    folder = str(Path(source).expanduser() / "hf") if cfg else source
-    if cfg and not Path(folder).is_dir():
-        raise UserError(f"init_from = {source}: kept no weights; fine-tune with keep_weights: true")
-    return folder
+    return str(tuned_model(source)) if cfg else source
+
+
+def tuned_model(workdir: str) -> Path:
+    """As `kept_model`; UserError where the run left none, or a grid one for each task."""
+    if folder := kept_model(workdir):
+        return folder
+    several = sorted(str(path.parent) for path in Path(workdir).expanduser().glob(f"best/*/hf/{CONFIG}"))
+    if several:
+        raise UserError(f"{workdir}: holds a model for each task; name one of {', '.join(several)}")
+    raise UserError(f"{workdir}: kept no weights; fine-tune with keep_weights: true")
+
+
+def kept_model(workdir: str | Path) -> Path | None:
+    """The Hugging Face directory that a run left: its `hf/`, of a grid of one task the best run's; None without."""
+    folders = (Path(workdir).expanduser() / name for name in ("hf", "best/hf"))
+    return next((folder for folder in folders if (folder / CONFIG).is_file()), None)
 
 
 def shaped(wanted: ModelConfig, source: ModelConfig, name: str) -> ModelConfig:
@@ -116,12 +130,12 @@ def shaped(wanted: ModelConfig, source: ModelConfig, name: str) -> ModelConfig:
 def folder_beside(source: str, revision: str = "") -> Path | None:
     """The Hugging Face directory whose other files belong to the weights in `source`, if there is one.
 
-    That of a workdir is its `hf/`, or while it has none that of what it started from. One that is gone is said.
+    That of a workdir is the one that it left, or while it has none that of what it started from. One that is gone is
+    said.
     """
     cfg = stored_config(source)
     if cfg is not None:
-        own = Path(source).expanduser() / "hf"
-        return own if own.is_dir() else folder_beside(cfg.init_from, cfg.init_revision)
+        return kept_model(source) or folder_beside(cfg.init_from, cfg.init_revision)
     try:
         return find_folder(source, revision or None) if source else None
     except UserError as error:

@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from jaxprune.models.architecture import HEADS, Batch, Head, Model, Params, Pool
 from jaxprune.models.pooling import pair_cosines, sentence_vectors
 
 
+@lru_cache(maxsize=32)  # runs of one shape ask for it many times, and what JAX traced of it is found again
 def functions(
     module: Callable[[ModelConfig, Head, int, nnx.Rngs], Any],
     cfg: ModelConfig,
