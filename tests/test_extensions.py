@@ -52,15 +52,17 @@ def bag(cfg, *, head, num_labels=0, pooling="mean"):
     def apply(params, batch, *, key=None, hidden_states=False):
         params, batch = jax.tree.map(jnp.asarray, (params, dict(batch)))
         words = params["embeddings"]["words"]["embedding"]
-        real = batch["attention_mask"][..., None].astype(jnp.float32)
+        row = batch["segment_ids"] if "segment_ids" in batch else batch["attention_mask"]
+        bags = (row[:, :, None] == row[:, None, :]).astype(jnp.float32)  # rows may hold several examples
         states = [words[batch["input_ids"]]]
         for layer in params["encoder"].values():
-            mean = (states[-1] * real).sum(1, keepdims=True) / real.sum(1, keepdims=True)
+            mean = bags @ states[-1] / bags.sum(2, keepdims=True)
             states.append(states[-1] + jnp.tanh(mean @ layer["mix"]["kernel"]))
         out = {"hidden_states": tuple(states)} if hidden_states else {}
         if classes:
-            logits = states[-1][:, 0] @ params["classifier"]["kernel"] + params["classifier"]["bias"][None]
-            return out | {"logits": logits if classes > 1 else logits[:, 0]}
+            first = jnp.take_along_axis(states[-1], batch["starts"][..., None], 1)
+            logits = first @ params["classifier"]["kernel"] + params["classifier"]["bias"][None, None]
+            return out | {"logits": logits if classes > 1 else logits[..., 0]}
         x = states[-1]
         if "masked_positions" in batch:
             x = jnp.take_along_axis(x, batch["masked_positions"][..., None], 1)
@@ -159,6 +161,8 @@ def test_help_and_errors_list_every_row(registered, tiny, tmp_path, capsys):
         assert "nonesuch" in error and NAMES[key.split(".")[1]] in error and error.count("\n") == 1, error
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bag", **SHAPE}))
     (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL, "smile"]) + "\n")
+    tokens = {f"{role}_token": token for role, token in SPECIAL._asdict().items()}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"} | tokens))
     path = tiny.finetune_yaml(tmp_path / "f.yaml", tasks=["Smil"], init_from=str(tmp_path))
     assert main(["finetune", str(path), "--workdir", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
