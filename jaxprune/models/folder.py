@@ -19,6 +19,7 @@ from jaxprune.models.hub import find_file, find_folder
 from jaxprune.models.other_files import CONFIG, copy_other_files, replaced
 from jaxprune.models.tensors import (
     CLASSIFIER_BIAS,
+    leaf_shapes,
     original_name,
     params_from_tensors,
     params_to_tensors,
@@ -144,8 +145,8 @@ def write_folder(
             raise UserError(f"{name}: has a mask that fits no tensor of the params; make masks of these params")
     bias = tensor_name(record, CLASSIFIER_BIAS)
     labels = tensors[bias].size if bias in tensors else 0
-    init = record.build(cfg, head=head, num_labels=labels if head in ("classification", "multi_label") else 0).init
-    abstract: dict[Any, Any] = flatten_dict(jax.eval_shape(init, jax.random.key(0)), sep="/")
+    classes = labels if head in ("classification", "multi_label") else 0
+    abstract = leaf_shapes(record, cfg, head=head, num_labels=classes)
     shapes = {
         tensor_name(record, path): leaf.shape[::-1] if path.endswith("/kernel") else leaf.shape
         for path, leaf in abstract.items()

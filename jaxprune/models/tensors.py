@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxprune.config.sections import ModelConfig
 from jaxprune.errors import UserError
 from jaxprune.models.architecture import Architecture, Head, Params
+from jaxprune.models.paths import layer_name
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -65,16 +66,12 @@ def params_from_tensors(
     bias = tensor_name(architecture, CLASSIFIER_BIAS)
     labels = unread[bias].size if bias in unread else 1
     classifier: Head = "regression" if labels == 1 else "classification"
-    if head:
-        inits = [architecture.build(cfg, head=head, num_labels=num_labels).init]
-    else:
-        inits = [
-            architecture.build(cfg, head="pretraining").init,
-            architecture.build(cfg, head=classifier, num_labels=0 if labels == 1 else labels).init,
-        ]
-    shapes: dict[Any, Any] = {}
-    for init in inits:
-        shapes |= flatten_dict(jax.eval_shape(init, jax.random.key(0)), sep="/")
+    kinds: list[tuple[Head, int]] = [(head, num_labels)] if head else [("pretraining", 0)]
+    if not head:
+        kinds.append((classifier, 0 if labels == 1 else labels))
+    shapes: dict[str, jax.ShapeDtypeStruct] = {}
+    for kind, classes in kinds:
+        shapes |= leaf_shapes(architecture, cfg, head=kind, num_labels=classes)
     params: dict[str, np.ndarray] = {}
     absent: list[str] = []
     for path, leaf in shapes.items():
@@ -91,10 +88,33 @@ def params_from_tensors(
     _refuse_unknown(architecture, unread, cfg)
     if head is None:
         absent = []
-    if absent:
-        draw = jax.jit(lambda key: [flatten_dict(inits[0](key), sep="/")[path] for path in absent])
+    if head and absent:
+        init = architecture.build(cfg, head=head, num_labels=num_labels).init
+        draw = jax.jit(lambda key: [flatten_dict(init(key), sep="/")[path] for path in absent])
         params |= zip(absent, map(np.asarray, draw(jax.random.key(0) if key is None else key)))
     return unflatten_dict({path: params[path] for path in shapes if path in params}, sep="/"), tuple(absent)
+
+
+def leaf_shapes(
+    architecture: Architecture, cfg: ModelConfig, *, head: Head, num_labels: int = 0
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """{path: shape and type} of every leaf that `build(cfg, head=...).init` makes, in the order of params.
+
+    Layers that `layer_name` names are alike, so one is traced: a folder is read in a breath. UserError as `build`.
+    """
+
+    def traced(cfg: ModelConfig) -> dict[Any, Any]:
+        init = architecture.build(cfg, head=head, num_labels=num_labels).init
+        return flatten_dict(jax.eval_shape(init, jax.random.key(0)))
+
+    single = traced(cfg.model_copy(update={"num_hidden_layers": 1}))
+    if not any(layer_name(0) in path for path in single):
+        return {"/".join(path): leaf for path, leaf in traced(cfg).items()}
+    leaves: dict[tuple[str, ...], Any] = {}
+    for path, leaf in single.items():
+        for name in map(layer_name, range(cfg.num_hidden_layers)):
+            leaves[tuple(name if part == layer_name(0) else part for part in path)] = leaf
+    return {"/".join(path): leaves[path] for path in sorted(leaves)}
 
 
 def canonical_name(architecture: Architecture, name: str) -> str:
