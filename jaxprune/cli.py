@@ -256,6 +256,7 @@ def _prune(argv: list[str]) -> None:
         prog="jaxprune prune",
         description="Prune a Hugging Face encoder in one shot, without training, and write a Hugging Face directory.",
     )
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax starts: a chip may be busy, and takes longer to find
     parser.add_argument("src", metavar="SRC", help="Hugging Face directory or hub name")
     parser.add_argument("dst", metavar="DST", type=Path, help="directory to write; must be new or empty")
     parser.add_argument("--sparsity", type=float, required=True, help="fraction in [0, 1] to prune")
@@ -273,13 +274,19 @@ def _prune(argv: list[str]) -> None:
     )
     parser.add_argument("--exclude", nargs="+", metavar="REGEX", default=(), help="whole paths to leave alone")
     parser.add_argument(
-        "--amount", nargs=2, action="append", default=[], metavar=("REGEX", "SPARSITY"), help="a sparsity of their own"
+        "--amount",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("REGEX", "SPARSITY"),
+        help="a sparsity of their own; none: leave alone",
     )
     parser.add_argument(
         "--masks", choices=("fixed", "none"), default="fixed", help="none: nothing of SRC counts as pruned"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of --criterion random")
     parser.add_argument("--variant", default="", metavar="NAME", help="fp16: read model.fp16.safetensors")
+    parser.add_argument("--verbose", action="store_true", help="print a row per matrix, not per kind of matrix")
     from jaxprune.experiments.prune_folder import prune_folder
 
     known = vars(parser.parse_args(argv))

@@ -133,6 +133,51 @@ def test_include_and_exclude(source, tmp_path):
     assert changed == {name for name in before if ".layer." in name and is_prunable(name) and "query" not in name}
 
 
+def table(said):
+    """{name of a row: (weights, kept)} of the table that was printed."""
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in said.splitlines() if line.startswith("│")]
+    return {name: (int(size.replace(",", "")), int(kept.replace(",", ""))) for name, size, kept, _ in rows}
+
+
+def test_the_table_has_a_row_per_kind_and_three_bases(source, tmp_path, capsys):
+    assert main(["prune", str(source), str(tmp_path / "a"), "--sparsity", "0.7"]) == 0
+    short = table(capsys.readouterr().out)
+    assert main(["prune", str(source), str(tmp_path / "b"), "--sparsity", "0.7", "--verbose"]) == 0
+    long = table(capsys.readouterr().out)
+    tensors = load_file(tmp_path / "a" / "model.safetensors")
+    layers = CONFIG["num_hidden_layers"]
+    assert len(short) == 8 + 3 and len(long) == 6 * layers + 2 + 3
+    prunable = [tensor for name, tensor in tensors.items() if is_prunable(name)]
+    encoder = [tensor for name, tensor in tensors.items() if is_prunable(name) and ".layer." in name]
+    rest = sum(tensor.size for name, tensor in tensors.items() if not is_prunable(name))
+    for rows in (short, long):
+        (total,) = (row for name, row in rows.items() if name.endswith(" matrices") and "encoder" not in name)
+        size, kept = sum(t.size for t in prunable), sum(map(np.count_nonzero, prunable))
+        assert total == (size, kept) and rows["all weights"] == (size + rest, kept + rest)
+        assert rows["the encoder's matrices"] == (sum(t.size for t in encoder), sum(map(np.count_nonzero, encoder)))
+    query = [tensor for name, tensor in tensors.items() if name.endswith("query.weight")]
+    assert short[f"attention/query x {layers}"] == (sum(t.size for t in query), sum(map(np.count_nonzero, query)))
+    assert long["encoder/layer_00/attention/query/kernel"] == (query[0].size, np.count_nonzero(query[0]))
+
+
+def test_two_of_four_leaves_out_what_fours_do_not_divide(source, tmp_path, capsys, caplog):
+    """30,522 word pieces are no multiple of 4; named by the user, they are an error."""
+    tensors = load_file(source / "model.safetensors")
+    assert len(tensors[WORDS]) % 4
+    argv = ["prune", str(source), str(tmp_path / "out"), "--sparsity", "0.5", "--structure", "2:4"]
+    assert main([*argv, "--include", "embeddings/word_embeddings/embedding"]) == 2
+    assert "do not divide axis 0 of embeddings/word_embeddings/embedding" in capsys.readouterr().err
+    with caplog.at_level("INFO", "jaxprune"):
+        assert main(argv) == 0
+    (said,) = (text for text in caplog.messages if "left out" in text)
+    assert f"--structure 2:4 does not divide embeddings/word_embeddings/embedding ({len(tensors[WORDS])} x" in said
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    assert after[WORDS].tobytes() == tensors[WORDS].tobytes()
+    for name in filter(is_prunable, after):
+        if name != WORDS:
+            assert (np.count_nonzero(after[name].reshape(len(after[name]), -1, 4), axis=2) <= 2).all()
+
+
 def test_a_place_that_holds_something_is_left_alone(source, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("x")

@@ -1,21 +1,17 @@
 """The compiled steps of a run: the one place where a model, its loss, an optimizer and a pruner become a program."""
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 from jaxprune.config.sections import MeshConfig, ModelConfig, OptimizerConfig, PruneConfig
-from jaxprune.errors import UserError
+from jaxprune.experiments.pruning_plan import pruner_of
 from jaxprune.experiments.weights import unpruned
 from jaxprune.models import architecture
 from jaxprune.models.architecture import Head, Model, Pooling
 from jaxprune.models.losses import LOSSES
-from jaxprune.pruning.groups import SCOPES
-from jaxprune.pruning.interface import Pruner
-from jaxprune.pruning.pruner import pruner
 from jaxprune.training.compile import Program, compile_steps
 from jaxprune.training.optimizer import adamw
 from jaxprune.training.sharding import make_mesh
@@ -64,23 +60,6 @@ class Blueprint(NamedTuple):
         if not self.masked:
             return jax.tree.map(lambda _: None, params)
         return unpruned(self.prune, params)
-
-
-def pruner_of(prune: PruneConfig, model: ModelConfig, prefix: str = "prune.") -> Pruner:
-    """The pruner of a config; UserError for a name that is none, with the key that holds it under its `prefix`."""
-    scopes = SCOPES | architecture(model.architecture).scopes(model)
-    names = {"structure": prune.structure, "scope": prune.scope, "method": prune.method, "mode": prune.mode}
-    with named(prefix):
-        return pruner(prune.criterion, **names, scopes=scopes)
-
-
-@contextmanager
-def named(prefix: str) -> Iterator[None]:
-    """A block whose UserErrors begin with an argument of a pruner: told as the key or flag that holds it."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{prefix}{error}".replace("--amounts", "--amount")) from None
 
 
 def compile_program(blueprint: Blueprint, devices: Sequence[Any] | None = None) -> Program:

@@ -1,21 +1,31 @@
-"""Prune a Hugging Face BERT in one shot, without training."""
+"""Prune a Hugging Face encoder in one shot, without training."""
 
+import logging
+import re
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from rich.console import Console
 from rich.table import Table
 
 from jaxprune.config.load import validate
 from jaxprune.config.sections import PruneConfig
 from jaxprune.errors import UserError
-from jaxprune.experiments.program import named, pruner_of
-from jaxprune.experiments.pruning_plan import check_untrained, included
-from jaxprune.experiments.weights import read_weights, start_masks, there
+from jaxprune.experiments.pruning_plan import check_untrained, included, named, scopes_of
+from jaxprune.experiments.weights import Weights, read_weights, start_masks, there
+from jaxprune.models import architecture
 from jaxprune.models.folder import write_masked
-from jaxprune.pruning.masks import leaf_counts
+from jaxprune.pruning.single_prune import prune_once
+from jaxprune.pruning.structures import structure_named, tile_of
+
+log = logging.getLogger("jaxprune")
+
+Counts = dict[str, tuple[int, int]]
+"""Path of a matrix -> (weights kept, weights)."""
 
 
 def prune_folder(
@@ -34,12 +44,14 @@ def prune_folder(
     seed: int = 0,
     revision: str = "",
     variant: str = "",
-) -> dict[str, tuple[int, int]]:
+    verbose: bool = False,
+) -> Counts:
     """Write `src` to `dst` with `sparsity` (a fraction in [0, 1]) of its prunable weights 0; (kept, size) per path.
 
     Every other value, tensor and file is carried over bit-equal; `variant` names the weights to read (`fp16`). What
-    `src` has pruned stays pruned unless `masks` is "none". Prints a row per matrix. UserError, before
-    anything is written, when `dst` holds something or an argument does not fit.
+    `src` has pruned stays pruned unless `masks` is "none". Without `include`, matrices that `structure` does not fit
+    are left alone, which is said. Prints a row per kind of matrix, `verbose` one per matrix. UserError, before anything
+    is written, when `dst` holds something or an argument does not fit.
     """
     if not 0 <= sparsity <= 1:
         raise UserError(f"--sparsity {sparsity}: give a fraction in [0, 1]")
@@ -52,23 +64,66 @@ def prune_folder(
     prune = validate(PruneConfig, settings, "command line")
     chosen = there(included(prune, weights.model), weights, default=not include)
     before = start_masks(weights.params, weights, chosen, lift=masks == "none")
-    pruner = pruner_of(chosen, weights.model, prefix="--")
-    update = jax.jit(partial(pruner.update, pruner.init(weights.params, before)))
+    parts = {"criterion": criterion, "structure": structure, "scope": scope, "method": method}
     with named("--"):
-        wanted = pruner.amounts(before, prune.finals if prune.amounts else sparsity)
-    after = jax.device_get(update(weights.params, before, wanted, jax.random.key(seed))[1])
+        if not include:
+            before = _fitting(before, structure, src)
+        wanted = prune.finals if prune.amounts else sparsity
+        named_scopes = scopes_of(weights.model)
+        after = prune_once(weights.params, before, wanted, jax.random.key(seed), **parts, scopes=named_scopes)
+    after = jax.device_get(after)
     write_masked(src, dst, after, revision=revision or None, variant=variant)
-    counts = leaf_counts(after)
-    _print(dst, counts)
+    flat: dict[str, Any] = flatten_dict(after, sep="/")
+    made = {path: mask for path, mask in flat.items() if mask is not None}
+    counts = {path: (int(np.count_nonzero(mask)), mask.size) for path, mask in made.items()}
+    _print(counts, weights, verbose)
+    print(f"wrote {dst}")
     return counts
 
 
-def _print(dst: Path, counts: dict[str, tuple[int, int]]) -> None:
+def _fitting(masks: Any, structure: str, src: str) -> Any:
+    """Masks without the leaves that the structure's tiles do not divide, unless that is all of them."""
+    flat: dict[str, Any] = flatten_dict(masks, sep="/")
+    tiled, unfit = structure_named(structure), {}
+    for path, mask in flat.items():
+        try:
+            if mask is not None:
+                tile_of(tiled, path, mask.shape)
+        except UserError as error:
+            unfit[path] = error
+    if not unfit or len(unfit) == sum(mask is not None for mask in flat.values()):
+        return masks
+    shapes = ", ".join(f"{path} ({' x '.join(map(str, flat[path].shape))})" for path in unfit)
+    log.info("%s: --structure %s does not divide %s: left out", src, structure, shapes)
+    return unflatten_dict(flat | dict.fromkeys(unfit), sep="/")
+
+
+def _print(counts: Counts, weights: Weights, verbose: bool) -> None:
+    """A table of what was kept: by matrix, or by kind of matrix over all layers, and over three bases."""
     table = Table("matrix", "weights", "kept", "sparsity")
-    for path, (kept, size) in counts.items():
-        table.add_row(path, f"{size:,}", f"{kept:,}", f"{1 - kept / size:.4f}")
-    kept, size = (sum(pair[i] for pair in counts.values()) for i in (0, 1))
+    rows: dict[str, list[tuple[int, int]]] = {}
+    for path, count in counts.items():
+        rows.setdefault(path if verbose else _kind(path), []).append(count)
+    for name, held in rows.items():
+        _add(table, name if len(held) == 1 else f"{name} x {len(held)}", held)
     table.add_section()
-    table.add_row(f"{len(counts)} matrices", f"{size:,}", f"{kept:,}", f"{1 - kept / size:.6f}")
+    _add(table, f"{len(counts)} matrices", [*counts.values()])
+    params: dict[str, Any] = flatten_dict(weights.params, sep="/")
+    sizes = {path: leaf.size for path, leaf in params.items()}
+    record = architecture(weights.model.architecture)
+    others = re.compile("|".join((re.escape(record.word_embeddings), *record.optional)))
+    matrices = re.compile("|".join(record.prunable))
+    encoders = [path for path in sizes if matrices.fullmatch(path) and not others.fullmatch(path)]
+    for name, paths in (("the encoder's matrices", encoders), ("all weights", sizes)):
+        _add(table, name, [counts.get(path, (sizes[path], sizes[path])) for path in paths])
     Console().print(table)
-    print(f"wrote {dst}")
+
+
+def _kind(path: str) -> str:
+    """What a matrix is in every layer: `attention/query` of `encoder/layer_00/attention/query/kernel`."""
+    return re.sub(r"^.*_\d+/", "", path).rpartition("/")[0].rpartition("embeddings/")[2].replace("_", " ")
+
+
+def _add(table: Table, name: str, counts: Sequence[tuple[int, int]]) -> None:
+    kept, size = (sum(count[i] for count in counts) for i in (0, 1))
+    table.add_row(name, f"{size:,}", f"{kept:,}", f"{1 - kept / size:.6f}" if size else "")

@@ -1,7 +1,8 @@
-"""What a config prunes: its paths and its plan."""
+"""What a config prunes and how: its paths, its pruner, its plan."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -12,7 +13,10 @@ from jaxprune.errors import UserError
 from jaxprune.models import architecture
 from jaxprune.models.architecture import Head
 from jaxprune.pruning.criteria import CRITERIA, criterion_of
+from jaxprune.pruning.groups import SCOPES
+from jaxprune.pruning.interface import Pruner, Scope
 from jaxprune.pruning.names import chosen
+from jaxprune.pruning.pruner import pruner
 from jaxprune.pruning.schedules import SCHEDULES, plan
 
 
@@ -22,6 +26,27 @@ def included(prune: PruneConfig, model: ModelConfig, also: Sequence[str] = ()) -
         return prune
     include = dict.fromkeys((*architecture(model.architecture).prunable, *also))
     return prune.model_copy(update={"include": tuple(include)})
+
+
+def scopes_of(model: ModelConfig) -> Mapping[str, Scope]:
+    """The scopes that have names: everyone's and the architecture's."""
+    return SCOPES | architecture(model.architecture).scopes(model)
+
+
+def pruner_of(prune: PruneConfig, model: ModelConfig) -> Pruner:
+    """The pruner of a config; UserError for a name that is none, with the key that holds it."""
+    names = {"structure": prune.structure, "scope": prune.scope, "method": prune.method, "mode": prune.mode}
+    with named("prune."):
+        return pruner(prune.criterion, **names, scopes=scopes_of(model))
+
+
+@contextmanager
+def named(prefix: str) -> Iterator[None]:
+    """A block whose UserErrors begin with an argument of a pruner: told as the key or flag that holds it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{prefix}{error}".replace("--amounts", "--amount")) from None
 
 
 def plan_of(prune: PruneConfig, steps: int, whose: str) -> dict[int, Any]:

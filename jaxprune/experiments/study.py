@@ -18,8 +18,7 @@ from jaxprune.config.study import StudyConfig
 from jaxprune.errors import Diverged, InUse, UserError
 from jaxprune.experiments import pretrain, task_run
 from jaxprune.experiments.matrix import Job, matrix, shard, with_ancestors
-from jaxprune.experiments.program import pruner_of
-from jaxprune.experiments.pruning_plan import plan_of
+from jaxprune.experiments.pruning_plan import plan_of, pruner_of
 from jaxprune.experiments.shelf import Shelf
 from jaxprune.experiments.walk import walk
 from jaxprune.experiments.weights import absolute, stored_config

@@ -14,7 +14,8 @@ from jaxprune.config.load import changes, to_yaml
 from jaxprune.config.sections import PruneConfig, TrainConfig
 from jaxprune.errors import UserError
 from jaxprune.experiments.environment import environment, versions
-from jaxprune.experiments.program import Blueprint, compile_program, named
+from jaxprune.experiments.program import Blueprint, compile_program
+from jaxprune.experiments.pruning_plan import named
 from jaxprune.experiments.shelf import Shelf
 from jaxprune.experiments.weights import Weights, completed, lacking, start_masks
 from jaxprune.pruning.masks import apply_masks

@@ -22,8 +22,7 @@ from jaxprune.models.hub import find_folder
 from jaxprune.models.other_files import CONFIG
 from jaxprune.models.tensors import tensor_name
 from jaxprune.models.weights import read_masks
-from jaxprune.pruning.masks import init_masks, sparsity
-from jaxprune.training.checkpoint import Checkpoints
+from jaxprune.pruning.masks import init_masks
 
 log = logging.getLogger("jaxprune")
 
@@ -151,6 +150,8 @@ def read_weights(source: str, revision: str = "", variant: str = "") -> Weights:
     """
     cfg = stored_config(source)
     if isinstance(cfg, PretrainConfig):
+        from jaxprune.training.checkpoint import Checkpoints
+
         with Checkpoints(Path(source).expanduser().absolute(), read_only=True) as checkpoints:
             restored = checkpoints.restore()
         if restored is None:
@@ -210,7 +211,8 @@ def start_masks(params: Any, weights: Weights, prune: PruneConfig, *, lift: bool
     Where the source has no masks, exact zeros among the prunable weights count as pruned, which is said. `lift` leaves
     nothing pruned. UserError when nothing is prunable.
     """
-    flat: dict[str, Any] = flatten_dict(unpruned(prune, params), sep="/")
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    flat: dict[str, Any] = flatten_dict(unpruned(prune, shapes), sep="/")
     held: dict[str, Any] = flatten_dict(weights.params, sep="/")
     known: dict[str, Any] = flatten_dict(weights.masks, sep="/") if weights.masks is not None else {}
     for path, mask in flat.items():
@@ -224,7 +226,9 @@ def start_masks(params: Any, weights: Weights, prune: PruneConfig, *, lift: bool
         elif known.get(path) is not None:
             flat[path] = np.asarray(known[path])
     masks = unflatten_dict(flat, sep="/")
-    if weights.masks is None and not lift and (share := sparsity(masks)) > 0:
+    made = [mask for mask in flat.values() if mask is not None]
+    share = 1 - sum(map(np.count_nonzero, made)) / sum(mask.size for mask in made)
+    if weights.masks is None and not lift and share > 0:
         words = (
             "%s brings no masks: %.2f %% of its prunable weights are exactly 0 and count as pruned (masks: none lifts)"
         )
