@@ -182,56 +182,63 @@ def test_accumulated_gradient_is_that_of_the_whole_batch(pieces):
     jax.tree.map(compare, metrics, part_metrics)
 
 
+TX, GLOBAL = adamw(OptimizerConfig(learning_rate=1e-2), 50), pruner(scope="global")
+ONE, CUT = partial(train_step, loss_fn=_loss, tx=TX, pruner=GLOBAL), partial(prune_step, pruner=GLOBAL)
+
+
+def _run(step, prune, state, put=lambda b: b):
+    """Losses of 20 steps with two prunes, and the last state."""
+    losses, key = [], jax.random.key(0)
+    for i in range(20):
+        state, metrics = step(state, (), put(_batch(seed=i)), key)
+        first = jax.tree.map(lambda x: x.reshape(-1)[0], jax.device_get(metrics))
+        losses.append(means(first, ("fit", "size"))["loss"])
+        if i in (5, 10):
+            state, _ = prune(state, np.float32(0.3 + 0.03 * i), key)
+            jax.block_until_ready(state)
+    return losses, state
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """The run on one device."""
+    return _run(jax.jit(ONE), jax.jit(CUT), _state(TX))
+
+
 @pytest.mark.parametrize(
     ("how", "axes"),
     [(how, "auto") for how in ("jit 8", "fsdp 8", "fsdp 4", "pmap 8", "shard_map 8")]
     + [(how, "explicit") for how in ("jit 8", "fsdp 4", "shard_map 8")],
 )
-def test_many_devices_train_and_prune_as_one(how, axes):
-    tx, key, steps = adamw(OptimizerConfig(learning_rate=1e-2), 50), jax.random.key(0), 20
+def test_many_devices_train_and_prune_as_one(alone, how, axes):
+    expected, reference = alone
     kind, count = how.split()
-    using = pruner(scope="global")
-
-    def run(step, prune, state, put=lambda b: b):
-        losses = []
-        for i in range(steps):
-            state, metrics = step(state, (), put(_batch(seed=i)), key)
-            first = jax.tree.map(lambda x: x.reshape(-1)[0], jax.device_get(metrics))
-            losses.append(means(first, ("fit", "size"))["loss"])
-            if i in (5, 10):
-                state, _ = prune(state, np.float32(0.3 + 0.03 * i), key)
-                jax.block_until_ready(state)
-        return losses, state
-
-    one = partial(train_step, loss_fn=_loss, tx=tx, pruner=using)
-    cut = partial(prune_step, pruner=using)
-    expected, reference = run(jax.jit(one), jax.jit(cut), _state(tx))
     if kind == "pmap":
         split = lambda b: jax.tree.map(lambda x: x.reshape(8, -1, *x.shape[1:]), b)  # noqa: E731
-        step = jax.pmap(partial(one, axis_name="batch"), axis_name="batch", in_axes=(0, None, 0, None))
-        prune = jax.pmap(cut, in_axes=(0, None, None))
-        copies = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (8, *x.shape)), _state(tx))
-        losses, state = run(step, prune, copies, split)
+        step = jax.pmap(partial(ONE, axis_name="batch"), axis_name="batch", in_axes=(0, None, 0, None))
+        prune = jax.pmap(CUT, in_axes=(0, None, None))
+        copies = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (8, *x.shape)), _state(TX))
+        losses, state = _run(step, prune, copies, split)
         state = jax.tree.map(lambda x: x[0], state)
     elif kind == "shard_map":
         mesh = make_mesh(MeshConfig(axes=axes))
         rows = P(DATA_AXES)
         mapped = partial(jax.shard_map, mesh=mesh, out_specs=P())
-        step = jax.jit(mapped(partial(one, axis_name=DATA_AXES), in_specs=(P(), P(), rows, P())))
-        prune = jax.jit(mapped(cut, in_specs=(P(), P(), P())))
-        state = jax.device_put(_state(tx), NamedSharding(mesh, P()))
-        losses, state = run(step, prune, state, lambda b: jax.device_put(b, batch_sharding(mesh)))
+        step = jax.jit(mapped(partial(ONE, axis_name=DATA_AXES), in_specs=(P(), P(), rows, P())))
+        prune = jax.jit(mapped(CUT, in_specs=(P(), P(), P())))
+        state = jax.device_put(_state(TX), NamedSharding(mesh, P()))
+        losses, state = _run(step, prune, state, lambda b: jax.device_put(b, batch_sharding(mesh)))
     else:
         mesh = make_mesh(MeshConfig(fsdp=int(count) if kind == "fsdp" else 1, axes=axes))
         params = _params()
-        program = compile_steps(params, init_masks(params, [".*/kernel"]), mesh, loss_fn=_loss, tx=tx, pruner=using)
+        program = compile_steps(params, init_masks(params, [".*/kernel"]), mesh, loss_fn=_loss, tx=TX, pruner=GLOBAL)
         state = program.init(params, init_masks(params, [".*/kernel"]))
         if kind == "fsdp":
             kernel = state.params["a"]["kernel"]
             assert kernel.addressable_shards[0].data.size == kernel.size // int(count)
             assert state.masks["a"]["kernel"].sharding == kernel.sharding
         prune = lambda state, target, key: program.prune(state, program.amounts(round(float(target), 6)), key)  # noqa: E731
-        losses, state = run(program.train, prune, state, program.put)
+        losses, state = _run(program.train, prune, state, program.put)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     for m, r in zip(_kernels(state.masks), _kernels(reference.masks)):
         np.testing.assert_array_equal(m, r)

@@ -21,11 +21,11 @@ from jaxprune.cli import main
 from jaxprune.config import FinetuneConfig, StudyConfig
 from jaxprune.config.load import read_yaml, validate
 from jaxprune.errors import UserError
-from jaxprune.experiments import finetune
-from jaxprune.experiments.finetune import schedule
+from jaxprune.experiments import task_run
 from jaxprune.experiments.matrix import Job, matrix, shard
 from jaxprune.experiments.shelf import Shelf
 from jaxprune.experiments.study import _seeds_added, select
+from jaxprune.experiments.task_run import schedule
 from jaxprune.experiments.weights import completed
 from jaxprune.models.bert import bert
 from jaxprune.models.folder import read_folder
@@ -206,7 +206,7 @@ def config(tiny) -> Path:
     pretrain = yaml.safe_load(
         tiny.pretrain_yaml(tiny.root / "p.yaml", steps=8, prune={"begin": 2, "end": 6}).read_text()
     )
-    finetune = yaml.safe_load(tiny.finetune_yaml(tiny.root / "f.yaml", keep_weights=True).read_text())
+    finetune = yaml.safe_load(tiny.finetune_yaml(tiny.root / "f.yaml").read_text())
     pretrain["train"] = {"log_every": 2, "save_every": 2, "eval_batches": 2, "keep": 1}
     finetune["train"] = {"log_every": 1, "save_every": 1, "keep": 1}
     for section in (pretrain, finetune):
@@ -215,6 +215,7 @@ def config(tiny) -> Path:
     content = {
         "command": "study",
         "data": str(tiny.data),
+        "keep_weights": True,
         "dense_run": copy.deepcopy(pretrain) | {"prune": {}},
         "recover": {key: value for key, value in copy.deepcopy(pretrain).items() if key != "model"},
         "finetune": finetune,
@@ -320,7 +321,7 @@ def test_a_run_starts_from_a_fine_tuned_one_with_its_classifier(shared):
     place = shared / "runs/finetune/dense/SST-2/lr0.001-seed0"
     cfg = validate(FinetuneConfig, read_yaml(place / "config.yaml"), "config.yaml")
     cfg = cfg.model_copy(update={"init_from": str(place)})
-    opened = finetune.tuning().open(finetune.resolve(cfg, None), Shelf())
+    opened = task_run.tuning().open(task_run.resolve(cfg, None), Shelf())
     params = completed(opened.start(), opened.blueprint.build().init, jax.random.key(7))
     saved = load_file(place / "hf" / "model.safetensors")
     np.testing.assert_array_equal(params["classifier"]["kernel"], saved["classifier.weight"].T)
