@@ -317,7 +317,12 @@ def test_masked_copies_alter_every_copy_of_a_tied_matrix_and_nothing_else(make, 
     stored |= {TIED: stored[renamed[words]].copy()}
     source = make(dict.fromkeys(tensors) | stored)
     extra = {"vocab.txt": "[PAD]", "README.md": "card", "1_Pooling/config.json": "{}", "2_Dense/model.safetensors": "d"}
-    left = {"pytorch_model.bin": "dense", "onnx/model.onnx": "dense", ".cache/lock": "", "earlier/model.safetensors": "dense"}
+    left = {
+        "pytorch_model.bin": "dense",
+        "onnx/model.onnx": "dense",
+        ".cache/lock": "",
+        "earlier/model.safetensors": "dense",
+    }
     for name, text in (extra | left).items():
         (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_text(text)

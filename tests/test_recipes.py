@@ -10,11 +10,11 @@ import pytest
 
 from jaxprune.config import ModelConfig, PretrainConfig, StudyConfig
 from jaxprune.config.load import read_config, validate
-from jaxprune.experiments.task_run import schedule
 from jaxprune.experiments.matrix import matrix
 from jaxprune.experiments.pretrain import blueprint_of
 from jaxprune.experiments.program import compile_program
 from jaxprune.experiments.pruning_plan import included, plan_of
+from jaxprune.experiments.task_run import schedule
 from jaxprune.experiments.weights import shaped
 from jaxprune.training.optimizer import learning_rate_at
 

@@ -261,7 +261,7 @@ def changes(model: type[C], old: str, new: str) -> list[str]:
     return [line for line in differences(a, b) if not MAY_CHANGE.fullmatch(line.partition(":")[0])]
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if key == "tasks" and any(isinstance(item, dict) and "train" in item for item in value):
@@ -269,5 +269,5 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
+            flat[f"{prefix}{key}"] = value
     return flat

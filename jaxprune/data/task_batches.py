@@ -213,7 +213,7 @@ def _filled(encoded: Encoded, rows: Sequence[np.ndarray], shape: Shape, weights:
     """The batch whose row r holds the examples `rows[r]`."""
     R, L, U, texts = *shape, encoded.texts
     names = "input_ids", "token_type_ids", "position_ids", "segment_ids"
-    batch = {name: np.zeros((R, L), np.int32) for name in names}
+    batch: Batch = {name: np.zeros((R, L), np.int32) for name in names}
     batch["input_ids"][:] = encoded.pad
     batch["starts"] = np.zeros((R, U * texts), np.int32)
     batch["labels"] = np.zeros((R, U, *encoded.labels.shape[1:]), encoded.labels.dtype)
