@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict
 from workflow import write_yaml
 
 from jaxprune.config.sections import ModelConfig
+from jaxprune.models.architecture import Head
 from jaxprune.models.bert import BERT, bert
 from jaxprune.models.folder import write_folder
 from jaxprune.pruning import init_masks, keep_top
@@ -25,22 +26,33 @@ SHAPE: dict[str, Any] = {
     "num_attention_heads": 4,
     "intermediate_size": 48,
     "max_position_embeddings": 40,
-    "initializer_range": 0.1,
+    "initializer_range": 0.3,
 }
 POOLING = {"word_embedding_dimension": 32, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
 MODULES = [{"idx": 0, "name": "0", "path": ""}, {"idx": 1, "name": "1", "path": "1_Pooling"}]
 
 
-def write_encoder(folder: Path, *, pooling: str = "mean") -> Path:
-    """A sentence-transformers directory of a BERT (2 layers x 32) with half of its prunable weights pruned."""
+def write_model(folder: Path, head: Head, *, labels: int = 0, **extra: Any) -> Path:
+    """A Hugging Face directory of a BERT (2 layers x 32) with half of its encoder pruned; `extra` keys of its config.
+
+    Its classifier's logits spread over several units.
+    """
     pieces = [*BERT.special_tokens, *WORDS]
     vocabulary = {"vocab.txt": "".join(f"{piece}\n" for piece in pieces).encode()}
     cfg = ModelConfig(vocab_size=len(pieces), **SHAPE)
-    params = jax.device_get(jax.jit(bert(cfg, head="similarity").init)(jax.random.key(0)))
+    params = jax.device_get(jax.jit(bert(cfg, head=head, num_labels=labels).init)(jax.random.key(0)))
+    if "classifier" in params:
+        params["classifier"]["kernel"] = 3 * params["classifier"]["kernel"]
     masks = init_masks(params, BERT.prunable[:-1])
     masks = jax.tree.map(lambda leaf, mask: None if mask is None else keep_top(abs(leaf), 0.5), params, masks)
     masks = jax.device_get(masks)
-    write_folder(folder, cfg, params, head="similarity", masks=masks, tokenizer=vocabulary)
+    write_folder(folder, cfg, params, head=head, masks=masks, tokenizer=vocabulary, extra_config=extra)
+    return folder
+
+
+def write_encoder(folder: Path, *, pooling: str = "mean") -> Path:
+    """A sentence-transformers directory of such a BERT without a head."""
+    write_model(folder, "similarity")
     settings = POOLING | {"pooling_mode_cls_token": pooling == "cls", "pooling_mode_mean_tokens": pooling == "mean"}
     (folder / "1_Pooling").mkdir()
     for name, content in {"1_Pooling/config.json": settings, "modules.json": MODULES}.items():

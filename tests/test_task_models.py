@@ -89,6 +89,24 @@ def test_transformers_loads_it_and_predicts_the_same(grid, kind):
         assert model.config.label2id == {name: i for i, name in enumerate(dev.task.labels)}
 
 
+@KINDS
+def test_predict_gives_the_labels_of_the_dev_predictions(grid, tmp_path, kind):
+    """The columns are those of the training."""
+    dev, out = grid.dev(kind), tmp_path / "out.jsonl"
+    table = pandas.DataFrame(dict(zip(dev.task.text, (dev.first, dev.second), strict=False)) | {"unread": 1})
+    table.to_csv(tmp_path / "in.csv", index=False)
+    assert main(["predict", str(grid.run(kind)), str(tmp_path / "in.csv"), "--out", str(out)]) == 0
+    answers = pandas.read_json(out, lines=True)
+    assert [*answers.columns[: len(dev.task.text)]] == [*dev.task.text] and [*answers[dev.task.text[0]]] == [*dev.first]
+    logits = np.load(grid.run(kind) / "dev_predictions.npz")["logits"]
+    if kind == "single_label":
+        assert [*answers["label"]] == [dev.task.labels[i] for i in logits.argmax(1)]
+    elif kind == "multi_label":
+        assert [*answers["labels"]] == [[dev.task.labels[i] for i in np.flatnonzero(row > 0)] for row in logits]
+    else:
+        np.testing.assert_allclose(answers["score"], logits, atol=1e-5)
+
+
 def vectors(folder: Path, texts, pooling: str) -> np.ndarray:
     """transformers' states of the bare encoder, pooled by hand."""
     import transformers
