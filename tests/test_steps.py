@@ -182,8 +182,8 @@ def test_accumulated_gradient_is_that_of_the_whole_batch(pieces):
     jax.tree.map(compare, metrics, part_metrics)
 
 
-TX, GLOBAL = adamw(OptimizerConfig(learning_rate=1e-2), 50), pruner(scope="global")
-ONE, CUT = partial(train_step, loss_fn=_loss, tx=TX, pruner=GLOBAL), partial(prune_step, pruner=GLOBAL)
+ADAMW, GLOBAL = adamw(OptimizerConfig(learning_rate=1e-2), 50), pruner(scope="global")
+ONE, CUT = partial(train_step, loss_fn=_loss, tx=ADAMW, pruner=GLOBAL), partial(prune_step, pruner=GLOBAL)
 
 
 def _run(step, prune, state, put=lambda b: b):
@@ -202,7 +202,7 @@ def _run(step, prune, state, put=lambda b: b):
 @pytest.fixture(scope="module")
 def alone():
     """The run on one device."""
-    return _run(jax.jit(ONE), jax.jit(CUT), _state(TX))
+    return _run(jax.jit(ONE), jax.jit(CUT), _state(ADAMW))
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_many_devices_train_and_prune_as_one(alone, how, axes):
         split = lambda b: jax.tree.map(lambda x: x.reshape(8, -1, *x.shape[1:]), b)  # noqa: E731
         step = jax.pmap(partial(ONE, axis_name="batch"), axis_name="batch", in_axes=(0, None, 0, None))
         prune = jax.pmap(CUT, in_axes=(0, None, None))
-        copies = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (8, *x.shape)), _state(TX))
+        copies = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (8, *x.shape)), _state(ADAMW))
         losses, state = _run(step, prune, copies, split)
         state = jax.tree.map(lambda x: x[0], state)
     elif kind == "shard_map":
@@ -226,12 +226,12 @@ def test_many_devices_train_and_prune_as_one(alone, how, axes):
         mapped = partial(jax.shard_map, mesh=mesh, out_specs=P())
         step = jax.jit(mapped(partial(ONE, axis_name=DATA_AXES), in_specs=(P(), P(), rows, P())))
         prune = jax.jit(mapped(CUT, in_specs=(P(), P(), P())))
-        state = jax.device_put(_state(TX), NamedSharding(mesh, P()))
+        state = jax.device_put(_state(ADAMW), NamedSharding(mesh, P()))
         losses, state = _run(step, prune, state, lambda b: jax.device_put(b, batch_sharding(mesh)))
     else:
         mesh = make_mesh(MeshConfig(fsdp=int(count) if kind == "fsdp" else 1, axes=axes))
         params = _params()
-        program = compile_steps(params, init_masks(params, [".*/kernel"]), mesh, loss_fn=_loss, tx=TX, pruner=GLOBAL)
+        program = compile_steps(params, init_masks(params, [".*/kernel"]), mesh, loss_fn=_loss, tx=ADAMW, pruner=GLOBAL)
         state = program.init(params, init_masks(params, [".*/kernel"]))
         if kind == "fsdp":
             kernel = state.params["a"]["kernel"]
