@@ -17,7 +17,10 @@ from jaxprune.models.architecture import HEADS, Batch, Head, Model, Params, Pool
 from jaxprune.models.pooling import pair_cosines, sentence_vectors
 
 
-@lru_cache(maxsize=32)  # runs of one shape ask for it many times, and what JAX traced of it is found again
+_once: Any = lru_cache(maxsize=32)  # untyped: frozen pydantic models have a hash, though their type says no
+
+
+@_once  # runs of one shape ask for it many times, and what JAX traced of it is found again
 def functions(
     module: Callable[[ModelConfig, Head, int, nnx.Rngs], Any],
     cfg: ModelConfig,
