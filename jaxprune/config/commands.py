@@ -222,7 +222,6 @@ class DemoConfig(Section):
         epochs=3,
         max_len=32,
         keep_weights=False,
-        train_loss=True,
         optimizer=OptimizerConfig(learning_rate=1e-3),
         train=TrainConfig(save_every=10_000),
     )

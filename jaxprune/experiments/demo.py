@@ -123,7 +123,7 @@ def _finetune_all(cfg: DemoConfig, directory: Workdir, data: Path, shelf: Shelf)
         source = {"init_from": str(directory / _name(sparsity)), "tokenizer": str(data / "tokenizer")}
         for task in examples:
             for seed in cfg.finetune.seeds:
-                run = task_run.one_run(cfg.finetune.model_copy(update=source), task, rate, seed)
+                run = task_run.one_run(cfg.finetune.model_copy(update=source | {"train_loss": True}), task, rate, seed)
                 folder = directory / f"finetune-{sparsity:g}" / task.replace(" ", "-") / f"seed{seed}"
                 result = walk(command, run, folder, shelf)
                 assert result is not None
