@@ -40,6 +40,7 @@ def grid(tiny, pretrained):
         learning_rates=list(RATES),
         seeds=list(SEEDS),
         init_from=str(pretrained),
+        train_loss=True,
     )
     done = tiny.run("finetune", config, "--workdir", tiny.root / "grid")
     assert done.code == 0, done.err
@@ -58,6 +59,8 @@ def test_every_run_of_the_grid_is_a_row(grid):
     assert (rows["masks"] == "fixed").all() and (rows["steps"] == 3).all()
     assert (rows["train_examples"] == 48).all() and (rows["dev_examples"] == 27).all()
     assert np.isfinite(rows["train_loss"]).all()
+    assert rows.groupby("task")["best"].sum().tolist() == [1, 1, 1]
+    assert len([*grid[1].glob("*/lr*/hf/model.safetensors")]) == 12
 
 
 def test_saved_predictions_give_the_same_scores_again(grid, tiny):
