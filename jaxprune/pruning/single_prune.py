@@ -28,7 +28,7 @@ def prune_once(
     method: str | Method = "exact",
     scopes: Mapping[str, Scope] = SCOPES,
 ) -> Masks:
-    """The masks that `pruner(...).update(...)` with hard masks gives, bit by bit; a host function.
+    """The masks that `pruner(...).update(...)` with hard masks gives, bit by bit, on the host.
 
     There one program makes all masks, and compiling it takes longer the more layers there are. Here leaves that share
     a threshold are pruned alone, and groups of the same shapes by the same program.
@@ -47,23 +47,30 @@ def prune_once(
     for i, slot in enumerate(groups.slots):
         if slot:
             together.setdefault(slot.first, []).append(i)
-    new = list(old)
+    new = jax.device_get(old)
     for members in together.values():
         own, kept, salts = _alone(groups, amounts, members)
-        arrays = [scores[i] for i in members], [old[i] for i in members]
+        shapes = [old[i].shape if slot and len(slot.tile.together) > 1 else -1 for i, slot in zip(members, own.slots)]
+        arrays = ([x[i].reshape(shape) for i, shape in zip(members, shapes)] for x in (scores, old))
         made = _prune(*arrays, kept, salts, groups=own, method=threshold, transform=transform)
-        for i, mask in zip(members, made, strict=True):
-            new[i] = mask
+        for i, mask in zip(members, jax.device_get(made), strict=True):
+            new[i] = mask.reshape(old[i].shape)
     return tree.unflatten(new)
 
 
 def _alone(groups: Groups, amounts: Amounts, members: list[int]) -> tuple[Groups, Amounts, list[Any]]:
-    """Groups and amounts of some leaves, numbered from 0 and without names, and the salts that stood for the names."""
+    """Groups and amounts of some leaves, numbered from 0 and without names, and the salts that stood for the names.
+
+    Leaves whose weights are counted one by one have one axis: where a weight lies matters by its number alone.
+    """
     slots = [slot for i in members if (slot := groups.slots[i])]
     held = slice(slots[0].first, slots[0].first + slots[0].parts)
     salts = [jax.numpy.uint32(slot.salt) for slot in slots]
     nameless = tuple(one._replace(name="", regex="") for one in groups.groups[held])
-    own = Groups(tuple(slot._replace(first=0, salt=0) for slot in slots), nameless, groups.span)
+    plain = [slot.axis is None and not slot.tile.among and {*slot.tile.together} <= {1} for slot in slots]
+    tiles = [slot.tile._replace(together=(1,)) if flat else slot.tile for slot, flat in zip(slots, plain)]
+    slots = tuple(slot._replace(tile=tile, first=0, salt=0) for slot, tile in zip(slots, tiles))
+    own = Groups(slots, nameless, groups.span)
     return own, Amounts(amounts.kept[held], amounts.sparsity[held], (), ()), salts
 
 
