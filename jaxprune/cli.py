@@ -56,7 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger("jaxprune").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of its options there
     job = any(word.startswith("--distributed") for word in argv)
-    if own_process and not job:  # of a job only the first process would write what all of them read
+    compiles = argv[:1] and argv[0] in COMMANDS and not {"--help", "-h"} & {*argv}
+    if own_process and compiles and not job:  # of a job only the first process would write what all of them read
         from jaxprune.experiments.compilation_cache import keep_programs
 
         keep_programs()

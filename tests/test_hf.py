@@ -19,9 +19,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from jaxprune.config.sections import ModelConfig
+from jaxprune.config.tokenizer_files import TOKENIZER_FILES
 from jaxprune.errors import UserError
 from jaxprune.models.bert import BERT
-from jaxprune.models.folder import TOKENIZER_FILES, read_config, read_folder, write_folder, write_masked
+from jaxprune.models.folder import read_config, read_folder, write_folder, write_masked
 from jaxprune.models.tensors import params_from_tensors, params_to_tensors
 
 CONFIG = CASES["gelu"]["config"]

@@ -21,9 +21,9 @@ from jaxprune.config.task import OwnTaskConfig
 from jaxprune.data.own_task import read_task
 from jaxprune.experiments import finetune
 from jaxprune.experiments.shelf import Shelf
-from jaxprune.experiments.task_model import label_names
 from jaxprune.experiments.walk import compile_run, first_state
 from jaxprune.models.bert import BERT
+from jaxprune.models.config_json import label_names
 from jaxprune.training.sharding import within
 
 pytestmark = pytest.mark.slow

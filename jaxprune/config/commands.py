@@ -95,7 +95,7 @@ class PretrainConfig(Section):
 
 
 class FinetuneConfig(Section):
-    """Fine-tune a pre-trained model on GLUE: tasks x learning rates x seeds."""
+    """Fine-tune a pre-trained model: tasks (GLUE's and your own) x learning rates x seeds."""
 
     command: Literal["finetune"] = "finetune"
     """The command this file is for."""

@@ -3,13 +3,12 @@
 Errors are one-line UserErrors that name the file, the line or column, the value and the remedy.
 """
 
-import csv
 import difflib
-import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from jaxprune.data.bucket import AnyPath
+from jaxprune.data.separated_values import separated_rows
 from jaxprune.data.text_lines import lines, one_line
 from jaxprune.errors import UserError
 
@@ -86,24 +85,10 @@ def tab_separated(path: AnyPath, field: str) -> Iterator[str]:
 
 
 def _separated(path: AnyPath, field: str, separator: str) -> Iterator[str]:
-    csv.field_size_limit(sys.maxsize)  # a text may be a whole document
-    reader = csv.reader((line + "\n" for _, line in lines(path)), delimiter=separator, strict=True)
-    header: list[str] = []
-    line = column = 0
-    try:
-        for cells in reader:
-            line, begun = reader.line_num, line + 1
-            if not header:
-                header = cells
-                if field not in header:
-                    raise missing_field(str(path), field, header)
-                column = header.index(field)
-            elif cells and len(cells) != len(header):
-                raise UserError(
-                    f"{path}:{begun}: {len(cells)} values for {len(header)} columns; put a value that holds a"
-                    ' separator or a quote in quotes: "a, ""b"""'
-                )
-            elif cells:
-                yield cells[column]
-    except csv.Error as error:
-        raise UserError(f'{path}:{line + 1}: {error}; a value with a quote in it is written "a ""b"""') from error
+    reader = separated_rows((line + "\n" for _, line in lines(path)), separator, lambda line: f"{path}:{line}")
+    _, header = next(reader, (1, []))
+    if field not in header:
+        raise missing_field(str(path), field, header)
+    column = header.index(field)
+    for _, cells in reader:
+        yield cells[column]

@@ -8,6 +8,7 @@ import numpy as np
 
 _GRAIN = 16  # row lengths are multiples of it: shapes that matrix units like
 _LONGEST = 4  # the longest row tried, in longest examples
+_TOKENS = 2048
 _SAMPLE = 256  # batches that decide the row length
 
 
@@ -51,6 +52,12 @@ def shape_of(batches: Sequence[np.ndarray], longest: int, multiple: int = 1) -> 
     length = min(sizes, key=lambda size: (size * _extent(sample, size, multiple)[0], size))
     rows, slots = _extent(batches, length, multiple)
     return Shape(rows, length, slots)
+
+
+def shape_for(longest: int) -> Shape:
+    """A shape of about `_TOKENS` tokens for examples of `longest` tokens at most, whatever batches they make."""
+    length = math.ceil(longest / _GRAIN) * _GRAIN
+    return Shape(rows=max(_TOKENS // length, 1), length=length, slots=length // 8)
 
 
 def _extent(batches: Iterable[np.ndarray], length: int, multiple: int) -> tuple[int, int]:

@@ -4,16 +4,15 @@ Errors are one-line UserErrors that name the file, the line or row, the value an
 header's included; rows of Parquet files and datasets from 0.
 """
 
-import csv
 import difflib
 import io
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxprune.data.separated_values import separated_rows
 from jaxprune.errors import UserError
 
 
@@ -83,28 +82,14 @@ def _text(path: Path) -> str:
 
 
 def _csv(path: Path, columns: Sequence[str], separator: str) -> Table:
-    csv.field_size_limit(sys.maxsize)  # a text may be a whole document
-    reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter=separator, strict=True)
-    header: list[str] = []
-    rows, numbers, line = [], [], 1
-    try:
-        for cells in reader:
-            if not header:
-                header = cells
-                _check_columns(str(path), header, columns)
-            elif cells and len(cells) != len(header):
-                raise UserError(
-                    f"{path}, line {line}: {len(cells)} values for {len(header)} columns ({', '.join(header)}). "
-                    'Put a value that holds a separator or a quote in quotes: "a, ""b"""'
-                )
-            elif cells:
-                rows.append(cells)
-                numbers.append(line)
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(f'{path}, line {line}: {error}; a value with a quote in it is written "a ""b"""') from None
-    where = {column: header.index(column) for column in columns} if rows else {}
-    return Table(str(path), "line", numbers, {column: [cells[i] for cells in rows] for column, i in where.items()})
+    reader = separated_rows(io.StringIO(_text(path), newline=""), separator, lambda line: f"{path}, line {line}")
+    first = next(reader, None)
+    if first is None:
+        return Table(str(path), "line", [], {})
+    _check_columns(str(path), first[1], columns)
+    rows, at = [*reader], {column: first[1].index(column) for column in columns}
+    cells = {column: [row[i] for _, row in rows] for column, i in at.items()}
+    return Table(str(path), "line", [line for line, _ in rows], cells)
 
 
 def _jsonl(path: Path, columns: Sequence[str]) -> Table:

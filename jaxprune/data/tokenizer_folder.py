@@ -9,18 +9,18 @@ from typing import Any, NamedTuple
 import tokenizers
 
 from jaxprune.config.special_tokens import SpecialTokens
+from jaxprune.config.tokenizer_files import TOKENIZER_FILES
 from jaxprune.data.tokenizer_plain import is_plain
 from jaxprune.errors import UserError
 
 SETTINGS = "tokenizer_config.json"
-_WHOLE, _MODEL = "tokenizer.json", "config.json"
+_WHOLE = "tokenizer.json"
+_MODEL = "config.json"  # the model's, which decides the class where the tokenizer's files do not
 _TYPES = {"vocab.txt": "bert", "vocab.json": "roberta", "sentencepiece.bpe.model": "xlm-roberta"}
 """A file that pieces are read from -> the type of model that transformers reads it for."""
 _CLASSES = {"bert": "BertTokenizer", "distilbert": "BertTokenizer", "roberta": "RobertaTokenizer"}
 _CLASSES |= {"xlm-roberta": "XLMRobertaTokenizer"}
 """Type of a model -> the class that transformers registers for it."""
-FILES = (_WHOLE, *_TYPES, "merges.txt", SETTINGS, "special_tokens_map.json", "added_tokens.json")
-"""Files of a tokenizer; config.json is the model's, and decides its class where they do not."""
 
 Contents = Mapping[str, bytes]
 """Name of a file -> what it holds."""
@@ -46,7 +46,7 @@ def read_files(path: str, revision: str = "") -> dict[str, bytes]:
         if folder.exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
             raise UserError(f"tokenizer.path {path}: no such directory; give one with tokenizer.json or vocab.txt")
         folder = _download(path, revision)
-    contents = {name: (folder / name).read_bytes() for name in (*FILES, _MODEL) if (folder / name).is_file()}
+    contents = {name: (folder / name).read_bytes() for name in (*TOKENIZER_FILES, _MODEL) if (folder / name).is_file()}
     if not contents.keys() & {_WHOLE, *_TYPES}:
         raise UserError(f"tokenizer.path {path}: holds neither tokenizer.json nor vocab.txt, nor {', '.join(_TYPES)}")
     return contents
@@ -57,7 +57,7 @@ def _download(name: str, revision: str) -> Path:
     import huggingface_hub
 
     try:
-        wanted = [*FILES, _MODEL]
+        wanted = [*TOKENIZER_FILES, _MODEL]
         return Path(huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=wanted))
     except Exception as error:
         raise UserError(

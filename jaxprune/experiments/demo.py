@@ -14,7 +14,7 @@ import jaxprune
 from jaxprune.config.commands import DemoConfig, FinetuneConfig, PretrainConfig
 from jaxprune.config.load import to_yaml
 from jaxprune.data import builtin
-from jaxprune.data.glue_examples import Examples
+from jaxprune.data.examples import Examples
 from jaxprune.data.glue_tasks import Task
 from jaxprune.data.holdout import held_out, text_hash
 from jaxprune.data.mlm import PretrainData

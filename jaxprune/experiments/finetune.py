@@ -57,10 +57,9 @@ def finetune(cfg: FinetuneConfig, workdir: Path | None, *, dry_run: bool = False
             records.append(walk(command, run, _folder(directory.path, run), shelf))
             directory.write("results.csv", pandas.DataFrame(records).to_csv(index=False))
         for name in first:
-            best = _best([record for record in records if record["task"] == name])
+            run, best = _best([pair for pair in zip(grid, records) if pair[1]["task"] == name])
             best["best"] = True
             if cfg.keep_weights and directory.owner:
-                run = grid[[record is best for record in records].index(True)]
                 _copy(_folder(directory.path, run) / "hf", directory, name if len(first) > 1 else "")
         directory.write("results.csv", pandas.DataFrame(records).fillna({"best": False}).to_csv(index=False))
         directory.finish({"runs": len(records)})
@@ -75,10 +74,10 @@ def _folder(workdir: Path, run: FinetuneConfig) -> Path:
     return Path(workdir) / task_name(run.tasks[0]) / f"lr{run.learning_rates[0]:g}-seed{run.seeds[0]}"
 
 
-def _best(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """The record with the best score, the first of several."""
-    sign = -1 if METRICS[records[0]["metric"]].lower_is_better else 1
-    return max(records, key=lambda record: sign * record["score"])
+def _best(runs: list[tuple[FinetuneConfig, dict[str, Any]]]) -> tuple[FinetuneConfig, dict[str, Any]]:
+    """The run whose record has the best score, the first of several."""
+    sign = -1 if METRICS[runs[0][1]["metric"]].lower_is_better else 1
+    return max(runs, key=lambda run: sign * run[1]["score"])
 
 
 def _copy(model: Path, directory: Workdir, name: str) -> None:

@@ -1,6 +1,5 @@
 """Label the texts of a file with a fine-tuned model."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,23 +11,22 @@ import pandas
 from jaxprune.config.commands import FinetuneConfig
 from jaxprune.data import tokenizer
 from jaxprune.data.examples import Examples
-from jaxprune.data.glue_tasks import TASKS, Kind, Task
+from jaxprune.data.glue_tasks import HEADS, TASKS, Kind, Task
 from jaxprune.data.own_task import read_texts
-from jaxprune.data.row_packing import Shape
+from jaxprune.data.row_packing import shape_for
 from jaxprune.data.task_batches import outputs
 from jaxprune.errors import UserError
-from jaxprune.experiments.task_model import PROBLEM_TYPES, label_names, pooling_in
+from jaxprune.experiments.task_model import pooling_in
 from jaxprune.experiments.task_run import encoded_for
-from jaxprune.experiments.weights import stored_config, tuned_model
+from jaxprune.experiments.weights import model_of_run, stored_config
 from jaxprune.files import write_atomically
 from jaxprune.models import architecture
-from jaxprune.models.config_json import read_json
+from jaxprune.models.config_json import PROBLEM_TYPES, label_names, read_json
 from jaxprune.models.folder import read_folder
 from jaxprune.models.hub import find_folder
 from jaxprune.models.other_files import CONFIG
 
 SUFFIXES = (".csv", ".jsonl")
-_BATCH_TOKENS = 2048
 
 
 def predict(
@@ -57,7 +55,6 @@ def predict(
     if max_len > most:
         raise UserError(f"--max-len {max_len} is above the {most} positions of {folder}; lower it")
     encoded = encoded_for(examples, vocabulary, max_len or most)
-    length = math.ceil(int(encoded.lengths.max()) / 16) * 16
     built = record.build(
         read.model,
         head=task.head,  # pyright: ignore[reportArgumentType]
@@ -66,8 +63,7 @@ def predict(
     )
     forward = jax.jit(lambda params, batch: built.apply(params, batch)["logits"])
     params = jax.device_put(read.params)
-    shape = Shape(rows=max(_BATCH_TOKENS // length, 1), length=length, slots=max(length // 8, 1))
-    logits = outputs(encoded, shape, lambda batch: np.asarray(forward(params, batch)))
+    logits = outputs(encoded, shape_for(int(encoded.lengths.max())), lambda batch: np.asarray(forward(params, batch)))
     table = pandas.DataFrame(dict(zip(task.text, (first, second), strict=False)) | _answers(task, logits, out))
     _write(table, out)
     return table
@@ -75,7 +71,7 @@ def predict(
 
 def _folder(model: str, revision: str) -> Path:
     """The directory of the model: a workdir's `hf/`, or that of the best run of a grid."""
-    return tuned_model(model) if stored_config(model) else find_folder(model, revision or None)
+    return model_of_run(model) if stored_config(model) else find_folder(model, revision or None)
 
 
 def _columns(model: str) -> tuple[str, ...]:
@@ -91,9 +87,7 @@ def _task(folder: Path, text: tuple[str, ...]) -> Task:
     config = read_json(folder / CONFIG)
     classes = str((config.get("architectures") or [""])[0])
     labels = label_names(config)
-    kinds: dict[Any, Kind] = dict(
-        zip(PROBLEM_TYPES.values(), ("single_label", "multi_label", "regression"), strict=True)
-    )
+    kinds: dict[Any, Kind] = {word: kind for kind, head in HEADS.items() if (word := PROBLEM_TYPES.get(head))}
     kind = kinds.get(config.get("problem_type"), "regression" if len(labels) == 1 else "single_label")
     if classes.endswith("Model"):
         kind = "similarity"
@@ -109,9 +103,10 @@ def _answers(task: Task, logits: np.ndarray, out: Path | None) -> dict[str, Any]
     if task.kind == "multi_label":
         chosen = [[name for name, value in zip(task.labels, row, strict=True) if value > 0] for row in logits]
         return {"labels": chosen if out and out.suffix == ".jsonl" else ["|".join(names) for names in chosen]}
+    from scipy.special import softmax
+
     best = logits.argmax(1)
-    shifted = np.exp(logits - logits.max(1, keepdims=True))
-    return {"label": [task.labels[i] for i in best], "score": shifted.max(1) / shifted.sum(1)}
+    return {"label": [task.labels[i] for i in best], "score": softmax(logits, axis=1).max(1)}
 
 
 def _write(table: pandas.DataFrame, out: Path | None) -> None:

@@ -5,13 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import jax
-from flax.traverse_util import flatten_dict
-
 from jaxprune.config.sections import ModelConfig, PruneConfig
 from jaxprune.errors import UserError
 from jaxprune.models import architecture
 from jaxprune.models.architecture import Head
+from jaxprune.models.tensors import leaf_shapes
 from jaxprune.pruning.criteria import CRITERIA, criterion_of
 from jaxprune.pruning.groups import SCOPES
 from jaxprune.pruning.interface import Pruner, Scope
@@ -87,8 +85,7 @@ def check_untrained(key: str, criterion: str, why: str) -> None:
 def with_paths_of(prune: PruneConfig, model: ModelConfig, head: Head, num_labels: int) -> PruneConfig:
     """`prune` without the architecture's own regexes that match no path of a model with this head (a pooler's)."""
     record = architecture(model.architecture)
-    init = record.build(model, head=head, num_labels=num_labels).init
-    paths = flatten_dict(jax.eval_shape(init, jax.random.key(0)), sep="/")
+    paths = leaf_shapes(record, model, head=head, num_labels=num_labels)
     include = [
         regex
         for regex in prune.include

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 import jaxprune
@@ -20,21 +19,16 @@ from jaxprune.experiments.program import Blueprint
 from jaxprune.experiments.weights import Weights, folder_beside
 from jaxprune.files import new_directory
 from jaxprune.models import architecture
-from jaxprune.models.architecture import Head, Pooling
-from jaxprune.models.config_json import read_json
+from jaxprune.models.architecture import Pooling
+from jaxprune.models.config_json import label_names, read_json
 from jaxprune.models.folder import write_folder
 from jaxprune.models.other_files import CONFIG
+from jaxprune.models.tensors import leaf_shapes
 from jaxprune.pruning.masks import leaf_counts
 from jaxprune.reports.model_card import model_card
 
 log = logging.getLogger("jaxprune")
 
-PROBLEM_TYPES: dict[Head, str] = {
-    "classification": "single_label_classification",
-    "multi_label": "multi_label_classification",
-    "regression": "regression",
-}
-"""transformers' word for what a head learns."""
 _POOLING = "1_Pooling/config.json"
 _MODES: dict[str, Pooling] = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 
@@ -63,9 +57,10 @@ def pooling_in(folder: Path) -> Pooling:
 def with_fitting_head(weights: Weights, revision: str, blueprint: Blueprint, labels: tuple[str, ...]) -> Weights:
     """`weights` without a head for other labels than `labels` (in this order); what happens to it is said."""
     record = architecture(blueprint.model.architecture)
-    body = _paths(record.build(blueprint.model, head="pretraining").init)
+    body = leaf_shapes(record, blueprint.model, head="pretraining").keys()
+    whole = leaf_shapes(record, blueprint.model, head=blueprint.head, num_labels=blueprint.num_labels).keys()
     held = flatten_dict(weights.params, sep="/")
-    own = (_paths(blueprint.build().init) - body) & held.keys()
+    own = (whole - body) & held.keys()
     if not own:
         return weights
     folder = folder_beside(weights.source, revision)
@@ -82,20 +77,6 @@ def with_fitting_head(weights: Weights, revision: str, blueprint: Blueprint, lab
     return weights._replace(params=unflatten_dict(rest, sep="/"), masks=kept if masks else None)
 
 
-def _paths(init: Any) -> set[Any]:
-    return {*flatten_dict(jax.eval_shape(init, jax.random.key(0)), sep="/")}
-
-
-def label_names(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of the classes that a config.json is for, in order; empty for a score.
-
-    transformers leaves out `id2label` where it is `LABEL_0`, `LABEL_1`.
-    """
-    names = config.get("id2label") or {i: f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
-    ordered = tuple(str(names[key]) for key in sorted(names, key=int))
-    return () if config.get("problem_type") == "regression" else ordered
-
-
 def write_model(
     directory: Path,
     cfg: FinetuneConfig,
@@ -108,8 +89,6 @@ def write_model(
 ) -> None:
     """The Hugging Face directory of a finished run: weights, masks, labels, tokenizer and model card."""
     config: dict[str, Any] = {}
-    if blueprint.head in PROBLEM_TYPES:
-        config["problem_type"] = PROBLEM_TYPES[blueprint.head]
     if task.labels:
         config["id2label"] = {str(i): name for i, name in enumerate(task.labels)}
         config["label2id"] = {name: i for i, name in enumerate(task.labels)}

@@ -126,11 +126,12 @@ def walk(
         ready = compile_run(opened, shelf)
     text = to_yaml(decisions.cfg)
     agree({"config": text, "data": opened.data.fingerprint} | versions())
-    if not begun(workdir):
+    started = begun(workdir)
+    if not started:
         read_start(opened)
     if dry_run or workdir is None:
         command.describe(ready)
-        if not begun(workdir):
+        if not started:
             say_start(opened)
         return None
     with owned_workdir(workdir, text, partial(changes, type(decisions.cfg))) as directory:

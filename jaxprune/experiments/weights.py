@@ -20,7 +20,7 @@ from jaxprune.models.architecture import Head
 from jaxprune.models.folder import read_config, read_folder
 from jaxprune.models.hub import find_folder
 from jaxprune.models.other_files import CONFIG
-from jaxprune.models.tensors import tensor_name
+from jaxprune.models.tensors import leaf_shapes, tensor_name
 from jaxprune.models.weights import read_masks
 from jaxprune.pruning.masks import init_masks
 
@@ -71,8 +71,7 @@ def masked_beyond(source: str, revision: str, model: ModelConfig, head: Head) ->
     cfg, record = stored_config(source), architecture(model.architecture)
 
     def paths(head: Head) -> list[str]:
-        init = record.build(model, head=head, num_labels=2 if head == "classification" else 0).init
-        return [*flatten_dict(jax.eval_shape(init, jax.random.key(0)), sep="/")]
+        return [*leaf_shapes(record, model, head=head, num_labels=2 if head == "classification" else 0)]
 
     if isinstance(cfg, PretrainConfig):
         include, exclude = cfg.prune.include, cfg.prune.exclude
@@ -93,10 +92,10 @@ def _matches(path: str, regexes: Iterable[str]) -> bool:
 
 def _folder(source: str, cfg: FinetuneConfig | None) -> str:
     """The Hugging Face directory or hub name of a source that is no pre-training run."""
-    return str(tuned_model(source)) if cfg else source
+    return str(model_of_run(source)) if cfg else source
 
 
-def tuned_model(workdir: str) -> Path:
+def model_of_run(workdir: str) -> Path:
     """As `kept_model`; UserError where the run left none, or a grid one for each task."""
     if folder := kept_model(workdir):
         return folder

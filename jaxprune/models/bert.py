@@ -59,7 +59,8 @@ class _Bert(nnx.Module):
     """Embeddings, encoder, and pooler and heads but for the similarity head."""
 
     def __init__(self, cfg: ModelConfig, head: Head, classes: int, rngs: nnx.Rngs):
-        self.cfg, self.head = cfg, head
+        self.cfg = cfg
+        self.head: Head = head
         self.embeddings = Embeddings(cfg, segments=True)
         self.encoder = Encoder(cfg, rngs)
         if head == "similarity":
@@ -84,7 +85,9 @@ class _Bert(nnx.Module):
             return out
         pooled = jnp.tanh(self.pooler(first_tokens(x_BLD, batch, at_BS)))
         if self.head != "pretraining":
-            return out | {"logits": class_scores(self.classifier(classifier_dropout(self.cfg, pooled, seeds[1])))}
+            return out | {
+                "logits": class_scores(self.head, self.classifier(classifier_dropout(self.cfg, pooled, seeds[1])))
+            }
         if "masked_positions" in batch:
             x_BLD = take_positions(x_BLD, batch["masked_positions"])
         out["mlm_logits"] = self.mlm(x_BLD, self.embeddings.word_embeddings.embedding[...])

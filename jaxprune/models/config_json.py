@@ -13,6 +13,12 @@ from jaxprune.models.architecture import Architecture, Head
 
 _MAX_BYTES = 10_000_000
 _TYPE = ("dtype", "torch_dtype")
+PROBLEM_TYPES: dict[str, str] = {
+    "classification": "single_label_classification",
+    "multi_label": "multi_label_classification",
+    "regression": "regression",
+}
+"""Head -> transformers' word for what it learns."""
 _LABELS = ("id2label", "label2id", "num_labels", "problem_type", "finetuning_task")
 
 
@@ -56,10 +62,18 @@ def config_of(
         names = {str(i): f"LABEL_{i}" for i in range(labels)}
         if len(config.get("id2label") or ()) != labels:
             config |= {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}}
-        types = {"regression": "regression", "multi_label": "multi_label_classification"}
-        default = types.get(head, "single_label_classification")
-        config["problem_type"] = own.get("problem_type") or default
+        config["problem_type"] = PROBLEM_TYPES[head]
     return config
+
+
+def label_names(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the classes that a config.json is for, in order; empty for a score.
+
+    transformers leaves out `id2label` where it is `LABEL_0`, `LABEL_1`.
+    """
+    names = config.get("id2label") or {i: f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
+    ordered = tuple(str(names[key]) for key in sorted(names, key=int))
+    return () if config.get("problem_type") == "regression" else ordered
 
 
 def with_true_type(config: Mapping[str, Any], arrays: Iterable[np.ndarray]) -> dict[str, Any] | None:

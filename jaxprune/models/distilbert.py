@@ -54,7 +54,8 @@ class _DistilBert(nnx.Module):
     """Embeddings, encoder and head."""
 
     def __init__(self, cfg: ModelConfig, head: Head, classes: int, rngs: nnx.Rngs):
-        self.cfg, self.head = cfg, head
+        self.cfg = cfg
+        self.head: Head = head
         self.embeddings = Embeddings(cfg, segments=False)
         self.encoder = Encoder(cfg, rngs)
         if classes:
@@ -78,7 +79,9 @@ class _DistilBert(nnx.Module):
             return out
         if self.head != "pretraining":
             first = jax.nn.relu(self.pre_classifier(first_tokens(x_BLD, batch, at_BS)))
-            return out | {"logits": class_scores(self.classifier(classifier_dropout(self.cfg, first, seeds[1])))}
+            return out | {
+                "logits": class_scores(self.head, self.classifier(classifier_dropout(self.cfg, first, seeds[1])))
+            }
         if "masked_positions" in batch:
             x_BLD = take_positions(x_BLD, batch["masked_positions"])
         return out | {"mlm_logits": self.mlm(x_BLD, self.embeddings.word_embeddings.embedding[...])}

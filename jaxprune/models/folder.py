@@ -11,6 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxprune.config.sections import ModelConfig
+from jaxprune.config.tokenizer_files import TOKENIZER_FILES
 from jaxprune.errors import UserError
 from jaxprune.models import ARCHITECTURES, architecture
 from jaxprune.models.architecture import Head, Params
@@ -28,10 +29,6 @@ from jaxprune.models.tensors import (
 )
 from jaxprune.models.weights import MASKS, WEIGHTS, read_masks, read_weights, write_masks, write_weights
 
-TOKENIZER_FILES = (
-    *("vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model"),
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-)
 OVERRIDES = ("dtype", "hidden_dropout_prob", "attention_probs_dropout_prob")
 
 _CARD = "README.md"

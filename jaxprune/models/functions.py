@@ -53,8 +53,6 @@ def functions(
     def apply(params: Params, batch: Batch, *, key: Array | None = None, hidden_states: bool = False) -> dict[str, Any]:
         params, batch = jax.tree.map(jnp.asarray, (params, dict(batch)))  # numpy arrays are welcome
         out = nnx.merge(graphdef, params)(batch, key, hidden_states or head == "similarity")
-        if head == "multi_label" and num_labels == 1:
-            out["logits"] = out["logits"][..., None]
         if head != "similarity":
             return out
         vectors = sentence_vectors(out["hidden_states"][-1], batch, pooling)

@@ -13,6 +13,7 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec
 
 from jaxprune.config.sections import ModelConfig
+from jaxprune.models.architecture import Head
 from jaxprune.models.decoder import tied_logits
 from jaxprune.models.dropout import dropout
 from jaxprune.models.paths import layer_name
@@ -187,10 +188,10 @@ def forward_flops(cfg: ModelConfig, *, seq_len: int, predictions: int) -> int:
     return seq_len * per_token + predictions * 2 * (d * d + d * cfg.vocab_size)
 
 
-def class_scores(logits_BC: Array) -> Array:
-    """Return float32 logits (..., C); of one class alone, which is a score, without the last axis."""
+def class_scores(head: Head, logits_BC: Array) -> Array:
+    """Return float32 logits (..., C); of a regression head, which gives a score, without the last axis."""
     logits_BC = logits_BC.astype(jnp.float32)
-    return logits_BC if logits_BC.shape[-1] > 1 else logits_BC[..., 0]
+    return logits_BC[..., 0] if head == "regression" else logits_BC
 
 
 def split_heads(x_BLD: Array, heads: int) -> Array:

@@ -56,7 +56,8 @@ class _Roberta(nnx.Module):
     """Embeddings, encoder and head."""
 
     def __init__(self, cfg: ModelConfig, head: Head, classes: int, rngs: nnx.Rngs):
-        self.cfg, self.head = cfg, head
+        self.cfg = cfg
+        self.head: Head = head
         self.embeddings = Embeddings(cfg, segments=True)
         self.encoder = Encoder(cfg, rngs)
         if classes:
@@ -80,7 +81,7 @@ class _Roberta(nnx.Module):
         if self.head != "pretraining":
             first = classifier_dropout(self.cfg, first_tokens(x_BLD, batch, at_BS), seeds[1])
             first = classifier_dropout(self.cfg, jnp.tanh(self.pre_classifier(first)), seeds[2])
-            return out | {"logits": class_scores(self.classifier(first))}
+            return out | {"logits": class_scores(self.head, self.classifier(first))}
         if "masked_positions" in batch:
             x_BLD = take_positions(x_BLD, batch["masked_positions"])
         return out | {"mlm_logits": self.mlm(x_BLD, self.embeddings.word_embeddings.embedding[...])}
