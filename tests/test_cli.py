@@ -14,8 +14,8 @@ import pytest
 import jaxprune
 from jaxprune.cli import EXIT_USER, main
 from jaxprune.config.sections import ModelConfig
-from jaxprune.data.glue_tasks import TASKS
 from jaxprune.data.mlm import PretrainData
+from jaxprune.data.tasks import TASKS
 from jaxprune.errors import EXIT_DISK, UserError
 from jaxprune.models import ARCHITECTURES
 from jaxprune.pruning import CRITERIA, METHODS, SCHEDULES, SCOPES, STRUCTURES

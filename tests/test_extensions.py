@@ -16,7 +16,7 @@ from jaxprune.analysis.paths import flat
 from jaxprune.cli import main
 from jaxprune.config import ModelConfig
 from jaxprune.config.special_tokens import SpecialTokens
-from jaxprune.data.glue_tasks import TASKS, Task
+from jaxprune.data.tasks import TASKS, Task
 from jaxprune.experiments.names import offers
 from jaxprune.models import ARCHITECTURES
 from jaxprune.models.architecture import Architecture, Model

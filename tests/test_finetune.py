@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import threading
-import time
 
 import jax
 import numpy as np
@@ -17,8 +16,8 @@ from safetensors.numpy import load_file, save_file
 from jaxprune.cli import main
 from jaxprune.config import FinetuneConfig
 from jaxprune.config.load import read_yaml, validate
-from jaxprune.data.glue_tasks import TASKS
 from jaxprune.data.metrics import score
+from jaxprune.data.tasks import TASKS
 from jaxprune.errors import Preempted
 from jaxprune.experiments import finetune, walk
 from jaxprune.models import architecture
@@ -126,17 +125,21 @@ def test_stopped_and_resumed_it_ends_as_if_it_had_not_been(tiny, pretrained, tmp
     config = tiny.finetune_yaml(tmp_path / "c.yaml", init_from=str(pretrained), epochs=12)
     cfg = validate(FinetuneConfig, read_yaml(config), str(config))
     stopped, alone = (tmp_path / name / "SST-2" / "lr0.001-seed0" for name in ("stopped", "alone"))
+    ended = threading.Event()
 
     def stop():
-        while not (stopped / "metrics.jsonl").exists() or len(read_records(stopped / "metrics.jsonl")) < 5:
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
+        while not ended.wait(0.01):
+            if (stopped / "metrics.jsonl").exists() and len(read_records(stopped / "metrics.jsonl")) >= 5:
+                return os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=stop)
     thread.start()
-    with pytest.raises(Preempted, match="is saved"):
-        finetune.finetune(cfg, tmp_path / "stopped")
-    thread.join()
+    try:
+        with pytest.raises(Preempted, match="is saved"):
+            finetune.finetune(cfg, tmp_path / "stopped")
+    finally:
+        ended.set()
+        thread.join()
     assert not (stopped / "result.json").exists() and 5 <= len(read_records(stopped / "metrics.jsonl")) < 36
     results = finetune.finetune(cfg, tmp_path / "stopped")
     assert finetune.finetune(cfg, tmp_path / "stopped") == results  # finished: left alone

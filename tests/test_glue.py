@@ -13,9 +13,9 @@ from tokenizers.pre_tokenizers import Whitespace
 from jaxprune.config.special_tokens import SpecialTokens
 from jaxprune.data.examples import Examples, subset
 from jaxprune.data.glue_examples import load
-from jaxprune.data.glue_tasks import TASKS, Task
 from jaxprune.data.metrics import METRICS, Metric, score
 from jaxprune.data.task_batches import encode
+from jaxprune.data.tasks import TASKS, Task
 from jaxprune.data.tokenizer import Vocabulary
 from jaxprune.data.tokenizer import load as load_vocabulary
 from jaxprune.errors import UserError

@@ -1,5 +1,6 @@
 """A run of BERT on eight devices, or moved to them, is the run on one: split params, under Auto and Explicit axes."""
 
+import json
 import signal
 
 import jax
@@ -49,3 +50,41 @@ def test_a_run_moves_to_another_mesh(tiny, pretrained, tmp_path, monkeypatch, wa
     assert meshes == [(0, *first), (7, *second)]
     assert [line["step"] for line in losses(tmp_path / "run") if "loss" in line] == list(range(1, 13))
     assert_near(tmp_path / "run", pretrained)
+
+
+LAYOUTS = {
+    "data": (8, []),
+    "fsdp": (8, ["--mesh.data", 2, "--mesh.fsdp", 4]),
+    "explicit": (8, ["--mesh.data", 2, "--mesh.fsdp", 4, "--mesh.axes", "explicit"]),
+    "accumulate": (1, ["--train.accumulate", 2]),
+}
+
+
+@pytest.fixture(scope="module")
+def tuned(tiny, pretrained):
+    """A fine-tuning run on one device, of rows that hold several examples."""
+    config = tiny.finetune_yaml(tiny.root / "mesh_tuned.yaml", init_from=str(pretrained), dropout=0.0, train_loss=True)
+    done = tiny.run("finetune", config, "--workdir", tiny.root / "mesh_tuned")
+    assert done.code == 0, done.err
+    return config, tiny.root / "mesh_tuned" / "SST-2" / "lr0.001-seed0"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_fine_tuning_in_any_layout_gives_the_same_run(tiny, tuned, tmp_path, monkeypatch, layout):
+    """Rows are filled otherwise, so that each device has as many; a step's examples and its loss are the same."""
+    (config, alone), (devices, mesh) = tuned, LAYOUTS[layout]
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", str(devices))
+    done = tiny.run("finetune", config, "--workdir", tmp_path / "run", *mesh)
+    assert done.code == 0, done.err
+    run = tmp_path / "run" / "SST-2" / "lr0.001-seed0"
+    ours, theirs = (read_records(path / "metrics.jsonl") for path in (run, alone))
+    assert [line["step"] for line in ours] == [1, 2, 3]
+    for name in ("loss", "grad_norm", "accuracy"):
+        np.testing.assert_allclose([line[name] for line in ours], [line[name] for line in theirs], rtol=2e-4)
+    a, b = (np.load(path / "dev_predictions.npz") for path in (run, alone))
+    np.testing.assert_array_equal(a["labels"], b["labels"])
+    np.testing.assert_allclose(a["logits"], b["logits"], rtol=1e-3, atol=1e-4)
+    losses = [json.loads((path / "result.json").read_text())["train_loss"] for path in (run, alone)]
+    np.testing.assert_allclose(*losses, rtol=2e-4)
+    masks = [(path / "hf" / "masks.safetensors").read_bytes() for path in (run, alone)]
+    assert masks[0] == masks[1]

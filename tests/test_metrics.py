@@ -10,8 +10,8 @@ import sklearn.metrics
 from scipy.special import softmax
 
 from jaxprune.data import metrics
-from jaxprune.data.glue_tasks import HEADS, TASKS, Kind, Task
 from jaxprune.data.metrics import METRICS, check_metrics, score
+from jaxprune.data.tasks import HEADS, TASKS, Kind, Task
 from jaxprune.errors import UserError
 
 # 10 examples: true positives 3, false positives 1, false negatives 2, true negatives 4.

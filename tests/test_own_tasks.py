@@ -14,9 +14,9 @@ from jaxprune.config.commands import FinetuneConfig
 from jaxprune.config.load import changes, parse, to_yaml, validate
 from jaxprune.config.task import OwnTaskConfig, task_name, with_paths
 from jaxprune.data.examples import Examples, example_weights, subset
-from jaxprune.data.glue_tasks import TASKS, Task
 from jaxprune.data.metrics import METRICS
 from jaxprune.data.own_task import read_task, read_texts
+from jaxprune.data.tasks import TASKS, Task
 from jaxprune.errors import UserError
 
 TEXTS = [

@@ -16,11 +16,11 @@ from tokenizers.processors import BertProcessing, RobertaProcessing
 from jaxprune.config.special_tokens import SpecialTokens
 from jaxprune.data.examples import Examples, subset
 from jaxprune.data.glue_examples import load
-from jaxprune.data.glue_tasks import TASKS
 from jaxprune.data.metrics import score
 from jaxprune.data.permutation import shuffled
 from jaxprune.data.row_packing import Shape, pack, shape_of
 from jaxprune.data.task_batches import Batch, Encoded, TaskData, encode, eval_batches, longest_first, outputs
+from jaxprune.data.tasks import TASKS
 from jaxprune.data.tokenizer import Vocabulary
 from jaxprune.data.tokenizer import load as load_vocabulary
 from jaxprune.errors import UserError

@@ -8,7 +8,7 @@ import pytest
 
 from jaxprune.config.sections import ModelConfig
 from jaxprune.data.examples import Examples, example_weights
-from jaxprune.data.glue_tasks import Task
+from jaxprune.data.tasks import Task
 from jaxprune.errors import UserError
 from jaxprune.models.architecture import Head
 from jaxprune.models.bert import bert

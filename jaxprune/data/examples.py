@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxprune.data.glue_tasks import Task
 from jaxprune.data.permutation import shuffled
+from jaxprune.data.tasks import Task
 
 
 @dataclasses.dataclass(frozen=True)

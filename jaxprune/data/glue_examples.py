@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from jaxprune.data.examples import Examples
-from jaxprune.data.glue_tasks import Task, scaled, score, task
 from jaxprune.data.task_files import lines_of
+from jaxprune.data.tasks import Task, scaled, score, task
 from jaxprune.errors import UserError
 
 

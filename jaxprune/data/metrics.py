@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxprune.data.glue_tasks import HEADS, Kind, Task, task
+from jaxprune.data.tasks import HEADS, Kind, Task, task
 from jaxprune.errors import UserError
 
 

@@ -10,9 +10,9 @@ import numpy as np
 from jaxprune.config.task import OwnTaskConfig, TaskEntry
 from jaxprune.data.examples import Examples, take
 from jaxprune.data.glue_examples import load
-from jaxprune.data.glue_tasks import TASKS, Kind, Task, scaled, score
 from jaxprune.data.metrics import check_metrics
 from jaxprune.data.task_files import Table, read_dataset, read_table
+from jaxprune.data.tasks import TASKS, Kind, Task, scaled, score
 from jaxprune.errors import UserError
 
 USUAL: dict[Kind, tuple[str, ...]] = {

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from jaxprune.data.examples import Examples, example_weights
-from jaxprune.data.glue_tasks import Task
 from jaxprune.data.permutation import shuffled
 from jaxprune.data.row_packing import Shape, pack, shape_of
+from jaxprune.data.tasks import Task
 from jaxprune.data.tokenizer import Vocabulary
 from jaxprune.errors import UserError
 

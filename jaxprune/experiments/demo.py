@@ -15,10 +15,10 @@ from jaxprune.config.commands import DemoConfig, FinetuneConfig, PretrainConfig
 from jaxprune.config.load import to_yaml
 from jaxprune.data import builtin
 from jaxprune.data.examples import Examples
-from jaxprune.data.glue_tasks import Task
 from jaxprune.data.holdout import held_out, text_hash
 from jaxprune.data.mlm import PretrainData
 from jaxprune.data.prepare import prepare
+from jaxprune.data.tasks import Task
 from jaxprune.experiments import task_run
 from jaxprune.experiments.environment import environment
 from jaxprune.experiments.pretrain import pretrain

@@ -2,8 +2,8 @@
 
 from jaxprune.config.sections import ModelConfig
 from jaxprune.data.corpus_files import FORMATS
-from jaxprune.data.glue_tasks import TASKS
 from jaxprune.data.metrics import METRICS
+from jaxprune.data.tasks import TASKS
 from jaxprune.models import ARCHITECTURES
 from jaxprune.pruning.criteria import CRITERIA
 from jaxprune.pruning.groups import SCOPES

@@ -11,10 +11,10 @@ import pandas
 from jaxprune.config.commands import FinetuneConfig
 from jaxprune.data import tokenizer
 from jaxprune.data.examples import Examples
-from jaxprune.data.glue_tasks import HEADS, TASKS, Kind, Task
 from jaxprune.data.own_task import read_texts
 from jaxprune.data.row_packing import shape_for
 from jaxprune.data.task_batches import outputs
+from jaxprune.data.tasks import HEADS, TASKS, Kind, Task
 from jaxprune.errors import UserError
 from jaxprune.experiments.task_model import pooling_in
 from jaxprune.experiments.task_run import encoded_for

@@ -13,7 +13,7 @@ from jaxprune.config.commands import FinetuneConfig
 from jaxprune.config.load import to_yaml
 from jaxprune.config.sections import ModelConfig
 from jaxprune.data import tokenizer
-from jaxprune.data.glue_tasks import Task
+from jaxprune.data.tasks import Task
 from jaxprune.errors import UserError
 from jaxprune.experiments.program import Blueprint
 from jaxprune.experiments.weights import Weights, folder_beside

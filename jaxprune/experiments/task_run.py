@@ -16,10 +16,10 @@ from jaxprune.config.sections import ModelConfig, OptimizerConfig
 from jaxprune.config.task import TaskEntry, task_name, with_paths
 from jaxprune.data import tokenizer
 from jaxprune.data.examples import Examples, subset
-from jaxprune.data.glue_tasks import Task
 from jaxprune.data.metrics import score
 from jaxprune.data.own_task import read_task
 from jaxprune.data.task_batches import Encoded, TaskData, TaskIterator, encode, eval_batches, outputs
+from jaxprune.data.tasks import Task
 from jaxprune.errors import UserError
 from jaxprune.experiments.program import Blueprint
 from jaxprune.experiments.pruning_plan import included, plan_of, with_paths_of
