@@ -148,6 +148,9 @@ class OptimizerConfig(Section):
     """Adam's bias correction; the original BERT code has none."""
     clip_norm: float = Field(default=1.0, ge=0)
     """Clip gradients to this global norm; 0 turns it off."""
+    frozen: tuple[str, ...] = ()
+    """Regexes over whole parameter paths: weights that are not trained, such as an encoder's while fresh heads warm up.
+    They get no update and hold no moments, and clipping does not see them; pruning them still makes them 0."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

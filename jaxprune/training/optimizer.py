@@ -1,7 +1,7 @@
 """AdamW with BERT's exceptions, as an optax transformation."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,20 +10,21 @@ import numpy as np
 import optax
 
 from jaxprune.config.sections import OptimizerConfig
+from jaxprune.pruning.names import matching, path_of
 
 
 def adamw(cfg: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """Clip by global norm, Adam, decoupled decay (not on biases and LayerNorm), warm-up and decay over `steps`.
 
     With `bias_correction=False` and `decay="published"` this is the optimizer of google-research/bert. The peak rate is
-    data (`with_peak_rate`), so that one program serves any.
+    data (`with_peak_rate`), so that one program serves any. UserError when a regex of `frozen` matches no path.
     """
     rate = relative_rate(cfg, steps)
 
     def at_peak(peak: Any) -> optax.GradientTransformation:
         return optax.scale_by_schedule(lambda step: -peak * rate(step))
 
-    return optax.chain(
+    chain = optax.chain(
         optax.clip_by_global_norm(cfg.clip_norm) if cfg.clip_norm else optax.identity(),
         optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps)
         if cfg.bias_correction
@@ -31,6 +32,18 @@ def adamw(cfg: OptimizerConfig, steps: int) -> optax.GradientTransformation:
         optax.add_decayed_weights(cfg.weight_decay, mask=decays),
         optax.inject_hyperparams(at_peak)(peak=cfg.learning_rate),
     )
+    return but_frozen(chain, cfg.frozen) if cfg.frozen else chain
+
+
+def but_frozen(tx: optax.GradientTransformation, regexes: Sequence[str]) -> optax.GradientTransformation:
+    """`tx` for all but the leaves whose whole path a regex matches: these get no update and hold no moments."""
+
+    def label(params):
+        paths = [path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        frozen = set().union(*(matching(regex, paths, "optimizer.frozen") for regex in regexes))
+        return jax.tree_util.tree_map_with_path(lambda p, _: "frozen" if path_of(p) in frozen else "trained", params)
+
+    return optax.multi_transform({"trained": tx, "frozen": optax.set_to_zero()}, label)
 
 
 def relative_rate(cfg: OptimizerConfig, steps: int) -> optax.Schedule:
