@@ -1,5 +1,7 @@
 """The one training loop, for pre-training and fine-tuning, pruned or not."""
 
+import ctypes
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -112,12 +114,15 @@ def fit(
         window.clear()
         since, unlogged = time.monotonic(), 0
 
+    first = step + 1
     with Bar(title, total=steps, done=step) as bar, Stop() as stop:
         if step == 0 and 0 in plan:
             prune()
         while step < steps:
             state, metrics = program.train(state, frozen, put(next(batches)), key)
             step += 1
+            if step == first:
+                _give_back()
             in_flight.append((step, metrics))
             last, stopping = step == steps, stop.requested(step)
             log_now = step % cfg.log_every == 0 or last
@@ -143,6 +148,14 @@ def fit(
                 raise Preempted(f"step {step} of {steps} is saved; run the same command to resume")
     checkpoints.wait()
     return state
+
+
+def _give_back() -> None:
+    """Give the system what compiling took and freed: glibc keeps it, 0.4 GB for six layers, beside the step's own."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+        if trim is not None:
+            trim(0)
 
 
 def _steps_in_flight() -> int:
