@@ -67,7 +67,7 @@ def params_from_tensors(
     labels = unread[bias].size if bias in unread else 1
     classifier: Head = "regression" if labels == 1 else "classification"
     kinds: list[tuple[Head, int]] = [(head, num_labels)] if head else [("pretraining", 0)]
-    if not head:
+    if not head and any("classifier" in name for name in unread):
         kinds.append((classifier, 0 if labels == 1 else labels))
     shapes: dict[str, jax.ShapeDtypeStruct] = {}
     for kind, classes in kinds:
