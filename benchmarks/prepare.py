@@ -19,7 +19,7 @@ from pathlib import Path
 
 from jaxprune.config import PrepareConfig
 from jaxprune.config.load import parse
-from jaxprune.models import architecture
+from jaxprune.models import architecture_named
 
 MEASURE = """
 import json, resource, sys, tempfile, time
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     args = parser.parse_args()
     cfg = parse(PrepareConfig, args.config, [], prog="prepare")
-    special = json.dumps(architecture(cfg.architecture).special_tokens)
+    special = json.dumps(architecture_named(cfg.architecture).special_tokens)
     sources = tuple(s.model_copy(update={"max_chars": args.megabytes * 10**6}) for s in cfg.sources)
     print("processes     MB      s   MB/s   CPU s / 100 MB: main, others", end="")
     print("   peak MiB: main, another   tokens/MB   bytes/token", flush=True)

@@ -12,9 +12,9 @@ from flax.traverse_util import flatten_dict
 from workflow import write_yaml
 
 from jaxprune.config.sections import ModelConfig
-from jaxprune.models.architecture import Head
 from jaxprune.models.bert import BERT, bert
 from jaxprune.models.folder import write_folder
+from jaxprune.models.model import Head
 from jaxprune.pruning import init_masks, keep_top
 
 TEXT = "the invoice is wrong late app crashes on start hello there thanks a lot please help now"

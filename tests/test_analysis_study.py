@@ -14,7 +14,7 @@ from jaxprune.analysis.study_tables import PRETRAINED, UNTUNED
 from jaxprune.errors import UserError
 from jaxprune.experiments.tables import name_parts, write_tables
 from jaxprune.experiments.weights import stored_config
-from jaxprune.models import architecture
+from jaxprune.models import architecture_named
 from jaxprune.models.folder import read_folder, write_folder
 from jaxprune.pruning.masks import init_masks
 from jaxprune.training.workdir import read_records
@@ -41,7 +41,7 @@ def study(tiny, pretrained):
     dense = place / "runs" / "dense"
     shutil.copytree(pretrained, dense)
     model = stored_config(dense).model
-    record = architecture(model.architecture)
+    record = architecture_named(model.architecture)
     fresh = jax.jit(record.build(model, head="pretraining").init)(jax.random.key(7))
     masks = init_masks(jax.device_get(fresh), record.prunable)
     write_folder(dense / "hf", model, jax.device_get(fresh), head="pretraining", masks=jax.device_get(masks))

@@ -167,10 +167,10 @@ def test_heads_own_columns_of_qkv_and_rows_of_the_output(seed):
 @pytest.mark.parametrize("name", ["bert", "distilbert"])
 def test_heads_of_an_architecture_are_its_scope(name):
     from jaxprune.config.sections import ModelConfig
-    from jaxprune.models import architecture
+    from jaxprune.models import architecture_named
 
     cfg = ModelConfig(architecture=name, hidden_size=12, num_attention_heads=3, num_hidden_layers=2)
-    split = architecture(name).scopes(cfg)["head"]
+    split = architecture_named(name).scopes(cfg)["head"]
     mask = np.ones((12, 12), bool)
     mask[:, :4] = False  # columns of head 0
     found = head_sparsity({QUERY: mask, OUT: mask, FFN: mask}, split)
@@ -254,10 +254,10 @@ def test_shapes_of_bert_base_are_this_models():
     import jax
 
     from jaxprune.config.sections import ModelConfig
-    from jaxprune.models import architecture
+    from jaxprune.models import architecture_named
     from jaxprune.pruning.names import path_of
 
-    bert = architecture("bert")
+    bert = architecture_named("bert")
     params = jax.eval_shape(bert.build(ModelConfig(), head="pretraining").init, jax.random.key(0))
     leaves = {path_of(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(params)}
     assert {path: leaf.shape for path, leaf in leaves.items()} == bert_base()

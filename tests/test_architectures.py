@@ -11,14 +11,14 @@ from flax.traverse_util import flatten_dict
 
 from jaxprune.config.sections import ModelConfig
 from jaxprune.errors import UserError
-from jaxprune.models import ARCHITECTURES, architecture
-from jaxprune.models.architecture import HEADS, Architecture
+from jaxprune.models import ARCHITECTURES, architecture_named
+from jaxprune.models.architecture import Architecture
 from jaxprune.models.bert import BERT
 from jaxprune.models.distilbert import DISTILBERT
 from jaxprune.models.folder import read_folder, write_folder
-from jaxprune.models.roberta import ROBERTA
+from jaxprune.models.model import HEADS
+from jaxprune.models.roberta import ROBERTA, XLM_ROBERTA
 from jaxprune.models.tensors import params_to_tensors, tensor_name
-from jaxprune.models.xlm_roberta import XLM_ROBERTA
 from jaxprune.pruning import init_masks, keep_top
 
 EVERY = pytest.mark.parametrize("record", ARCHITECTURES.values(), ids=ARCHITECTURES)
@@ -64,11 +64,11 @@ def test_registry():
         "roberta": ROBERTA,
         "xlm-roberta": XLM_ROBERTA,
     }
-    assert architecture("bert") is BERT
+    assert architecture_named("bert") is BERT
     with pytest.raises(
         UserError, match=r"architecture = 'distillbert' is unknown; .* bert, distilbert, .*'distilbert'"
     ):
-        architecture("distillbert")
+        architecture_named("distillbert")
 
 
 @EVERY

@@ -19,8 +19,9 @@ from jaxprune.config.special_tokens import SpecialTokens
 from jaxprune.data.tasks import TASKS, Task
 from jaxprune.experiments.names import offers
 from jaxprune.models import ARCHITECTURES
-from jaxprune.models.architecture import Architecture, Model
+from jaxprune.models.architecture import Architecture
 from jaxprune.models.folder import read_folder
+from jaxprune.models.model import Model
 from jaxprune.models.shape import shape_from_hf, shape_to_hf
 from jaxprune.pruning.criteria import CRITERIA, elementwise
 from jaxprune.pruning.groups import SCOPES

@@ -20,7 +20,7 @@ from jaxprune.data.metrics import score
 from jaxprune.data.tasks import TASKS
 from jaxprune.errors import Preempted
 from jaxprune.experiments import finetune, walk
-from jaxprune.models import architecture
+from jaxprune.models import architecture_named
 from jaxprune.models.folder import read_folder
 from jaxprune.pruning import leaf_counts
 from jaxprune.training.workdir import read_records
@@ -225,7 +225,7 @@ def test_pruned_weights(tiny, pretrained, pruned_directory, tmp_path, fitted, so
 
 
 def test_another_vocabulary_is_refused(tiny, pretrained, tmp_path, capsys):
-    pieces = [*architecture("bert").special_tokens, *(f"word{i}" for i in range(300))]
+    pieces = [*architecture_named("bert").special_tokens, *(f"word{i}" for i in range(300))]
     (tmp_path / "vocab").mkdir()
     (tmp_path / "vocab" / "vocab.txt").write_text("\n".join(pieces) + "\n")
     path = tiny.finetune_yaml(tmp_path / "c.yaml", init_from=str(pretrained), tokenizer=str(tmp_path / "vocab"))

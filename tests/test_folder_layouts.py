@@ -23,7 +23,7 @@ from tiny_folders import (
 from jaxprune.cli import main
 from jaxprune.config.sections import ModelConfig
 from jaxprune.errors import UserError
-from jaxprune.models import architecture
+from jaxprune.models import architecture_named
 from jaxprune.models.folder import read_config, read_folder, write_masked
 from jaxprune.models.tensors import params_to_tensors
 from jaxprune.models.weights import read_weights
@@ -88,7 +88,7 @@ def test_a_layout_is_read_and_pruned_as_transformers_reads_it(model, tmp_path, l
         name: bits(array) for name, array in arrays_of(model).items()
     }
     read = read_folder(source, head="pretraining")
-    ours = params_to_tensors(architecture("bert"), read.params)
+    ours = params_to_tensors(architecture_named("bert"), read.params)
     assert read.fresh == () and ours.keys() | {DECODER, "cls.predictions.decoder.bias"} == expected.keys()
     for name, array in ours.items():
         assert bits(array) == bits(expected[name]), name
@@ -97,7 +97,7 @@ def test_a_layout_is_read_and_pruned_as_transformers_reads_it(model, tmp_path, l
     masks = drawn_masks(source)
     write_masked(source, out, masks)
     before, after = read_weights(source)[1], read_weights(out)[1]
-    kept = params_to_tensors(architecture("bert"), masks)
+    kept = params_to_tensors(architecture_named("bert"), masks)
     assert before.keys() == after.keys() and len(kept) == 2 + 6 * 2
     assert sorted(path.name for path in out.iterdir()) == ["config.json", "masks.safetensors", "model.safetensors"]
     loaded, info = transformers.AutoModelForPreTraining.from_pretrained(out, output_loading_info=True)
@@ -112,7 +112,7 @@ def test_a_layout_is_read_and_pruned_as_transformers_reads_it(model, tmp_path, l
 def test_data_parallel_names(model, tmp_path):
     """transformers does not load `module.`; the model itself is the reference."""
     renamed(model, tmp_path, "module.{}".format)
-    ours = params_to_tensors(architecture("bert"), read_folder(tmp_path, head="pretraining").params)
+    ours = params_to_tensors(architecture_named("bert"), read_folder(tmp_path, head="pretraining").params)
     expected = arrays_of(model)
     assert all(bits(array) == bits(expected[name]) for name, array in ours.items())
     write_masked(tmp_path, tmp_path / "out", drawn_masks(tmp_path))
@@ -153,7 +153,7 @@ def test_heads_of_other_classes_go_along_and_are_not_in_the_way(tmp_path, kind, 
     model = tiny_model(kind, **config)
     model.save_pretrained(tmp_path)
     read = read_folder(tmp_path, head="pretraining")
-    record = architecture(read.model.architecture)
+    record = architecture_named(read.model.architecture)
     assert read.fresh and all(path.startswith(("mlm/", "nsp/", "pooler/")) for path in read.fresh)
     masks = drawn_masks(tmp_path)
     write_masked(tmp_path, tmp_path / "out", masks)
@@ -191,7 +191,7 @@ def test_half_weights_stay_so(tmp_path, dtype, layout):
     assert (out / "config.json").read_bytes() == (source / "config.json").read_bytes()
     assert json.loads((out / "config.json").read_text())["dtype"] == dtype
     assert transformers.AutoModelForPreTraining.from_pretrained(out).dtype == getattr(torch, dtype)
-    dense = params_to_tensors(architecture("bert"), read_folder(source, head="pretraining").params)
+    dense = params_to_tensors(architecture_named("bert"), read_folder(source, head="pretraining").params)
     assert all(array.dtype == np.float32 for array in dense.values())
     assert all(bits(array) == bits(arrays_of(model)[name]) for name, array in dense.items())
 
@@ -218,7 +218,7 @@ def test_a_variant_is_read_by_its_name_and_the_config_tells_its_type(model, tmp_
         assert ((array == before[name]) | (array == 0)).all()
     written = json.loads((out / "config.json").read_text())
     assert written == stated | {key: "float16"} and [*written] == [*stated, key]
-    plain = params_to_tensors(architecture("bert"), read_folder(source, head="pretraining").params)
+    plain = params_to_tensors(architecture_named("bert"), read_folder(source, head="pretraining").params)
     assert bits(plain[WORDS]) == bits(arrays_of(model)[WORDS])
 
 
@@ -250,7 +250,7 @@ def test_resized_and_padded_vocabularies(tmp_path, change):
     write_masked(tmp_path, tmp_path / "out", masks)
     loaded, info = transformers.AutoModelForPreTraining.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not info["missing_keys"] and not info["mismatched_keys"]
-    kept = params_to_tensors(architecture("bert"), masks)[WORDS]
+    kept = params_to_tensors(architecture_named("bert"), masks)[WORDS]
     table = loaded.get_input_embeddings().weight.detach().numpy()
     np.testing.assert_array_equal(table, arrays_of(model)[WORDS] * kept)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == len(table) == 64
@@ -359,5 +359,5 @@ def test_mixed_types_are_written_as_safetensors_reads_them(model, tmp_path):
 
 def test_an_unknown_architecture_is_named_with_its_key():
     with pytest.raises(UserError, match=r"^model.architecture = 'brt' is unknown; use one of bert, distilbert"):
-        architecture("brt")
+        architecture_named("brt")
     assert ModelConfig().architecture == "bert"

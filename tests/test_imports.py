@@ -83,21 +83,46 @@ def _module(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def _imported_at_the_top(path: Path, modules: set[str]) -> set[str]:
-    """The modules of jaxprune that a file imports outside of functions."""
+def _bound(path: Path) -> set[str]:
+    """The names that a file gives to functions, classes, values and what it imports, at its top."""
+    names: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+        else:
+            names |= {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
+    return names
+
+
+def _imported_at_the_top(path: Path, modules: dict[str, Path]) -> set[str]:
+    """The modules of jaxprune that a file imports outside of functions; `from package import name` is one of the
+    package's modules unless the package itself gives that name to something else."""
     names: set[str] = set()
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            within = {f"{node.module}.{alias.name}" for alias in node.names}
-            names |= within & modules or {node.module}
-    return names & modules
+        elif isinstance(node, ast.ImportFrom) and node.module in modules:
+            given = _bound(modules[node.module])
+            for alias in node.names:
+                module = f"{node.module}.{alias.name}"
+                names.add(module if module in modules and alias.name not in given else node.module)
+    return names & modules.keys()
+
+
+def test_a_name_that_a_package_gives_is_no_module(tmp_path):
+    """`pruner` is a function of `jaxprune.pruning` as well as a file there; `masks` is a file alone."""
+    modules = {_module(path): path for path in FILES}
+    lines = ["import jaxprune.cli", "from jaxprune.pruning import cubic, masks, pruner", "from jaxprune import errors"]
+    (tmp_path / "user.py").write_text("\n".join(lines))
+    wanted = {"jaxprune.cli", "jaxprune.pruning", "jaxprune.pruning.masks", "jaxprune.errors"}
+    assert _imported_at_the_top(tmp_path / "user.py", modules) == wanted
 
 
 def test_the_longest_chain_of_imports():
     modules = {_module(path): path for path in FILES}
-    uses = {name: _imported_at_the_top(path, {*modules}) - {name} for name, path in modules.items()}
+    uses = {name: _imported_at_the_top(path, modules) - {name} for name, path in modules.items()}
 
     @functools.cache
     def chain(name: str) -> tuple[str, ...]:

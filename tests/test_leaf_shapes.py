@@ -5,7 +5,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from test_architectures import DISTINCT, config
 
-from jaxprune.models.architecture import HEADS
+from jaxprune.models.model import HEADS
 from jaxprune.models.tensors import leaf_shapes
 
 

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxprune.cli import EXIT_USER, main
 from jaxprune.config import MeshConfig, ModelConfig
-from jaxprune.models import architecture
+from jaxprune.models import architecture_named
 from jaxprune.plan.bisection import largest
 from jaxprune.plan.chips import CHIPS
 from jaxprune.plan.collectives import collectives, sorts
@@ -176,7 +176,7 @@ def test_train_flops_are_those_of_the_compiled_products():
     tokens, predictions = 16, 3
     layer = tokens * (4 * 8 * 8 + 2 * 8 * 32) + 2 * tokens * tokens * 8
     heads = predictions * (8 * 8 + 8 * 100) + 8 * 8 + 8 * 2
-    count = architecture("bert").train_flops
+    count = architecture_named("bert").train_flops
     assert count(cfg, seq_len=tokens, predictions=predictions) == 6 * (layer + heads)
 
 

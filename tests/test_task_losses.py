@@ -10,10 +10,10 @@ from jaxprune.config.sections import ModelConfig
 from jaxprune.data.examples import Examples, example_weights
 from jaxprune.data.tasks import Task
 from jaxprune.errors import UserError
-from jaxprune.models.architecture import Head
 from jaxprune.models.bert import bert
 from jaxprune.models.folder import write_folder
 from jaxprune.models.losses import LOSSES
+from jaxprune.models.model import Head
 
 TINY = ModelConfig(
     vocab_size=32,

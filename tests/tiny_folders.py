@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxprune.models import architecture
+from jaxprune.models import architecture_named
 from jaxprune.models.folder import read_folder
 
 torch = pytest.importorskip("torch")
@@ -50,7 +50,7 @@ def drawn_masks(folder, seed=0, variant="", share=0.6):
     """Masks as `prune` makes them: drawn where the architecture prunes, None elsewhere."""
     rng = np.random.default_rng(seed)
     read = read_folder(folder, head=None, variant=variant)
-    prunable = re.compile("|".join(architecture(read.model.architecture).prunable))
+    prunable = re.compile("|".join(architecture_named(read.model.architecture).prunable))
     flat = flatten_dict(read.params, sep="/")
     leaves = {path: rng.random(w.shape) < share if prunable.fullmatch(path) else None for path, w in flat.items()}
     return unflatten_dict(leaves, sep="/")

@@ -25,7 +25,7 @@ from jaxprune.experiments.pretrain import pretrain
 from jaxprune.experiments.pruning_plan import plan_of
 from jaxprune.experiments.shelf import Shelf
 from jaxprune.experiments.walk import walk
-from jaxprune.models import architecture
+from jaxprune.models import architecture_named
 from jaxprune.reports.runs_page import runs_page
 from jaxprune.training.workdir import Workdir, read_records
 
@@ -41,7 +41,7 @@ def demo(workdir: Path, cfg: DemoConfig | None = None) -> Path:
         directory.check_same("config.yaml", text, lambda old, new: [] if old == new else ["the demo's settings"])
         data = directory / "data"
         with _timed(timings, "read documentation, train a vocabulary, pack examples"):
-            prepare(cfg.prepare, data, architecture(cfg.prepare.architecture).special_tokens)
+            prepare(cfg.prepare, data, architecture_named(cfg.prepare.architecture).special_tokens)
         with _timed(timings, "pre-train the dense model"):
             dense_cfg = _with_data(cfg.dense, data)
             pretrain(dense_cfg, directory / "dense")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
-from jaxprune.models import architecture
+from jaxprune.models import architecture_named
 
 
 def matmul_rate(size: int = 1024, seconds: float = 0.5) -> float:
@@ -33,7 +33,7 @@ def describe_pretraining(ready: Any) -> None:
     leaves = jax.tree.leaves(program.abstract)
     state_bytes = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
     sequences = cfg.steps * cfg.batch_size
-    count = architecture(cfg.model.architecture).train_flops
+    count = architecture_named(cfg.model.architecture).train_flops
     flops = sequences * count(cfg.model, seq_len=data.seq_len, predictions=data.predictions)
     rate = matmul_rate() * len(program.mesh.devices.flat)
     table = Table("what", "how much", show_header=False, box=None)

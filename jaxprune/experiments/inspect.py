@@ -17,7 +17,7 @@ from jaxprune.analysis.rank_movement import RANDOM, movement
 from jaxprune.config.sections import ModelConfig, PruneConfig
 from jaxprune.experiments.pruning_plan import included
 from jaxprune.experiments.weights import read_weights, start_masks, stored_config, there
-from jaxprune.models import architecture
+from jaxprune.models import architecture_named
 
 
 class Checkpoint(NamedTuple):
@@ -52,7 +52,7 @@ def inspect_checkpoint(source: str, *, as_json: bool = False) -> dict[str, Any]:
         for row in weights.moments(loaded.prunable, loaded.masks)
     ]
     size, kept = (sum(row[key] for row in rows) for key in ("size", "kept"))
-    record = architecture(loaded.model.architecture)
+    record = architecture_named(loaded.model.architecture)
     report = {
         "checkpoint": source,
         "sparsity": (size - kept) / size if size else 0.0,

@@ -20,7 +20,7 @@ from jaxprune.experiments.task_model import pooling_in
 from jaxprune.experiments.task_run import encoded_for
 from jaxprune.experiments.weights import model_of_run, stored_config
 from jaxprune.files import write_atomically
-from jaxprune.models import architecture
+from jaxprune.models import architecture_named
 from jaxprune.models.config_json import PROBLEM_TYPES, label_names, read_json
 from jaxprune.models.folder import read_folder
 from jaxprune.models.hub import find_folder
@@ -48,7 +48,7 @@ def predict(
     read = read_folder(folder, head=task.head, num_labels=len(task.labels))  # pyright: ignore[reportArgumentType]
     if read.fresh:
         raise UserError(f"{folder}: has no {read.fresh[0]}, so nothing for a task; fine-tune it first")
-    record = architecture(read.model.architecture)
+    record = architecture_named(read.model.architecture)
     vocabulary = tokenizer.load(str(folder), special=record.special_tokens)
     examples = Examples(task, file, first, second, np.zeros(len(first), np.float32))
     most = record.max_tokens(read.model)

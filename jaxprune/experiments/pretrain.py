@@ -24,7 +24,7 @@ from jaxprune.experiments.weights import (
     source_model,
     stored_config,
 )
-from jaxprune.models import architecture
+from jaxprune.models import architecture_named
 from jaxprune.models.folder import write_folder
 from jaxprune.pruning.masks import apply_masks, sparsity
 from jaxprune.training.processes import whole
@@ -52,7 +52,7 @@ def resolve(cfg: PretrainConfig, workdir: Path | None) -> Decisions:
             also = masked_beyond(cfg.init_from, cfg.init_revision, model, "pretraining")
     else:
         model = cfg.model
-    architecture(model.architecture)
+    architecture_named(model.architecture)
     prune = included(cfg.prune, model, also)
     data = cfg.data.model_copy(update={"path": absolute(cfg.data.path)})
     cfg = cfg.model_copy(update={"model": model, "data": data, "init_from": init_from, "prune": prune})
@@ -136,7 +136,7 @@ def _data(cfg: PretrainConfig) -> Data:
             f"model.vocab_size = {cfg.model.vocab_size} is below the {train.vocab_size} pieces of data.path = "
             f"{cfg.data.path}; raise it, or prepare the data with the model's tokenizer"
         )
-    record = architecture(cfg.model.architecture)
+    record = architecture_named(cfg.model.architecture)
     if train.seq_len > (most := record.max_tokens(cfg.model)):
         raise UserError(
             f"model.max_position_embeddings = {cfg.model.max_position_embeddings} is enough for {most} tokens, not for "

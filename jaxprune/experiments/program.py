@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxprune.config.sections import MeshConfig, ModelConfig, OptimizerConfig, PruneConfig
-from jaxprune.experiments.pruning_plan import pruner_of
-from jaxprune.experiments.weights import unpruned
-from jaxprune.models import architecture
-from jaxprune.models.architecture import Head, Model, Pooling
+from jaxprune.experiments.pruning_plan import pruner_of, unpruned
+from jaxprune.models import architecture_named
 from jaxprune.models.losses import LOSSES
+from jaxprune.models.model import Head, Model, Pooling
 from jaxprune.training.compile import Program, compile_steps
 from jaxprune.training.optimizer import adamw
 from jaxprune.training.sharding import make_mesh
@@ -52,7 +51,7 @@ class Blueprint(NamedTuple):
 
     def build(self) -> Model:
         """The model as pure functions."""
-        build = architecture(self.model.architecture).build
+        build = architecture_named(self.model.architecture).build
         return build(self.model, head=self.head, num_labels=self.num_labels, pooling=self.pooling)
 
     def masks(self, params: Any) -> Any:

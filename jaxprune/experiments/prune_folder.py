@@ -17,7 +17,7 @@ from jaxprune.config.sections import PruneConfig
 from jaxprune.errors import UserError
 from jaxprune.experiments.pruning_plan import check_untrained, included, named, scopes_of
 from jaxprune.experiments.weights import Weights, read_weights, start_masks, there
-from jaxprune.models import architecture
+from jaxprune.models import architecture_named
 from jaxprune.models.folder import write_masked
 from jaxprune.pruning.single_prune import prune_once
 from jaxprune.pruning.structures import structure_named, tile_of
@@ -110,7 +110,7 @@ def _print(counts: Counts, weights: Weights, verbose: bool) -> None:
     _add(table, f"{len(counts)} matrices", [*counts.values()])
     params: dict[str, Any] = flatten_dict(weights.params, sep="/")
     sizes = {path: leaf.size for path, leaf in params.items()}
-    record = architecture(weights.model.architecture)
+    record = architecture_named(weights.model.architecture)
     others = re.compile("|".join((re.escape(record.word_embeddings), *record.optional)))
     matrices = re.compile("|".join(record.prunable))
     encoders = [path for path in sizes if matrices.fullmatch(path) and not others.fullmatch(path)]

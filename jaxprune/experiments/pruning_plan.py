@@ -5,14 +5,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import jax
+
 from jaxprune.config.sections import ModelConfig, PruneConfig
 from jaxprune.errors import UserError
-from jaxprune.models import architecture
-from jaxprune.models.architecture import Head
+from jaxprune.models import architecture_named
+from jaxprune.models.model import Head
 from jaxprune.models.tensors import leaf_shapes
 from jaxprune.pruning.criteria import CRITERIA, criterion_of
 from jaxprune.pruning.groups import SCOPES
 from jaxprune.pruning.interface import Pruner, Scope
+from jaxprune.pruning.masks import init_masks
 from jaxprune.pruning.names import chosen
 from jaxprune.pruning.pruner import pruner
 from jaxprune.pruning.schedules import SCHEDULES, plan
@@ -22,13 +25,21 @@ def included(prune: PruneConfig, model: ModelConfig, also: Sequence[str] = ()) -
     """`prune` with the regexes of the architecture's prunable paths, and `also` these, where it names none."""
     if prune.include:
         return prune
-    include = dict.fromkeys((*architecture(model.architecture).prunable, *also))
+    include = dict.fromkeys((*architecture_named(model.architecture).prunable, *also))
     return prune.model_copy(update={"include": tuple(include)})
+
+
+def unpruned(prune: PruneConfig, params: Any) -> Any:
+    """All-True masks of params (or of their shapes) where `prune` may prune; UserError where that is nowhere."""
+    masks = init_masks(params, prune.include, prune.exclude)
+    if not jax.tree.leaves(masks):
+        raise UserError(f"prune.exclude = {list(prune.exclude)} leaves nothing to prune; exclude less")
+    return masks
 
 
 def scopes_of(model: ModelConfig) -> Mapping[str, Scope]:
     """The scopes that have names: everyone's and the architecture's."""
-    return SCOPES | architecture(model.architecture).scopes(model)
+    return SCOPES | architecture_named(model.architecture).scopes(model)
 
 
 def pruner_of(prune: PruneConfig, model: ModelConfig) -> Pruner:
@@ -84,7 +95,7 @@ def check_untrained(key: str, criterion: str, why: str) -> None:
 
 def with_paths_of(prune: PruneConfig, model: ModelConfig, head: Head, num_labels: int) -> PruneConfig:
     """`prune` without the architecture's own regexes that match no path of a model with this head (a pooler's)."""
-    record = architecture(model.architecture)
+    record = architecture_named(model.architecture)
     paths = leaf_shapes(record, model, head=head, num_labels=num_labels)
     include = [
         regex

@@ -13,7 +13,7 @@ from jaxprune.errors import UserError
 from jaxprune.experiments.pretrain import blueprint_of
 from jaxprune.experiments.program import compile_program
 from jaxprune.experiments.pruning_plan import included, plan_of
-from jaxprune.models import architecture
+from jaxprune.models import architecture_named
 from jaxprune.models.folder import read_config
 from jaxprune.plan.report import Planned, make_report
 from jaxprune.plan.slices import find
@@ -52,7 +52,7 @@ def planned(cfg: PretrainConfig, seq_len: int | None) -> Planned:
     cfg, model_from = _with_shape(cfg)
     cfg = cfg.model_copy(update={"prune": included(cfg.prune, cfg.model)})
     length, pairs, length_from = _sequences(cfg, seq_len)
-    record = architecture(cfg.model.architecture)
+    record = architecture_named(cfg.model.architecture)
     if length > (most := record.max_tokens(cfg.model)):
         raise UserError(
             f"sequence length {length} ({length_from}) is above the {most} tokens of "
@@ -106,7 +106,7 @@ def _with_shape(cfg: PretrainConfig) -> tuple[PretrainConfig, str]:
 
 def _sequences(cfg: PretrainConfig, seq_len: int | None) -> tuple[int, bool, str]:
     """Tokens per sequence, whether there are pairs, and what says so."""
-    pairs = architecture(cfg.model.architecture).next_sentence
+    pairs = architecture_named(cfg.model.architecture).next_sentence
     folder = Path(cfg.data.path).expanduser()
     if cfg.data.path and (folder / MANIFEST).is_file() and seq_len is None:
         manifest = read_manifest(folder)

@@ -26,7 +26,7 @@ from jaxprune.data import tokenizer
 from jaxprune.data.mlm import PretrainData
 from jaxprune.errors import UserError
 from jaxprune.experiments.weights import stored_config
-from jaxprune.models import architecture
+from jaxprune.models import architecture_named
 from jaxprune.models.architecture import Architecture
 from jaxprune.models.folder import read_folder
 from jaxprune.training.workdir import read_records
@@ -58,7 +58,7 @@ class Pretrained(NamedTuple):
     @property
     def architecture(self) -> Architecture:
         """What is known of its architecture."""
-        return architecture(self.cfg.model.architecture)
+        return architecture_named(self.cfg.model.architecture)
 
     def load(self) -> "Weights":
         """From the Hugging Face directory that the run wrote, with its masks."""
@@ -299,7 +299,7 @@ def _features(cfg: PretrainConfig, ours: Any, dense_cfg: PretrainConfig, dense: 
 def _states(model: str) -> Any:
     """(params, batch) -> hidden states of a ModelConfig, given as JSON, which can be hashed."""
     cfg = ModelConfig.model_validate_json(model)
-    apply = architecture(cfg.architecture).build(cfg, head="pretraining").apply
+    apply = architecture_named(cfg.architecture).build(cfg, head="pretraining").apply
     run = jax.jit(lambda params, batch: apply(params, batch, hidden_states=True)["hidden_states"])
     names = ("input_ids", "token_type_ids", "attention_mask", "masked_positions")
     return lambda params, batch: jax.device_get(run(params, {name: batch[name] for name in names}))

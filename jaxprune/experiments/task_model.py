@@ -18,10 +18,10 @@ from jaxprune.errors import UserError
 from jaxprune.experiments.program import Blueprint
 from jaxprune.experiments.weights import Weights, folder_beside
 from jaxprune.files import new_directory
-from jaxprune.models import architecture
-from jaxprune.models.architecture import Pooling
+from jaxprune.models import architecture_named
 from jaxprune.models.config_json import label_names, read_json
 from jaxprune.models.folder import write_folder
+from jaxprune.models.model import Pooling
 from jaxprune.models.other_files import CONFIG
 from jaxprune.models.tensors import leaf_shapes
 from jaxprune.pruning.masks import leaf_counts
@@ -56,7 +56,7 @@ def pooling_in(folder: Path) -> Pooling:
 
 def with_fitting_head(weights: Weights, revision: str, blueprint: Blueprint, labels: tuple[str, ...]) -> Weights:
     """`weights` without a head for other labels than `labels` (in this order); what happens to it is said."""
-    record = architecture(blueprint.model.architecture)
+    record = architecture_named(blueprint.model.architecture)
     body = leaf_shapes(record, blueprint.model, head="pretraining").keys()
     whole = leaf_shapes(record, blueprint.model, head=blueprint.head, num_labels=blueprint.num_labels).keys()
     held = flatten_dict(weights.params, sep="/")
@@ -92,7 +92,7 @@ def write_model(
     if task.labels:
         config["id2label"] = {str(i): name for i, name in enumerate(task.labels)}
         config["label2id"] = {name: i for i, name in enumerate(task.labels)}
-    most = architecture(blueprint.model.architecture).max_tokens(blueprint.model)
+    most = architecture_named(blueprint.model.architecture).max_tokens(blueprint.model)
     write_folder(
         directory,
         blueprint.model,
@@ -108,7 +108,7 @@ def write_model(
 
 def write_tokenizer(vocabulary: tokenizer.Vocabulary, model: ModelConfig, directory: Path) -> None:
     """The tokenizer's files in a directory of their own."""
-    most = architecture(model.architecture).max_tokens(model)
+    most = architecture_named(model.architecture).max_tokens(model)
     with new_directory(directory) as temporary:
         for name, content in tokenizer.files(vocabulary, max_length=most).items():
             (temporary / name).write_bytes(content)
@@ -117,7 +117,7 @@ def write_tokenizer(vocabulary: tokenizer.Vocabulary, model: ModelConfig, direct
 def _card(
     cfg: FinetuneConfig, blueprint: Blueprint, task: Task, params: Any, masks: Any, result: Mapping[str, Any]
 ) -> str:
-    record, prune = architecture(blueprint.model.architecture), cfg.prune
+    record, prune = architecture_named(blueprint.model.architecture), cfg.prune
     leaves: dict[str, Any] = flatten_dict(params, sep="/")
     sizes = {path: leaf.size for path, leaf in leaves.items()}
     zeros = {path: size - kept for path, (kept, size) in leaf_counts(masks).items()}

@@ -35,7 +35,7 @@ from jaxprune.experiments.weights import (
     source_model,
     stored_config,
 )
-from jaxprune.models import architecture
+from jaxprune.models import architecture_named
 from jaxprune.pruning.masks import apply_masks, sparsity
 from jaxprune.training.compile import evaluate_all
 from jaxprune.training.processes import whole
@@ -102,7 +102,7 @@ def decisions_of(cfg: FinetuneConfig) -> Decisions:
 def tuned_model(cfg: FinetuneConfig, shape: ModelConfig) -> ModelConfig:
     """`shape` with dropout and dtype as `cfg` says."""
     model = shaped(cfg.model, shape, f"init_from = {cfg.init_from}")
-    most = architecture(model.architecture).max_tokens(model)
+    most = architecture_named(model.architecture).max_tokens(model)
     if cfg.max_len > most:
         raise UserError(
             f"max_len = {cfg.max_len} is above the {most} positions of init_from = {cfg.init_from}; lower it"
@@ -220,7 +220,7 @@ def vocabulary_of(cfg: FinetuneConfig, own: str) -> tokenizer.Vocabulary:
         path = own
     elif not path:
         path, revision = _beside(cfg.init_from), cfg.init_revision
-    vocabulary = tokenizer.load(path, revision, special=architecture(cfg.model.architecture).special_tokens)
+    vocabulary = tokenizer.load(path, revision, special=architecture_named(cfg.model.architecture).special_tokens)
     if vocabulary.size > cfg.model.vocab_size:
         raise UserError(
             f"tokenizer {path}: {vocabulary.size} pieces do not fit the {cfg.model.vocab_size} rows of init_from = "

@@ -15,14 +15,14 @@ from jaxprune.config.commands import FinetuneConfig, PretrainConfig
 from jaxprune.config.load import read_yaml, validate
 from jaxprune.config.sections import ModelConfig, PruneConfig
 from jaxprune.errors import UserError
-from jaxprune.models import architecture
-from jaxprune.models.architecture import Head
+from jaxprune.experiments.pruning_plan import unpruned
+from jaxprune.models import architecture_named
 from jaxprune.models.folder import read_config, read_folder
 from jaxprune.models.hub import find_folder
+from jaxprune.models.model import Head
 from jaxprune.models.other_files import CONFIG
 from jaxprune.models.tensors import leaf_shapes, tensor_name
 from jaxprune.models.weights import read_masks
-from jaxprune.pruning.masks import init_masks
 
 log = logging.getLogger("jaxprune")
 
@@ -68,7 +68,7 @@ def source_model(source: str, revision: str) -> ModelConfig:
 
 def masked_beyond(source: str, revision: str, model: ModelConfig, head: Head) -> list[str]:
     """Regexes of the paths that a source has masks of, though the architecture does not count them as prunable."""
-    cfg, record = stored_config(source), architecture(model.architecture)
+    cfg, record = stored_config(source), architecture_named(model.architecture)
 
     def paths(head: Head) -> list[str]:
         return [*leaf_shapes(record, model, head=head, num_labels=2 if head == "classification" else 0)]
@@ -174,7 +174,7 @@ def completed(weights: Weights, init: Callable[[jax.Array], Any], key: jax.Array
 
 def lacking(weights: Weights, init: Callable[[jax.Array], Any]) -> list[str]:
     """The paths of heads and pooler that `init` has and the source lacks; UserError where it lacks others."""
-    optional = architecture(weights.model.architecture).optional
+    optional = architecture_named(weights.model.architecture).optional
     wanted: dict[str, Any] = flatten_dict(jax.eval_shape(init, jax.random.key(0)), sep="/")
     held: dict[str, Any] = flatten_dict(weights.params, sep="/")
     fits = {path for path, leaf in wanted.items() if path in held and held[path].shape == leaf.shape}
@@ -194,14 +194,6 @@ def there(prune: PruneConfig, weights: Weights, *, default: bool) -> PruneConfig
         return prune
     log.info("%s has no %s: left out", weights.source, ", ".join(missing))
     return prune.model_copy(update={"include": tuple(regex for regex in prune.include if regex not in missing)})
-
-
-def unpruned(prune: PruneConfig, params: Any) -> Any:
-    """All-True masks of params (or of their shapes) where `prune` may prune; UserError where that is nowhere."""
-    masks = init_masks(params, prune.include, prune.exclude)
-    if not jax.tree.leaves(masks):
-        raise UserError(f"prune.exclude = {list(prune.exclude)} leaves nothing to prune; exclude less")
-    return masks
 
 
 def start_masks(params: Any, weights: Weights, prune: PruneConfig, *, lift: bool = False) -> Any:

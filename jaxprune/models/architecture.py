@@ -1,36 +1,12 @@
 """What jaxprune knows of an architecture: one record, written in the architecture's own file."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, Protocol
-
-from jax import Array
+from typing import Any, NamedTuple, Protocol
 
 from jaxprune.config.sections import ModelConfig
 from jaxprune.config.special_tokens import SpecialTokens
-
-Head = Literal["pretraining", "classification", "multi_label", "regression", "similarity"]
-HEADS: tuple[Head, ...] = ("pretraining", "classification", "multi_label", "regression", "similarity")
-TASK_HEADS: tuple[Head, ...] = ("classification", "multi_label", "regression")
-"""Those that read the first token's vector alone."""
-Pooling = Literal["mean", "cls"]
-"""How a sentence's vector comes from its tokens': their mean, or the first one."""
-Params = dict[str, Any]
-Batch = Mapping[str, Array]
-Scope = Callable[[str, tuple[int, ...]], tuple[str, int | None, int] | None]
-"""What `pruning` takes: (path, shape) -> (group, axis along which a leaf is split into `parts` groups or None, parts);
-None where a leaf is a group of its own."""
-
-
-class Model(NamedTuple):
-    """A model as two pure functions."""
-
-    init: Callable[[Array], Params]
-    """`init(key) -> params`: a nested dict of float32 arrays; works under `jit` and `eval_shape`."""
-    apply: Callable[..., dict[str, Any]]
-    """`apply(params, batch, *, key=None, hidden_states=False) -> outputs`; without a key there is no dropout.
-
-    Rows of fine-tuning hold several examples, kept apart by `segment_ids`; `bert` tells what a batch has.
-    """
+from jaxprune.models.model import Head, Model, Pooling
+from jaxprune.pruning.interface import Scope
 
 
 class Build(Protocol):

@@ -9,7 +9,8 @@ import numpy as np
 
 from jaxprune.config.sections import ModelConfig
 from jaxprune.errors import UserError
-from jaxprune.models.architecture import Architecture, Head
+from jaxprune.models.architecture import Architecture
+from jaxprune.models.model import Head
 
 _MAX_BYTES = 10_000_000
 _TYPE = ("dtype", "torch_dtype")

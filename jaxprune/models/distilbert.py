@@ -10,7 +10,7 @@ from jax import Array
 from jaxprune.config.sections import ModelConfig
 from jaxprune.config.special_tokens import SpecialTokens
 from jaxprune.errors import UserError
-from jaxprune.models.architecture import TASK_HEADS, Architecture, Batch, Head, Model, Pooling
+from jaxprune.models.architecture import Architecture
 from jaxprune.models.dropout import dropout_seeds
 from jaxprune.models.functions import functions
 from jaxprune.models.layers import (
@@ -20,13 +20,12 @@ from jaxprune.models.layers import (
     class_scores,
     classifier_dropout,
     dense,
-    first_positions,
-    first_tokens,
     forward_flops,
-    take_positions,
     visible,
 )
+from jaxprune.models.model import TASK_HEADS, Batch, Head, Model, Pooling
 from jaxprune.models.paths import ENCODER_MATRICES, PARTS, WORD_EMBEDDINGS, scopes
+from jaxprune.models.positions import first_positions, first_tokens, take_positions
 from jaxprune.models.shape import shape_from_hf, shape_to_hf
 
 _FIXED = ("type_vocab_size", "layer_norm_eps", "sublayer_relu")

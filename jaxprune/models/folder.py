@@ -13,10 +13,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxprune.config.sections import ModelConfig
 from jaxprune.config.tokenizer_files import TOKENIZER_FILES
 from jaxprune.errors import UserError
-from jaxprune.models import ARCHITECTURES, architecture
-from jaxprune.models.architecture import Head, Params
+from jaxprune.models import ARCHITECTURES, architecture_named
 from jaxprune.models.config_json import config_of, json_text, read_json, with_true_type
 from jaxprune.models.hub import find_file, find_folder
+from jaxprune.models.model import Head, Params
 from jaxprune.models.other_files import CONFIG, copy_other_files, replaced
 from jaxprune.models.tensors import (
     CLASSIFIER_BIAS,
@@ -92,7 +92,7 @@ def read_folder(
         raise UserError(f"{unknown[0]}: the checkpoint decides it; only {', '.join(OVERRIDES)} can be overridden")
     cfg = read_config(path_or_name, revision=revision)
     cfg = ModelConfig.model_validate(cfg.model_dump() | overrides)
-    record = architecture(cfg.architecture)
+    record = architecture_named(cfg.architecture)
     path, tensors = read_weights(path_or_name, revision, variant)
     try:
         params, fresh = params_from_tensors(record, tensors, cfg, head=head, num_labels=num_labels, key=key)
@@ -135,7 +135,7 @@ def write_folder(
     README.md. The directory is whole under its name or absent; of one that is there already, files that are not written
     stay. UserError when params do not fit `cfg` and `head`, or are not finite.
     """
-    record = architecture(cfg.architecture)
+    record = architecture_named(cfg.architecture)
     tensors, kept = params_to_tensors(record, params), params_to_tensors(record, masks or {})
     for name in kept:
         if name not in tensors or kept[name].shape != tensors[name].shape:
@@ -185,7 +185,7 @@ def write_masked(
     masks that `src` has for other tensors are carried over. UserError when a mask belongs to no tensor of the
     checkpoint.
     """
-    record = architecture(read_config(src, revision=revision).architecture)
+    record = architecture_named(read_config(src, revision=revision).architecture)
     tensors = read_weights(src, revision, variant)[1]
     kept, zeros = read_masks(src, revision) or {}, {}
     originals = {name: original_name(record, name) for name in tensors}

@@ -13,7 +13,7 @@ from jax import Array
 
 from jaxprune.config.sections import ModelConfig
 from jaxprune.errors import UserError
-from jaxprune.models.architecture import HEADS, Batch, Head, Model, Params, Pooling
+from jaxprune.models.model import HEADS, Batch, Head, Model, Params, Pooling
 from jaxprune.models.pooling import pair_cosines, sentence_vectors
 
 _once: Any = lru_cache(maxsize=32)  # untyped: frozen pydantic models have a hash, though their type says no

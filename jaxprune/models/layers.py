@@ -4,7 +4,7 @@ Shape suffixes: B batch, L sequence length, D hidden size, H heads, K = D / H, F
 example, S examples per row, T segment types, V vocabulary, C classes; M is L again, on the key side of attention.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,11 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec
 
 from jaxprune.config.sections import ModelConfig
-from jaxprune.models.architecture import Head
 from jaxprune.models.decoder import tied_logits
 from jaxprune.models.dropout import dropout
+from jaxprune.models.model import Batch, Head
 from jaxprune.models.paths import layer_name
+from jaxprune.models.positions import take_positions
 
 
 def dense(cfg: ModelConfig, n_in: int, n_out: int, rngs: nnx.Rngs) -> nnx.Linear:
@@ -212,35 +213,13 @@ def take_rows(table_VD: Array, ids_BL: Array) -> Array:
     return out.reshape(*ids_BL.shape, D)
 
 
-def visible(batch: Mapping[str, Array]) -> Array:
+def visible(batch: Batch) -> Array:
     """Which keys a query sees, bool (B, 1, L or 1, M): the row's tokens by `attention_mask`; in rows that hold several
     examples (`segment_ids` (B, L), 0 = padding) those of its own example alone."""
     if "segment_ids" in batch:
         segments_BL = batch["segment_ids"]
         return segments_BL[:, None, :, None] == segments_BL[:, None, None, :]
     return batch["attention_mask"][:, None, None, :] != 0
-
-
-def first_positions(batch: Mapping[str, Array]) -> Array:
-    """Where the examples of a row begin, int32 (B, S): at `starts` (B, S), else at 0."""
-    return batch["starts"] if "starts" in batch else jnp.zeros_like(batch["input_ids"][:, :1])
-
-
-def first_tokens(x_BLD: Array, batch: Mapping[str, Array], at_BS: Array | None = None) -> Array:
-    """The vectors of each example's first token: (B, D); of rows that hold several (B, S, D).
-
-    With `at_BS`, `x_BLD` has those positions alone.
-    """
-    if at_BS is None:
-        x_BLD = take_positions(x_BLD, first_positions(batch))
-    return x_BLD if "starts" in batch else x_BLD[:, 0]
-
-
-def take_positions(x_BLD: Array, positions_BP: Array) -> Array:
-    """Return (B, P, D): for each example the vectors at its positions; one outside [0, L) gives NaN."""
-    return jnp.take_along_axis(
-        x_BLD, positions_BP[..., None], 1, mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
-    )
 
 
 def _sharding_of(ids_BL: Array) -> PartitionSpec | None:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxprune.models.architecture import Head
+from jaxprune.models.model import Head
 
 Sums = dict[str, tuple[Array, Array]]
 LossFn = Callable[[Any, Any, Mapping[str, Array], Array | None], tuple[Sums, Sums]]

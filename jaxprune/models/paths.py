@@ -4,7 +4,7 @@ import re
 
 from jaxprune.config.sections import ModelConfig
 from jaxprune.errors import UserError
-from jaxprune.models.architecture import Scope
+from jaxprune.pruning.interface import Scope
 
 WORD_EMBEDDINGS = "embeddings/word_embeddings/embedding"
 ENCODER_MATRICES = (

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxprune.models.architecture import Batch, Pooling
-from jaxprune.models.layers import first_tokens
+from jaxprune.models.model import Batch, Pooling
+from jaxprune.models.positions import first_tokens
 
 
 def sentence_vectors(x_BLD: Array, batch: Batch, pooling: Pooling) -> Array:

@@ -1,4 +1,5 @@
-"""RoBERTa (Liu et al. 2019): BERT without segment types, pooler and next sentences. Suffixes: see `layers.py`."""
+"""RoBERTa (Liu et al. 2019): BERT without segment types, pooler and next sentences; XLM-R is one. Shape suffixes: see
+`layers.py`."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -11,7 +12,7 @@ from jax import Array
 from jaxprune.config.sections import ModelConfig
 from jaxprune.config.special_tokens import SpecialTokens
 from jaxprune.errors import UserError
-from jaxprune.models.architecture import TASK_HEADS, Architecture, Batch, Head, Model, Pooling
+from jaxprune.models.architecture import Architecture
 from jaxprune.models.dropout import dropout_seeds
 from jaxprune.models.functions import functions
 from jaxprune.models.layers import (
@@ -21,13 +22,12 @@ from jaxprune.models.layers import (
     class_scores,
     classifier_dropout,
     dense,
-    first_positions,
-    first_tokens,
     forward_flops,
-    take_positions,
     visible,
 )
+from jaxprune.models.model import TASK_HEADS, Batch, Head, Model, Pooling
 from jaxprune.models.paths import ENCODER_MATRICES, PARTS, WORD_EMBEDDINGS, encoder_tensors, scopes
+from jaxprune.models.positions import first_positions, first_tokens, take_positions
 from jaxprune.models.shape import shape_from_hf, shape_to_hf
 
 
@@ -105,7 +105,7 @@ def _train_flops(cfg: ModelConfig, *, seq_len: int, predictions: int) -> float:
     return 3.0 * forward_flops(cfg, seq_len=seq_len, predictions=predictions)
 
 
-def config_from_hf(raw: Mapping[str, Any], where: str, *, architecture: str) -> ModelConfig:
+def _config_from_hf(raw: Mapping[str, Any], where: str, *, architecture: str) -> ModelConfig:
     """`Architecture.config_from_hf` of RoBERTa and its kin."""
     return shape_from_hf({"pad_token_id": 1, **raw}, where, architecture=architecture, keys=_KEYS)
 
@@ -115,7 +115,7 @@ _KEYS = {field: field for field in ModelConfig.model_fields if field not in ("ar
 ROBERTA = Architecture(
     name="roberta",
     build=roberta,
-    config_from_hf=partial(config_from_hf, architecture="roberta"),
+    config_from_hf=partial(_config_from_hf, architecture="roberta"),
     config_to_hf=partial(shape_to_hf, keys=_KEYS),
     classes={
         "pretraining": "RobertaForMaskedLM",
@@ -147,3 +147,10 @@ ROBERTA = Architecture(
     next_sentence=False,
     train_flops=_train_flops,
 )
+
+XLM_ROBERTA = ROBERTA._replace(
+    name="xlm-roberta",
+    config_from_hf=partial(_config_from_hf, architecture="xlm-roberta"),
+    classes={head: f"XLM{name}" for head, name in ROBERTA.classes.items()},
+)
+"""XLM-R (Conneau et al. 2020): RoBERTa with a vocabulary of a hundred languages."""

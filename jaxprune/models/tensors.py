@@ -10,7 +10,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxprune.config.sections import ModelConfig
 from jaxprune.errors import UserError
-from jaxprune.models.architecture import Architecture, Head, Params
+from jaxprune.models.architecture import Architecture
+from jaxprune.models.model import Head, Params
 from jaxprune.models.paths import layer_name
 
 Tensors = Mapping[str, np.ndarray]
