@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import jaxprune
@@ -315,10 +316,12 @@ def _predict(argv: list[str]) -> None:
 
 
 def _amount(regex: str, text: str) -> float | None:
-    try:
-        return None if text == "none" else float(text)
-    except ValueError:
-        raise UserError(f"--amount {regex} {text}: give a fraction in [0, 1], or none to leave them alone") from None
+    if text == "none":
+        return None
+    with suppress(ValueError):
+        if 0 <= (amount := float(text)) <= 1:
+            return amount
+    raise UserError(f"--amount {regex} {text}: give a fraction in [0, 1], or none to leave them alone")
 
 
 def _demo(argv: list[str]) -> None:

@@ -85,22 +85,23 @@ PRETRAIN = {
     "n of m by a rough method": (
         ["--prune.structure", "2:4", "--prune.method", "quantile", "--prune.sparsity", "0.5"],
         {},
-        ["structure", "method = 'exact' alone"],
+        ["prune.structure: ", "method = 'exact' alone"],
     ),
-    "n of m beyond n": (["--prune.structure", "2:4"], {}, ["sparsity = 0.7", "2 of 4 stay", "use at most 0.5"]),
+    "n of m beyond n": (["--prune.structure", "2:4"], {}, ["prune.sparsity = 0.7", "2 of 4 stay", "use at most 0.5"]),
     "amount matches nothing": (
         [],
         {"prune": {"amounts": {"poolr/kernel": 0.5}}},
-        ["'poolr/kernel'", "the nearest is 'pooler/kernel'"],
+        ["prune.amounts: 'poolr/kernel'", "the nearest is 'pooler/kernel'"],
     ),
-    "all excluded": (["--prune.exclude", ".*"], {}, ["exclude", "'.*'"]),
+    "all excluded": (["--prune.exclude", ".*"], {}, ["prune.exclude = ['.*']", "exclude less"]),
+    "exclude is no regex": (["--prune.exclude", "(kernel"], {}, ["prune.exclude: '(kernel'", "no regular expression"]),
     "stray word": (["more"], {}, ["'more'", "write --key value"]),
-    "begin after end": ([], {"prune": {"begin": 9}}, ["prune", "begin = 9", "end = 8", "set begin <= end"]),
+    "begin after end": ([], {"prune": {"begin": 9}}, ["prune.begin = 9", "end = 8", "set begin <= end"]),
     "end after steps": (["--steps", "6"], {}, ["prune.end = 8", "steps = 6"]),
     "regex matches nothing": (
         ["--prune.include", r"encoder/layer_\d+/attention/qery/kernel"],
         {},
-        ["include", "attention/qery/kernel", "the nearest is 'encoder/layer_00/attention/query/kernel'"],
+        ["prune.include: ", "attention/qery/kernel", "the nearest is 'encoder/layer_00/attention/query/kernel'"],
     ),
     "vocabulary too large": ([], {"model": {"vocab_size": 100}}, ["model.vocab_size = 100", "raise it"]),
     "positions too few": (
@@ -182,6 +183,11 @@ FINETUNE = {
     "no start": (["--init-from", ""], ["init_from is empty"]),
     "bad rate": (["--learning-rates", "0"], ["learning_rates: 0", "above 0"]),
     "bad seed": (["--seeds", "0", "-1"], ["seeds: -1"]),
+    "include is no regex": (["--prune.include", "(kernel"], ["prune.include: '(kernel'", "no regular expression"]),
+    "a dense run's exclude matches nothing": (
+        ["--masks", "none", "--prune.exclude", "encodr/.*"],
+        ["prune.exclude: 'encodr/.*'", "matches no parameter path", "the nearest is 'encoder/"],
+    ),
 }
 
 
@@ -226,12 +232,17 @@ PRUNE = {
     "sparsity above 1": (["--sparsity", "70"], ["--sparsity 70", "[0, 1]"]),
     "sparsity no number": (["--sparsity", "half"], ["--sparsity", "half"]),
     "sparsity missing": ([], ["--sparsity"]),
-    "no such scope": (["--sparsity", "0.5", "--scope", "row"], ["--scope", "'row'", "matrix"]),
+    "no such scope": (["--scope", "row"], ["--scope", "'row'", "matrix"]),
     "no gradients": (
-        ["--sparsity", "0.5", "--criterion", "taylor"],
+        ["--criterion", "taylor"],
         ["--criterion = taylor", "one shot makes none", "use one of magnitude, random"],
     ),
-    "regex matches nothing": (["--sparsity", "0.5", "--include", "encodr/.*"], ["encodr/.*", "encoder/"]),
+    "include matches nothing": (["--include", "encodr/.*"], ["--include: 'encodr/.*'", "the nearest is 'encoder/"]),
+    "include is no regex": (["--include", "(kernel"], ["--include: '(kernel'", "no regular expression"]),
+    "exclude matches nothing": (["--exclude", "encodr/.*"], ["--exclude: 'encodr/.*'", "the nearest is 'encoder/"]),
+    "all excluded": (["--exclude", ".*"], ["--exclude = ['.*']", "exclude less"]),
+    "amount above 1": (["--amount", "encoder/.*", "70"], ["--amount encoder/.* 70", "[0, 1]"]),
+    "blocks do not fit": (["--structure", "block(5, 5)"], ["--structure: ", "(5, 5) do not divide"]),
 }
 
 
@@ -239,6 +250,7 @@ PRUNE = {
 @pytest.mark.parametrize("case", PRUNE)
 def test_prune_refuses(tmp_path, weights, refused, case):
     argv, say = PRUNE[case]
+    argv = argv if "--sparsity" in argv or case == "sparsity missing" else ["--sparsity", "0.5", *argv]
     refused("prune", weights, tmp_path / "out", *argv, say=say)
 
 

@@ -101,7 +101,8 @@ def _explain(model: type[BaseModel], problem: Any, where: str) -> str:
         return f"{where}: {key}: unknown key; {_hint(location[-1], _fields(model, location[:-1]))}"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
-        return f"{where}: {key + ': ' if key else ''}{message}"
+        of_section = location and re.split(r"\W", message)[0] in _fields(model, location)
+        return f"{where}: {key + ('.' if of_section else ': ') if key else ''}{message}"
     return f"{where}: {key}: {message[0].lower() + message[1:]} (got {problem['input']!r})"
 
 

@@ -37,7 +37,7 @@ def load(source: str) -> Checkpoint:
     """Read a workdir (its newest good checkpoint, or the model that a fine-tuning run kept), or a Hugging Face
     directory or hub name, of which only what is in it counts."""
     held, cfg = read_weights(source), stored_config(source)
-    prune = there(included(cfg.prune if cfg else PruneConfig(), held.model), held, default=True)
+    prune = there(included(cfg.prune if cfg else PruneConfig(), held.model), held)
     masks = held.masks if held.masks is not None else start_masks(held.params, held, prune)
     kept, values = flat(masks), flat(held.params)
     params = {path: np.where(kept[path], w, 0) if path in kept else w for path, w in values.items()}

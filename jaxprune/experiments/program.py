@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxprune.config.sections import MeshConfig, ModelConfig, OptimizerConfig, PruneConfig
-from jaxprune.experiments.pruning_plan import pruner_of, unpruned
+from jaxprune.experiments.pruning_plan import named, pruner_of, unpruned
 from jaxprune.models import architecture_named
 from jaxprune.models.losses import LOSSES
 from jaxprune.models.model import Head, Model, Pooling
@@ -56,9 +56,9 @@ class Blueprint(NamedTuple):
 
     def masks(self, params: Any) -> Any:
         """All-True masks of params (or of their shapes): None where nothing is prunable."""
-        if not self.masked:
-            return jax.tree.map(lambda _: None, params)
-        return unpruned(self.prune, params)
+        with named("prune."):  # a dense run may begin with pruned weights: the paths must be right there too
+            masks = unpruned(self.prune, params)
+        return masks if self.masked else jax.tree.map(lambda _: None, params)
 
 
 def compile_program(blueprint: Blueprint, devices: Sequence[Any] | None = None) -> Program:

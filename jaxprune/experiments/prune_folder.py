@@ -62,10 +62,10 @@ def prune_folder(
     settings = {"sparsity": sparsity, "scope": scope, "structure": structure, "method": method, "criterion": criterion}
     settings |= {"include": tuple(include), "exclude": tuple(exclude), "amounts": dict(amounts or {})}
     prune = validate(PruneConfig, settings, "command line")
-    chosen = there(included(prune, weights.model), weights, default=not include)
-    before = start_masks(weights.params, weights, chosen, lift=masks == "none")
+    chosen = prune if include else there(included(prune, weights.model), weights)
     parts = {"criterion": criterion, "structure": structure, "scope": scope, "method": method}
     with named("--"):
+        before = start_masks(weights.params, weights, chosen, lift=masks == "none")
         if not include:
             before = _fitting(before, structure, src)
         wanted = prune.finals if prune.amounts else sparsity

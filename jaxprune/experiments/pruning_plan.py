@@ -30,10 +30,13 @@ def included(prune: PruneConfig, model: ModelConfig, also: Sequence[str] = ()) -
 
 
 def unpruned(prune: PruneConfig, params: Any) -> Any:
-    """All-True masks of params (or of their shapes) where `prune` may prune; UserError where that is nowhere."""
+    """All-True masks of params (or of their shapes) where `prune` may prune.
+
+    UserError where that is nowhere and for regexes that match nothing; it begins with the setting, as `named` needs it.
+    """
     masks = init_masks(params, prune.include, prune.exclude)
     if not jax.tree.leaves(masks):
-        raise UserError(f"prune.exclude = {list(prune.exclude)} leaves nothing to prune; exclude less")
+        raise UserError(f"exclude = {list(prune.exclude)} leaves nothing to prune; exclude less")
     return masks
 
 
@@ -51,7 +54,7 @@ def pruner_of(prune: PruneConfig, model: ModelConfig) -> Pruner:
 
 @contextmanager
 def named(prefix: str) -> Iterator[None]:
-    """A block whose UserErrors begin with an argument of a pruner: told as the key or flag that holds it."""
+    """A block whose UserErrors begin with a setting of pruning: told as the key or flag that holds it."""
     try:
         yield
     except UserError as error:

@@ -162,9 +162,8 @@ def compile_run(opened: Opened, shelf: Shelf) -> Ready:
     blueprint = opened.blueprint
     program = shelf.get("program", blueprint.key(), lambda: compile_program(blueprint))
     if opened.plan:  # what does not fit the masks is said before any step
-        with named("prune."):
+        with named("prune."), within(program.mesh):
             amounts = program.amounts(opened.plan[max(opened.plan)])
-        with within(program.mesh):
             jax.eval_shape(program.prune, program.abstract, amounts, jax.random.key(0))
     return Ready(opened, program)
 

@@ -186,11 +186,11 @@ def lacking(weights: Weights, init: Callable[[jax.Array], Any]) -> list[str]:
     return drawn
 
 
-def there(prune: PruneConfig, weights: Weights, *, default: bool) -> PruneConfig:
-    """`prune` without the regexes of a `default` include that match nothing that the source holds, which is said."""
+def there(prune: PruneConfig, weights: Weights) -> PruneConfig:
+    """`prune`, whose include is the default, without its regexes that match nothing the source holds, which is said."""
     paths = flatten_dict(weights.params, sep="/")
     missing = [regex for regex in prune.include if not any(re.fullmatch(regex, path) for path in paths)]
-    if not default or not missing or len(missing) == len(prune.include):
+    if not missing or len(missing) == len(prune.include):
         return prune
     log.info("%s has no %s: left out", weights.source, ", ".join(missing))
     return prune.model_copy(update={"include": tuple(regex for regex in prune.include if regex not in missing)})

@@ -42,10 +42,8 @@ def scopes(cfg: ModelConfig) -> dict[str, Scope]:
             return None
         axis = 0 if match[2] == "output" else 1
         if len(shape) != 2 or shape[axis] % heads:
-            raise UserError(
-                f"num_attention_heads = {heads} does not divide axis {axis} of {path}, a leaf of shape {shape}; "
-                "use another scope"
-            )
+            fault = f"num_attention_heads = {heads} does not divide axis {axis} of {path}, a leaf of shape {shape}"
+            raise UserError(f"scope = head: {fault}; use another scope")
         return match[1], axis, heads
 
     return {"layer": layer, "head": head}
