@@ -1,6 +1,7 @@
 """A run of BERT on eight devices, or moved to them, is the run on one: split params, under Auto and Explicit axes."""
 
 import json
+import re
 import signal
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from test_processes import assert_near, numbers
 from test_resume import end_state, losses, starts
+from workflow import COMMAND
 
 from jaxprune.errors import Preempted
 from jaxprune.training.workdir import read_records
@@ -88,3 +90,32 @@ def test_fine_tuning_in_any_layout_gives_the_same_run(tiny, tuned, tmp_path, mon
     np.testing.assert_allclose(*losses, rtol=2e-4)
     masks = [(path / "hf" / "masks.safetensors").read_bytes() for path in (run, alone)]
     assert masks[0] == masks[1]
+
+
+COUNTED = (
+    """
+import jax
+jax.config.update("jax_log_compiles", True)
+"""
+    + COMMAND
+)
+"""The command line, which logs every program that JAX traces and compiles."""
+
+
+@pytest.mark.parametrize("mesh", [[], ["--mesh.data", 2, "--mesh.fsdp", 4]], ids=["one", "eight"])
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+def test_a_run_compiles_each_step_once(tiny, pretrained, tmp_path, monkeypatch, command, mesh):
+    """Before and after the first step, prunes, evaluations and saves, and with every learning rate and seed of a grid,
+    a step is the same program: a state that is placed otherwise would be another one."""
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "8" if mesh else "1")
+    if command == "pretrain":
+        config = tiny.pretrain_yaml(tmp_path / "c.yaml", train={"eval_every": 5})
+    else:
+        grid = {"learning_rates": [1e-3, 2e-3], "seeds": [0, 1], "train_loss": True}
+        prune = {"sparsity": 0.8, "begin": 1, "end": 2, "every": 1, "schedule": "cubic"}
+        config = tiny.finetune_yaml(tmp_path / "c.yaml", init_from=str(pretrained), prune=prune, **grid)
+    done = tiny.start(command, config, "--workdir", tmp_path / "run", *mesh, program=COUNTED).finish()
+    assert done.code == 0, done.err
+    for step in ("train_step", "prune_step", "eval_step"):
+        for event in (r"Finished tracing \+ transforming {} for pjit", r"Compiling jit\({}\)"):
+            assert len(re.findall(event.format(step), done.err)) == 1, (step, event, done.err)

@@ -18,7 +18,7 @@ from workflow import write_yaml
 
 from jaxprune.analysis.paths import flat
 from jaxprune.cli import main
-from jaxprune.config import FinetuneConfig, StudyConfig
+from jaxprune.config import FinetuneConfig, PruneConfig, StudyConfig
 from jaxprune.config.load import read_yaml, validate
 from jaxprune.errors import UserError
 from jaxprune.experiments import task_run
@@ -160,6 +160,66 @@ def test_only_keeps_what_matches_and_its_ancestors():
     for only, part, words in (("nothing", "", "matches none"), ("(", "", "regular expression"), ("", "3/2", "i/n")):
         with pytest.raises(UserError, match=words):
             select(jobs, only, part)
+
+
+def after(prune: dict, **condition) -> StudyConfig:
+    """A study of the cut after fine-tuning alone, by `recover.prune`."""
+    conditions = {"after_finetuning": {"sparsities": [0.5], **condition}}
+    return study(recover={"steps": 20, "prune": {"end": 10, **prune}}, conditions=conditions, switches={})
+
+
+def test_the_cut_after_fine_tuning_is_made_as_recovery_prunes():
+    """Each setting of what is pruned and how, here none at its default, reaches the run that is cut."""
+    how = {
+        "amounts": {".*/query/kernel": 0.25, "pooler/kernel": None},
+        "scope": "head",
+        "structure": "block(2, 2)",
+        "criterion": "random",
+        "method": "quantile",
+        "include": (".*/kernel",),
+        "exclude": ("mlm/.*",),
+    }
+    when = {"sparsity", "initial", "schedule", "begin", "end", "every", "refresh", "mode"}
+    assert how.keys() | when == PruneConfig.model_fields.keys() and not how.keys() & when
+    jobs = [job.cfg for job in matrix(after(how), RUNS) if "/after_finetuning/" in job.path]
+    assert len(jobs) == 8
+    for cfg in jobs:
+        assert cfg.prune.sparsity == 0.5 and cfg.prune.schedule == "one_shot" and cfg.prune.end == 0
+        for key, value in how.items():
+            assert getattr(cfg.prune, key) == value != PruneConfig.model_fields[key].default
+
+
+CUTS = {
+    "criterion of steps": (
+        after({"criterion": "movement"}),
+        ["recover.prune.criterion = movement", "conditions.after_finetuning.recover.prune.criterion", "random"],
+    ),
+    "criterion of steps in a switch": (
+        study(switches={"late": {"condition": "after_finetuning", "recover": {"prune": {"criterion": "taylor"}}}}),
+        ["recover.prune.criterion = taylor", "switches.late.recover.prune.criterion"],
+    ),
+    "another structure": (
+        after({"structure": "2:4"}, finetune={"prune": {"structure": "block(4, 4)"}}),
+        ["conditions.after_finetuning: ", "finetune.prune.structure = block(4, 4)", "recover.prune.structure = 2:4"],
+    ),
+    "amounts of its own": (
+        after({}, finetune={"prune": {"amounts": {"pooler/kernel": 0.5}}}),
+        ["finetune.prune.amounts = {'pooler/kernel': 0.5}", "recover.prune.amounts = {}"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CUTS)
+def test_a_cut_that_cannot_be_is_refused(case):
+    cfg, words = CUTS[case]
+    with pytest.raises(UserError) as error:
+        matrix(cfg, RUNS)
+    assert all(word in str(error.value) for word in words) and "\n" not in str(error.value), error.value
+
+
+def test_the_cut_may_have_a_criterion_of_its_own():
+    cfg = after({"criterion": "movement", "begin": 1}, recover={"prune": {"criterion": "magnitude"}})
+    assert {job.cfg.prune.criterion for job in matrix(cfg, RUNS) if "/after_finetuning/" in job.path} == {"magnitude"}
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from jaxprune.pruning import (
     SCOPES,
     amounts,
     keep_top,
-    kth_largest,
     leaf_counts,
     order_statistics,
     pruner,
@@ -215,20 +214,19 @@ def test_nan_goes_first_and_inf_last(scope):
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.integers(0, 2**31), st.integers(1, 4 * 61), st.integers(-30, 30))
-def test_kth_largest(seed, k, exponent):
-    x = jnp.asarray(np.random.default_rng(seed).standard_cauchy((4, 61)) * 2.0**exponent, jnp.float32)
-    assert jax.jit(kth_largest)(x, k) == np.sort(np.asarray(x).ravel())[-k]
+def test_the_k_largest_stay_at_any_scale(seed, k, exponent):
+    x = np.asarray(np.random.default_rng(seed).standard_cauchy((4, 61)) * 2.0**exponent, np.float32)
+    masks, thresholds = select({"x": x}, 1 - k / x.size)
+    np.testing.assert_array_equal(masks["x"], x >= np.sort(x, axis=None)[-k])
+    np.testing.assert_array_equal(masks["x"], x >= thresholds["x"])
 
 
-def test_kth_largest_of_a_tree():
+def test_the_k_largest_of_a_tree_stay():
     tree = bert_tree(7)
-    flat = np.sort(np.concatenate([order(x).ravel() for x in jax.tree.leaves(tree)]))
-    kth = jax.jit(kth_largest)
-    for k in (1, 2, 500, 3000, flat.size):
-        assert order(kth(tree, k)) == max(flat[-k], -1e300)
-    for k in (0, flat.size + 1):
-        with pytest.raises(ValueError, match=rf"k = {k} "):
-            kth_largest(tree, k)
+    scores = group_members(tree, "global")["all"]
+    for k in (1, 2, 500, 3000, scores.size):
+        kept = group_members(top(tree, 1 - k / scores.size, scope="global"), "global")["all"]
+        assert kept.sum() == k and order(scores[kept]).min() == np.sort(order(scores))[-k]
 
 
 def test_ties_have_no_position():
@@ -339,8 +337,7 @@ def test_exact_is_tensorflow_1_15_up_to_its_ties():
         else:  # the original op keeps every weight that ties with the threshold
             tied += 1
             assert not (kept & ~mask).any() and (np.abs(w)[mask & ~kept] == threshold).all()
-        if name == "coarse":
-            assert kth_largest(jnp.abs(w), wanted(w.size, s)) == threshold
+            assert select({name: jnp.abs(w)}, s)[1][name] == threshold  # the k-th largest, which the threshold cuts
     assert 0 < tied < 12
 
 

@@ -61,7 +61,8 @@ class ConditionsConfig(Section):
     information_deletion: ArmConfig = ArmConfig()
     """The same pruned weights, but their masks are lifted before fine-tuning: what is lost is what they held."""
     after_finetuning: ArmConfig = ArmConfig()
-    """Fine-tuned first, then pruned in one shot (scope and method of `recover.prune`), then fine-tuned on."""
+    """Fine-tuned first, then pruned in one shot (amounts, scope, structure, criterion, method, include and exclude of
+    `recover.prune`), then fine-tuned on."""
     random: ArmConfig = ArmConfig()
     """As `pruned`, by the same schedule, but random weights."""
 

@@ -2,13 +2,18 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxprune.config.commands import FinetuneConfig, PretrainConfig
 from jaxprune.config.load import overlaid
+from jaxprune.config.sections import PruneConfig
 from jaxprune.config.study import StudyConfig, SwitchConfig, TaskConfig
+from jaxprune.errors import UserError
+from jaxprune.experiments.pruning_plan import check_untrained
 
 NO_SWITCH = SwitchConfig()
+CUT = ("amounts", "scope", "structure", "criterion", "method", "include", "exclude")
+"""What to prune and how; the rest of a PruneConfig is how far and when."""
 
 
 class Job(NamedTuple):
@@ -93,17 +98,37 @@ def _pruned_after(cfg: StudyConfig, runs: Path, variant: str, sparsity: float, s
     first, shared = cfg.before(switch, variant), f"dense/{variant}" if switch.before else "dense"
     dense = cfg.dense or str(runs / "dense")
     needs = () if cfg.dense else ("dense",)
+    where = "conditions.after_finetuning" if switch is NO_SWITCH else f"switches.{variant}"
+    cut = _cut(recover.prune, after.prune, where)
     for task, rate, seed in _grid(cfg, after, switch):
         before = f"finetune/{shared}/{task.name}/{_leaf(rate, seed)}"
         one = _single(cfg, task, rate, seed) | {"masks": "fixed", "keep_weights": True}
         yield Job(before, overlaid(first, one | {"init_from": dense}, before), needs, before)
         folder = f"finetune/after_finetuning/{variant}-s{sparsity:g}/{task.name}/{_leaf(rate, seed)}"
-        cut = {"sparsity": sparsity, "scope": recover.prune.scope, "method": recover.prune.method}
-        cut |= {"include": recover.prune.include, "exclude": recover.prune.exclude}
-        one = _single(cfg, task, rate, seed) | {"masks": "fixed", "init_from": str(runs / before), "prune": cut}
+        one = _single(cfg, task, rate, seed) | {"masks": "fixed", "init_from": str(runs / before)}
+        one["prune"] = {"sparsity": sparsity, **cut}
         if after.sawtooth:
             one["epochs_before"] = first.epochs
         yield Job(folder, overlaid(after, one, folder), (*needs, before), before)
+
+
+def _cut(recover: PruneConfig, after: PruneConfig, where: str) -> dict[str, Any]:
+    """The settings by which a cut after fine-tuning prunes: those of `recover.prune`.
+
+    UserError, under the key `where`, for others in `finetune.prune`, and for a criterion that needs steps before the
+    cut.
+    """
+    for key in CUT:
+        ours, theirs = getattr(recover, key), getattr(after, key)
+        if theirs not in (ours, PruneConfig.model_fields[key].default):
+            raise UserError(
+                f"{where}: finetune.prune.{key} = {theirs}, but the cut is made by recover.prune.{key} = {ours}; "
+                "set the latter alone"
+            )
+    if after.begin == 0:
+        why = f"{where} cuts before the first; set {where}.recover.prune.criterion, and"
+        check_untrained("recover.prune.criterion", recover.criterion, why)
+    return {key: getattr(recover, key) for key in CUT}
 
 
 def _grid(cfg: StudyConfig, finetune: FinetuneConfig, switch: SwitchConfig) -> Iterator[tuple[TaskConfig, float, int]]:

@@ -7,7 +7,7 @@ from jaxprune.pruning.masks import apply_masks, init_masks, leaf_counts, sparsit
 from jaxprune.pruning.pruner import keep_top, pruner, select
 from jaxprune.pruning.schedules import SCHEDULES, cubic, linear, one_shot, plan
 from jaxprune.pruning.structures import STRUCTURES
-from jaxprune.pruning.thresholds import METHODS, kth_largest
+from jaxprune.pruning.thresholds import METHODS
 
 __all__ = [
     "CRITERIA",
@@ -26,7 +26,6 @@ __all__ = [
     "cubic",
     "init_masks",
     "keep_top",
-    "kth_largest",
     "leaf_counts",
     "linear",
     "one_shot",

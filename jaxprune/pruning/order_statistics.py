@@ -151,16 +151,16 @@ def _candidates(before, low, high, n_low, n_above, k, first):
     return made
 
 
-def bracket(count_at, k, low, high, n_low, *, first: Sequence[int] | None, until_found: bool):
-    """The largest t in [low, high] with count(>= t) >= k, count(>= t) and count(> t), for every group.
+def bracket(count_at, k, low, high, n_low, *, first: Sequence[int] | None):
+    """A t in [low, high] with count(>= t) == k, else the largest with more, count(>= t) and count(> t), per group.
 
     `count_at(candidates)`, candidates a list of (G,), gives counts (G, C, 2); n_low = count(>= low) >= k and
-    count(> high) = 0 < k, or the group starts finished. With `until_found` a group also stops at any t with
-    count(>= t) == k, and count(> t) is then meaningless. Takes at most one pass per bit of high - low, mostly a third.
+    count(> high) = 0 < k, or the group starts finished. Where count(>= t) == k, count(> t) is meaningless. Takes at
+    most one pass per bit of high - low, mostly a third.
     """
 
     def finished(low, high, n_low):
-        return (low >= high) | wide_eq(n_low, k) if until_found else low >= high
+        return (low >= high) | wide_eq(n_low, k)
 
     def step(state):
         before, low, high, n_low, n_above = state
@@ -181,7 +181,7 @@ def bracket(count_at, k, low, high, n_low, *, first: Sequence[int] | None, until
     return low, n_low, n_above
 
 
-def key_threshold(leaves: Sequence[Leaf], groups: Groups, k: jax.Array, *, until_found: bool):
+def key_threshold(leaves: Sequence[Leaf], groups: Groups, k: jax.Array):
     """`bracket` over the keys of each group's scores for k (G, 2), wide; k = 0 gives a key above all."""
 
     def count_at(candidates):
@@ -195,12 +195,12 @@ def key_threshold(leaves: Sequence[Leaf], groups: Groups, k: jax.Array, *, until
     low = jnp.where(none, jnp.int32(_HIGHEST), jnp.int32(_LOWEST))
     high = jnp.where(none, jnp.int32(_HIGHEST), jnp.int32(_INFINITY))
     n_low = jnp.where(none[:, None], jnp.uint32(0), wide(groups.sizes))
-    return bracket(count_at, k, low, high, n_low, first=_FIRST, until_found=until_found)
+    return bracket(count_at, k, low, high, n_low, first=_FIRST)
 
 
 def top_threshold(leaves: Sequence[Leaf], groups: Groups, k: jax.Array) -> Threshold:
     """The threshold that keeps exactly k (G, 2), wide, of each group's scores."""
-    key, n_key, n_above = key_threshold(leaves, groups, k, until_found=True)
+    key, n_key, n_above = key_threshold(leaves, groups, k)
     # Where the threshold cuts through equal scores, keep `wanted` of the `tied` ones, by rank.
     cut = ~wide_eq(n_key, k)
     tied = jnp.where(cut[:, None], wide_sub(n_key, n_above), 0)
@@ -218,7 +218,7 @@ def top_threshold(leaves: Sequence[Leaf], groups: Groups, k: jax.Array) -> Thres
 
     low = jnp.full_like(key, _LOWEST)
     high = jnp.where(cut, jnp.int32(_HIGHEST), jnp.int32(_LOWEST))
-    rank, n_rank, n_above = bracket(count_at, wanted, low, high, tied, first=None, until_found=True)
+    rank, n_rank, n_above = bracket(count_at, wanted, low, high, tied, first=None)
     takes = [jnp.ones(leaf.slot.parts, bool) for leaf in leaves]
     if groups.span <= 2**32:
         return Threshold(key, rank, takes)

@@ -1,8 +1,6 @@
 """Thresholds: from scores and counts to masks of tiles, by one of three methods."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,22 +8,19 @@ from jax import lax
 
 from jaxprune.errors import UserError
 from jaxprune.pruning.axes import gathered
-from jaxprune.pruning.groups import SCOPES, group
 from jaxprune.pruning.integers import wide, wide_float, wide_sub
 from jaxprune.pruning.interface import Amounts, Groups
-from jaxprune.pruning.names import path_of
 from jaxprune.pruning.order_statistics import (
     Leaf,
     from_order_key,
     group_counts,
-    key_threshold,
     leaf_key,
     leaf_rank,
     order_key,
     spread,
     top_threshold,
 )
-from jaxprune.pruning.structures import merge, split, weights
+from jaxprune.pruning.structures import merge, split
 from jaxprune.pruning.tallies import part_of_line
 
 Method = Callable[[Sequence[Leaf], Groups, Amounts], tuple[list[jax.Array], jax.Array]]
@@ -145,32 +140,3 @@ def check_scores(path: str, scores: jax.Array) -> None:
         raise UserError(f"scores of {path} have dtype {scores.dtype}; use float32, bfloat16 or float16")
     if scores.size >= 2**32:
         raise UserError(f"scores of {path} hold {scores.size} elements; split leaves of 2^32 elements or more")
-
-
-def kth_largest(scores: Any, k: int | jax.Array) -> jax.Array:
-    """The k-th largest of all scores of an array or tree, a float32 scalar; exact and the same on any mesh.
-
-    k counts from 1 and may be a traced integer (below 2^32). NaN ranks below -inf and is returned as -inf.
-
-    Raises:
-      UserError: a Python k outside [1, number of scores], or a wrong dtype.
-    """
-    leaves = [(path_of(path), jnp.asarray(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(scores)]
-    for path, leaf in leaves:
-        check_scores(path, leaf)
-    paths, arrays = [path for path, _ in leaves], [leaf for _, leaf in leaves]
-    groups = group(paths, [x.shape for x in arrays], [""] * len(paths), SCOPES["global"], weights)
-    if isinstance(k, int):
-        size = sum(groups.sizes)
-        if not 1 <= k <= size:
-            raise UserError(f"k = {k} is outside [1, {size}], the number of scores")
-        limbs = wide([k])
-    else:
-        limbs = jnp.stack([jnp.zeros((), jnp.uint32), k.astype(jnp.uint32)])[None]
-    return _kth(arrays, limbs, groups)
-
-
-@partial(jax.jit, static_argnums=2)
-def _kth(arrays, k, groups):
-    leaves = [Leaf(x, None, slot) for x, slot in zip(arrays, groups.slots)]
-    return from_order_key(key_threshold(leaves, groups, k, until_found=False)[0][0])

@@ -1,0 +1,119 @@
+"""The prune step of a run gives the same bits on any mesh: a property over the product of the ways to prune."""
+
+import itertools
+import os
+import random
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxprune.config import MeshConfig, ModelConfig
+from jaxprune.models import ARCHITECTURES
+from jaxprune.pruning import CRITERIA, SCOPES, init_masks, pruner, sparsity
+from jaxprune.training.compile import compile_steps
+from jaxprune.training.sharding import make_mesh, put_whole, within
+from jaxprune.training.state import create
+
+SEED = int(os.environ.get("JAXPRUNE_SEED", "0"))
+"""Draws the part of the product that is run; another seed, another part."""
+NAMED = SCOPES | ARCHITECTURES["bert"].scopes(ModelConfig(hidden_size=16, num_attention_heads=2))
+PRODUCT = {
+    "scope": [*NAMED],
+    "structure": ["weights", "2:4", "block(4, 4)"],
+    "criterion": [*CRITERIA],
+    "mode": ["hard", "soft"],
+    "axes": ["auto", "explicit"],
+}
+MESHES = {"data 8": {"data": 8}, "data 2 x fsdp 4": {"data": 2, "fsdp": 4}}
+TX = optax.trace(0.9)
+
+
+def pairs(row):
+    """Every two values of a row, each with the axis that it is of."""
+    return {*itertools.combinations(enumerate(row), 2)}
+
+
+def drawn(seed: int) -> list[tuple[str, ...]]:
+    """A part of the product in which every two values of two axes meet, and so every value is."""
+    rows = [*itertools.product(*PRODUCT.values())]
+    random.Random(seed).shuffle(rows)
+    missing, part = set().union(*map(pairs, rows)), []
+    while missing:
+        part.append(max(rows, key=lambda row: len(pairs(row) & missing)))
+        missing -= pairs(part[-1])
+    return part
+
+
+def params(seed: int):
+    """Weights with ties and zeros of both signs, under BERT's paths."""
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape):
+        return jnp.asarray(rng.normal(size=shape).round(1) * rng.choice([1.0, 1.0, -0.0], shape), jnp.float32)
+
+    return {
+        "embeddings": {"word_embeddings": {"embedding": draw(40, 16)}},
+        "encoder": {
+            "layer_00": {
+                "attention": {"query": {"kernel": draw(16, 16)}, "output": {"kernel": draw(16, 16)}},
+                "intermediate": {"kernel": draw(16, 32)},
+            },
+            "layer_01": {"attention": {"key": {"kernel": draw(16, 16)}}},
+        },
+        "pooler": {"bias": draw(16)},
+    }
+
+
+def begun(using, start):
+    """A state after three steps' gradients: a criterion that remembers, and moments, hold something."""
+    state = create(start, init_masks(start, [".*/(kernel|embedding)"]), TX, using)
+    for seed in range(1, 4):
+        grads = params(seed)
+        remembered = using.observe(state.pruner, state.params, state.masks, grads)
+        state = state._replace(pruner=remembered, opt_state=TX.update(grads, state.opt_state)[1])
+    return jax.device_get(state)
+
+
+def pruned(using, state, mesh):
+    """The states and reports of two prunes on a mesh, on the host, and the specs of the masks there."""
+    program = compile_steps(
+        state.params, state.masks, mesh, loss_fn=lambda params, frozen, batch, key: ({}, {}), tx=TX, pruner=using
+    )
+    state, results = put_whole(state, jax.tree.map(lambda x: x.sharding, program.abstract)), []
+    with within(mesh):
+        for amount in (0.3, 0.5):
+            state, report = program.prune(state, program.amounts(amount), jax.random.key(5))
+            results.append(jax.device_get((state, report)))
+    return results, {x.sharding.spec for x in jax.tree.leaves(program.abstract.masks)}
+
+
+def same_bits(a, b):
+    assert a.dtype == b.dtype and a.shape == b.shape
+    np.testing.assert_array_equal(np.atleast_1d(a).view(np.uint8), np.atleast_1d(b).view(np.uint8))
+
+
+@pytest.mark.parametrize("row", drawn(SEED), ids=" ".join)
+def test_a_prune_step_gives_the_same_bits_on_any_mesh(row):
+    """Weights, masks, moments, memory and report on two meshes are those of one device; a part of the product, drawn by
+    SEED, in which every two values of two axes meet."""
+    scope, structure, criterion, mode, axes = row
+    using = pruner(criterion, structure=structure, scope=scope, mode=mode, scopes=NAMED)
+    state = begun(using, params(0))
+    alone, _ = pruned(using, state, make_mesh(MeshConfig(), jax.devices()[:1]))
+    shares = [sparsity(after.masks) for after, _ in alone]
+    assert shares == pytest.approx([0.25, 0.5] if structure == "2:4" else [0.3, 0.5], abs=0.02)
+    for name, sizes in MESHES.items():
+        got, specs = pruned(using, state, make_mesh(MeshConfig(**sizes, axes=axes)))
+        assert any(any(spec) for spec in specs) == (name != "data 8")
+        jax.tree.map(same_bits, got, alone)
+
+
+def test_the_product_is_whole_and_every_value_is_drawn():
+    assert PRODUCT["scope"] == ["global", "matrix", "layer", "head"] and len(PRODUCT["criterion"]) >= 4
+    rows = drawn(SEED)
+    for axis, values in enumerate(PRODUCT.values()):
+        assert {row[axis] for row in rows} == {*values}
+    assert len(rows) < 25
