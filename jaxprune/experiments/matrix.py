@@ -126,7 +126,7 @@ def _cut(recover: PruneConfig, after: PruneConfig, where: str) -> dict[str, Any]
                 "set the latter alone"
             )
     if after.begin == 0:
-        why = f"{where} cuts before the first; set {where}.recover.prune.criterion, and"
+        why = f"{where} cuts before the first; in {where}.recover.prune.criterion"
         check_untrained("recover.prune.criterion", recover.criterion, why)
     return {key: getattr(recover, key) for key in CUT}
 
