@@ -6,7 +6,8 @@ from jaxprune.errors import UserError
 from jaxprune.models.architecture import Architecture
 from jaxprune.models.bert import BERT
 from jaxprune.models.distilbert import DISTILBERT
-from jaxprune.models.roberta import ROBERTA, XLM_ROBERTA
+from jaxprune.models.roberta import ROBERTA
+from jaxprune.models.xlm_roberta import XLM_ROBERTA
 
 ARCHITECTURES: dict[str, Architecture] = {record.name: record for record in (BERT, DISTILBERT, ROBERTA, XLM_ROBERTA)}
 """Every architecture under its name, Hugging Face's `model_type`."""

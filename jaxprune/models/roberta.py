@@ -1,4 +1,4 @@
-"""RoBERTa (Liu et al. 2019): BERT without segment types, pooler and next sentences; XLM-R is one. Shape suffixes: see
+"""RoBERTa (Liu et al. 2019): BERT without segment types, pooler and next sentences. Shape suffixes: see
 `layers.py`."""
 
 from collections.abc import Mapping
@@ -105,7 +105,7 @@ def _train_flops(cfg: ModelConfig, *, seq_len: int, predictions: int) -> float:
     return 3.0 * forward_flops(cfg, seq_len=seq_len, predictions=predictions)
 
 
-def _config_from_hf(raw: Mapping[str, Any], where: str, *, architecture: str) -> ModelConfig:
+def config_from_hf(raw: Mapping[str, Any], where: str, *, architecture: str) -> ModelConfig:
     """`Architecture.config_from_hf` of RoBERTa and its kin."""
     return shape_from_hf({"pad_token_id": 1, **raw}, where, architecture=architecture, keys=_KEYS)
 
@@ -115,7 +115,7 @@ _KEYS = {field: field for field in ModelConfig.model_fields if field not in ("ar
 ROBERTA = Architecture(
     name="roberta",
     build=roberta,
-    config_from_hf=partial(_config_from_hf, architecture="roberta"),
+    config_from_hf=partial(config_from_hf, architecture="roberta"),
     config_to_hf=partial(shape_to_hf, keys=_KEYS),
     classes={
         "pretraining": "RobertaForMaskedLM",
@@ -147,10 +147,3 @@ ROBERTA = Architecture(
     next_sentence=False,
     train_flops=_train_flops,
 )
-
-XLM_ROBERTA = ROBERTA._replace(
-    name="xlm-roberta",
-    config_from_hf=partial(_config_from_hf, architecture="xlm-roberta"),
-    classes={head: f"XLM{name}" for head, name in ROBERTA.classes.items()},
-)
-"""XLM-R (Conneau et al. 2020): RoBERTa with a vocabulary of a hundred languages."""
