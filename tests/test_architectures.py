@@ -18,8 +18,8 @@ from jaxprune.models.distilbert import DISTILBERT
 from jaxprune.models.folder import read_folder, write_folder
 from jaxprune.models.model import HEADS
 from jaxprune.models.roberta import ROBERTA
-from jaxprune.models.xlm_roberta import XLM_ROBERTA
 from jaxprune.models.tensors import params_to_tensors, tensor_name
+from jaxprune.models.xlm_roberta import XLM_ROBERTA
 from jaxprune.pruning import init_masks, keep_top
 
 EVERY = pytest.mark.parametrize("record", ARCHITECTURES.values(), ids=ARCHITECTURES)

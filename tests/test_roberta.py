@@ -23,8 +23,8 @@ from jaxprune.config.sections import ModelConfig
 from jaxprune.errors import UserError
 from jaxprune.models.folder import read_config, read_folder, write_folder
 from jaxprune.models.roberta import ROBERTA, roberta
-from jaxprune.models.xlm_roberta import XLM_ROBERTA
 from jaxprune.models.tensors import params_from_tensors, params_to_tensors
+from jaxprune.models.xlm_roberta import XLM_ROBERTA
 from jaxprune.pruning.masks import sparsity
 
 SHAPES = {
