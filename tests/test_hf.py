@@ -172,7 +172,8 @@ def test_missing_heads_are_drawn_from_the_key_and_reported(tensors, params):
 
 def test_a_pretraining_checkpoint_gives_a_new_classifier(make, caplog):
     with caplog.at_level("INFO"):
-        _, params, masks, fresh = read_folder(make(), head="classification", num_labels=3)
+        _, params, masks, fresh, others = read_folder(make(), head="classification", num_labels=3)
+    assert {name.split(".")[0] for name in others} == {"cls"}
     assert (masks, sorted(fresh)) == (None, ["classifier/bias", "classifier/kernel"])
     assert params["classifier"]["kernel"].shape == (CFG.hidden_size, 3)
     assert "model.safetensors has no classifier/bias, classifier/kernel: drawn at random" in caplog.text
@@ -188,8 +189,9 @@ def test_config_is_read_without_weights(tmp_path, act, expected):
 
 
 def test_overrides(make):
-    cfg = read_folder(make(), head="pretraining", dtype="bfloat16", hidden_dropout_prob=0.0).model
-    assert (cfg.dtype, cfg.hidden_dropout_prob) == ("bfloat16", 0.0)
+    rates = {"hidden_dropout_prob": 0.0, "classifier_dropout": 0.3}
+    cfg = read_folder(make(), head="pretraining", dtype="bfloat16", **rates).model
+    assert (cfg.dtype, cfg.hidden_dropout_prob, cfg.classifier_dropout) == ("bfloat16", 0.0, 0.3)
     with pytest.raises(UserError, match=r"hidden_size: the checkpoint decides it"):
         read_folder(make(), head="pretraining", hidden_size=8)
 

@@ -1,6 +1,7 @@
 """What jaxprune knows of an architecture: one record, written in the architecture's own file."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from jaxprune.config.sections import ModelConfig
@@ -58,3 +59,10 @@ class Architecture(NamedTuple):
     next_sentence: bool
     """Whether the pretraining head has a next-sentence task."""
     train_flops: TrainFlops
+
+
+def encoder_matrices(architecture: Architecture, paths: Iterable[str]) -> list[str]:
+    """Those of `paths` that are matrices of encoder layers: prunable, but neither embeddings, pooler nor heads."""
+    others = re.compile("|".join((re.escape(architecture.word_embeddings), *architecture.optional)))
+    prunable = re.compile("|".join(architecture.prunable))
+    return [path for path in paths if prunable.fullmatch(path) and not others.fullmatch(path)]

@@ -15,7 +15,7 @@ from jaxprune.config.tokenizer_files import TOKENIZER_FILES
 from jaxprune.errors import UserError
 from jaxprune.models import ARCHITECTURES, architecture_named
 from jaxprune.models.config_json import config_of, json_text, read_json, with_true_type
-from jaxprune.models.hub import find_file, find_folder
+from jaxprune.models.hub import encoder_part, find_file, find_folder
 from jaxprune.models.model import Head, Params
 from jaxprune.models.other_files import CONFIG, copy_other_files, replaced
 from jaxprune.models.tensors import (
@@ -29,7 +29,7 @@ from jaxprune.models.tensors import (
 )
 from jaxprune.models.weights import MASKS, WEIGHTS, read_masks, read_weights, write_masks, write_weights
 
-OVERRIDES = ("dtype", "hidden_dropout_prob", "attention_probs_dropout_prob")
+OVERRIDES = ("dtype", "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 
 _CARD = "README.md"
 _RELU_NOTE = (
@@ -49,6 +49,8 @@ class Folder(NamedTuple):
     """The tree of params, a bool array (True = kept) where the directory has a mask and else None; None without any."""
     fresh: tuple[str, ...]
     """Paths that the file lacks, drawn at random."""
+    others: tuple[str, ...]
+    """Tensors beside the encoder that params do not hold: those of other heads."""
 
 
 def read_config(path_or_name: str | Path, *, revision: str | None = None) -> ModelConfig:
@@ -83,10 +85,9 @@ def read_folder(
     """Return shape, float32 params and masks of a Hugging Face directory or hub name.
 
     What the file lacks of `head` (and of a pooler) is drawn from `key` (default: seed 0), logged and listed as fresh;
-    `head=None` gives what is in the file, whatever its head, and draws nothing. `variant` names other weights
-    beside the usual ones: `fp16` those of `model.fp16.safetensors`. `overrides` may set `dtype`, `hidden_dropout_prob`
-    and `attention_probs_dropout_prob`. UserError for anything that is not exactly a model of its
-    own config, naming the key or tensor.
+    `head=None` gives what is in the file, whatever its head, and draws nothing. `variant` names other weights beside
+    the usual ones: `fp16` those of `model.fp16.safetensors`. `overrides` may set what OVERRIDES lists. UserError for
+    anything that is not exactly a model of its own config, naming the key or tensor.
     """
     if unknown := [name for name in overrides if name not in OVERRIDES]:
         raise UserError(f"{unknown[0]}: the checkpoint decides it; only {', '.join(OVERRIDES)} can be overridden")
@@ -100,10 +101,13 @@ def read_folder(
         raise UserError(f"{path}: {error}") from None
     if fresh:
         _log.info("%s has no %s: drawn at random", path, ", ".join(fresh))
+    read = {tensor_name(record, leaf) for leaf in flatten_dict(params, sep="/")}
+    named = {name: original_name(record, name) for name in tensors}
+    others = tuple(name for name, new in named.items() if not new.startswith(record.prefix) and new not in read)
     masks = read_masks(path_or_name, revision)
     if masks is None:
-        return Folder(cfg, params, None, fresh)
-    for name in masks.keys() - {original_name(record, name) for name in tensors}:
+        return Folder(cfg, params, None, fresh, others)
+    for name in masks.keys() - {*named.values()}:
         raise UserError(f"{path_or_name}: has a mask of {name}, but not that tensor; write the directory again")
     tree: dict[Any, Any] = flatten_dict(params, sep="/")
     for leaf, array in tree.items():
@@ -111,7 +115,7 @@ def read_folder(
         tree[leaf] = None if mask is None else stored(leaf, mask)
         if mask is not None and tree[leaf].shape != array.shape:
             raise UserError(f"{path_or_name}: the mask of {leaf} has another shape; write the directory again")
-    return Folder(cfg, params, unflatten_dict(tree, sep="/"), fresh)
+    return Folder(cfg, params, unflatten_dict(tree, sep="/"), fresh, others)
 
 
 def write_folder(
@@ -158,14 +162,15 @@ def write_folder(
         if not np.isfinite(array).all():
             raise UserError(f"{name}: has NaN or infinite values; not written")
     files = _tokenizer_files(tokenizer)
-    theirs = read_json(source / CONFIG) if source else {}
+    theirs = read_json(encoder_part(source) / CONFIG) if source else {}
     config = config_of(record, cfg, head, labels, source=theirs, own=extra_config or {})
     if cfg.sublayer_relu:
         card = f"{card}\n{_RELU_NOTE}" if card else _RELU_NOTE
         _log.warning("%s: %s", directory, _RELU_NOTE.strip())
     with replaced(directory) as temporary:
         if source:
-            copy_other_files(source, temporary, leave=(_CARD, CONFIG, *(TOKENIZER_FILES if files else ())))
+            leave = (_CARD, CONFIG, *(TOKENIZER_FILES if files else ()))
+            copy_other_files(source, temporary, leave=leave, whole=True)
         for name, content in (files | {CONFIG: json_text(config).encode(), _CARD: card.encode()}).items():
             if content:
                 (temporary / name).write_bytes(content)
@@ -179,7 +184,8 @@ def write_masked(
 ) -> None:
     """Write the checkpoint `src` to `directory` with +0.0 where a mask is False; all else stays as it was.
 
-    Tensors keep their names, types and bits, in one file whatever the layout of `src`; every copy of a tied matrix gets
+    Tensors keep their names, types and bits, in one file whatever the layout of `src`, in the directory that held them;
+    every copy of a tied matrix gets
     the same zeros. All other files are copied, but for those that hold the weights in other forms; config.json is
     corrected where it names another type than the weights have. `masks` is a tree like params, of bool arrays or None;
     masks that `src` has for other tensors are carried over. UserError when a mask belongs to no tensor of the
@@ -199,15 +205,17 @@ def write_masked(
             raise UserError(f"{src}: has no tensor for {leaf} of its mask's shape; leave it out with --exclude")
         zeros |= dict.fromkeys(copies, kept[name])
     folder = find_folder(src, revision)
-    config = with_true_type(read_json(folder / CONFIG), tensors.values())
+    part = encoder_part(folder)
+    config = with_true_type(read_json(part / CONFIG), tensors.values())
     with replaced(directory) as temporary:
-        if left := [name for name in copy_other_files(folder, temporary) if name not in (WEIGHTS, MASKS)]:
+        if left := [name for name in copy_other_files(folder, temporary) if Path(name).name not in (WEIGHTS, MASKS)]:
             _log.info("%s: has its weights in %s alone; left behind: %s", directory, WEIGHTS, ", ".join(left))
+        inner = temporary / part.relative_to(folder)
         if config is not None:
-            (temporary / CONFIG).write_text(json_text(config, sort_keys=False), encoding="utf-8")
-        write_weights(temporary, tensors, zeros)
+            (inner / CONFIG).write_text(json_text(config, sort_keys=False), encoding="utf-8")
+        write_weights(inner, tensors, zeros)
         if kept:
-            write_masks(temporary, kept)
+            write_masks(inner, kept)
 
 
 def _tokenizer_files(tokenizer: str | Path | Mapping[str, bytes] | None) -> dict[str, bytes]:

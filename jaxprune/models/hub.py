@@ -1,24 +1,39 @@
 """Files of a model: in a local directory, or on the Hugging Face hub under a name."""
 
+import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jaxprune.errors import UserError
 
+MODULES = "modules.json"
 _ALWAYS = "config.json"
 _WEIGHTS = ("model*.safetensors*", "pytorch_model*", "*.h5", "*.msgpack", "*.ot", "*.gguf", "onnx/*", "openvino/*")
 """Whole paths in a repository; `2_Dense/model.safetensors` belongs to a module that is not pruned."""
 
 
-def find_file(path_or_name: str | Path, filename: str, revision: str | None = None) -> Path | None:
-    """The file in a local directory, else in the hub's cache, fetched if it is not there; None if it has none.
+def encoder_part(folder: Path) -> Path:
+    """The directory that holds a local folder's config, weights and tokenizer: the folder, as a rule.
 
-    UserError where `path_or_name` is neither a directory nor a model on the hub.
+    In sentence-transformers folders of the old layout it is that of the first module: `0_Transformer/`.
+    """
+    with suppress(OSError, ValueError, TypeError, LookupError):
+        path = json.loads((folder / MODULES).read_text(encoding="utf-8"))[0]["path"]
+        if Path(path).name == path != ".." and (folder / path / _ALWAYS).is_file():
+            return folder / path
+    return folder
+
+
+def find_file(path_or_name: str | Path, filename: str, revision: str | None = None) -> Path | None:
+    """The file in a local directory's `encoder_part`, else in the hub's cache, fetched if it is not there.
+
+    None if it has none. UserError where `path_or_name` is neither a directory nor a model on the hub.
     """
     folder = Path(path_or_name).expanduser()
     if folder.is_dir():
-        return folder / filename if (folder / filename).is_file() else None
+        path = encoder_part(folder) / filename
+        return path if path.is_file() else None
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jaxprune.errors import UserError
 from jaxprune.files import new_directory
+from jaxprune.models.hub import MODULES, encoder_part
 from jaxprune.models.weights import MASKS, WEIGHTS
 
 CONFIG = "config.json"
@@ -21,16 +22,21 @@ _MODULE = re.compile(r"\d+_\w+")
 """sentence-transformers' names of modules' directories, which modules.json lists too."""
 
 
-def copy_other_files(folder: Path, target: Path, *, leave: Container[str] = ()) -> list[str]:
+def copy_other_files(folder: Path, target: Path, *, leave: Container[str] = (), whole: bool = False) -> list[str]:
     """Copy the files of `folder` that hold no weights, but for those named in `leave`; modes follow the umask.
 
     A module of sentence-transformers goes along whole. Other directories do unless there are weights in them (`onnx/`,
     `checkpoint-500/`): those are another form of the model, or another model. Hidden directories (`.git`) stay behind.
-    Returns the names of what holds weights and was left.
+    What lies in a directory of the encoder's own (`encoder_part`) comes into such a one, or beside the rest where
+    `whole` (the new layout). Returns the names of what holds weights and was left.
     """
-    modules, left = _modules(folder), []
+    part, modules, left = encoder_part(folder), _modules(folder), []
     for path in sorted(folder.iterdir()):
-        if path.is_dir():
+        if path == part:
+            inner = target if whole else target / path.name
+            inner.mkdir(exist_ok=True)
+            left += [f"{path.name}/{name}" for name in copy_other_files(path, inner, leave=leave)]
+        elif path.is_dir():
             if path.name[0] != "." and path.name not in modules and any(_is_stale(inner) for inner in path.rglob("*")):
                 left.append(f"{path.name}/")
             else:
@@ -39,6 +45,9 @@ def copy_other_files(folder: Path, target: Path, *, leave: Container[str] = ()) 
             left.append(path.name)
         elif path.name not in leave:
             _copy(path, target)
+    if part != folder and whole:
+        listed = json.loads((folder / MODULES).read_text(encoding="utf-8"))
+        (target / MODULES).write_text(json.dumps([listed[0] | {"path": ""}, *listed[1:]], indent=2), encoding="utf-8")
     return left
 
 
@@ -78,6 +87,6 @@ def _is_stale(path: Path) -> bool:
 def _modules(folder: Path) -> set[str]:
     names = {path.name for path in folder.iterdir() if _MODULE.fullmatch(path.name)}
     with suppress(OSError, ValueError, TypeError, KeyError):
-        listed = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        listed = json.loads((folder / MODULES).read_text(encoding="utf-8"))
         names |= {Path(module["path"]).parts[0] for module in listed if module["path"]}
     return names

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxprune.errors import UserError
 from jaxprune.files import new_file
-from jaxprune.models.hub import find_file
+from jaxprune.models.hub import encoder_part, find_file
 
 WEIGHTS, MASKS = "model.safetensors", "masks.safetensors"
 _PICKLE = "pytorch_model.bin"
@@ -39,7 +39,7 @@ def read_weights(path_or_name: str | Path, revision: str | None = None, variant:
             return path, read(path)
         if index := find_file(path_or_name, _named(f"{name}.index.json", variant), revision):
             return index, _read_shards(path_or_name, index, revision, read)
-    folder = Path(path_or_name).expanduser()
+    folder = encoder_part(Path(path_or_name).expanduser())
     present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     if variants := sorted({match[1] for name in present if (match := _VARIANT.fullmatch(name))}):
         lacks = f"has no {_named(WEIGHTS, variant)}, but the variant {', '.join(variants)}"
