@@ -262,7 +262,7 @@ def _prune(argv: list[str]) -> None:
         description="Prune a Hugging Face encoder in one shot, without training, and write a Hugging Face directory.",
     )
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax starts: a chip may be busy, and takes longer to find
-    parser.add_argument("src", metavar="SRC", help="Hugging Face directory or hub name")
+    parser.add_argument("src", metavar="SRC", help="Hugging Face directory or hub name, or the workdir of a run")
     parser.add_argument("dst", metavar="DST", type=Path, help="directory to write; must be new or empty")
     parser.add_argument("--sparsity", type=float, required=True, help="fraction in [0, 1] to prune")
     names = _offers()

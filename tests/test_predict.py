@@ -1,6 +1,7 @@
 """`jaxprune predict`: the labels and scores of transformers' pipeline, to CSV and JSON Lines, and its errors."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas
@@ -125,6 +126,13 @@ def test_shorter_texts_by_max_len(models, texts, tmp_path):
     np.testing.assert_allclose(short["score"][:40], cut["score"][:40], atol=1e-5)
 
 
+def test_a_text_column_may_have_a_name_that_this_model_does_not_write(models, texts, tmp_path):
+    expected = predicted(models["regression"], texts, tmp_path / "out.csv")
+    pandas.read_csv(texts).rename(columns={"text": "label"}).to_csv(tmp_path / "in.csv", index=False)
+    named = predicted(models["regression"], tmp_path / "in.csv", tmp_path / "named.csv", "--text", "label")
+    pandas.testing.assert_frame_equal(named, expected.rename(columns={"text": "label"}))
+
+
 def test_other_formats_give_the_same(models, texts, tmp_path):
     table = pandas.read_csv(texts)
     table.to_json(tmp_path / "in.jsonl", orient="records", lines=True)
@@ -146,6 +154,12 @@ BAD = {
         "--out labels.txt: name a file that ends in .csv or .jsonl",
     ),
     "too long": ("single_label", ("--max-len", "41"), "--max-len 41 is above the 40 positions"),
+    "a column that the answers take": (
+        "single_label",
+        ("--text", "label"),
+        "texts.csv: column 'label' is also what the answer is called; rename it there (--text NAME)",
+    ),
+    "more pieces than rows": ("pieces", (), "pieces do not fit the 22 rows of"),
     "no model": ("nowhere", (), "nowhere"),
     "no file": ("single_label", (), "no such file"),
 }
@@ -155,6 +169,10 @@ BAD = {
 def test_bad_input_is_one_line_and_out_stays(models, texts, tmp_path, capsys, case):
     name, more, words = BAD[case]
     model = models.get(name, tmp_path / name)
+    if name == "pieces":
+        model = shutil.copytree(models["single_label"], tmp_path / "lost")
+        with (model / "vocab.txt").open("a") as file:
+            file.write("one\nmore\n")
     if name == "lost":
         model = write_encoder(tmp_path / "lost")
         config = json.loads((model / "config.json").read_text()) | {"architectures": ["BertForSequenceClassification"]}

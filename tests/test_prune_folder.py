@@ -77,6 +77,22 @@ def test_the_smallest_weights_become_zero_and_nothing_else_changes(source, tmp_p
     assert f"{len(names)} matrices" in said and f"wrote {target}" in said
 
 
+def test_zeros_of_a_source_without_masks_are_counted(source, tmp_path, caplog):
+    tensors = load_file(source / "model.safetensors")
+    prunable = [tensor for name, tensor in tensors.items() if is_prunable(name)]
+    zeros, size = (sum(map(count, prunable)) for count in (lambda t: int((t == 0).sum()), np.size))
+    caplog.set_level("INFO", "jaxprune")
+    assert main(["prune", str(source), str(tmp_path / "a"), "--sparsity", "0"]) == 0
+    words = f"{source} brings no masks: {zeros:,} of {size:,} prunable weights are exactly 0 and count as pruned"
+    assert zeros and f"{words} (masks: none lifts)" in caplog.messages
+    for tensor in prunable:
+        tensor[tensor == 0] = 1e-30
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    caplog.clear()
+    assert main(["prune", str(source), str(tmp_path / "b"), "--sparsity", "0"]) == 0
+    assert not caplog.messages
+
+
 def test_heads_are_pruned_head_by_head(source, tmp_path):
     target = tmp_path / "out"
     assert main(["prune", str(source), str(target), "--sparsity", "0.5", "--scope", "head"]) == 0

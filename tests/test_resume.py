@@ -375,3 +375,24 @@ def test_divergence_stops_the_run_and_saves_no_bad_weights(tiny, tmp_path):
         step, state, _ = end_state(tmp_path / "run")
         assert step == max(saved) < 12
         assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(state.params))
+
+
+# --- what was deleted by hand ---------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_writes_its_model_again_or_says_what_to_do(tiny, pretrained, tmp_path):
+    workdir = shutil.copytree(pretrained, tmp_path / "run")
+    argv = ["pretrain", tiny.root / "pretrain.yaml", "--workdir", workdir]
+    files = {path.name: path.read_bytes() for path in (workdir / "hf").iterdir()}
+    kept = {name: (workdir / name).read_bytes() for name in ("result.json", "metrics.jsonl", "prunes.jsonl")}
+    shutil.rmtree(workdir / "hf")
+    done = tiny.run(*argv)
+    assert done.code == 0 and f"{workdir}: finished before, but its hf/ was gone: written again" in done.err
+    assert {path.name: path.read_bytes() for path in (workdir / "hf").iterdir()} == files
+    assert {name: (workdir / name).read_bytes() for name in kept} == kept
+    for name in ("hf", "checkpoints", "integrity"):
+        shutil.rmtree(workdir / name)
+    done = tiny.run(*argv)
+    assert done.code == EXIT_USER and done.err.count("\n") == 1, done.err
+    assert f"{workdir}: its hf/ is gone and so are its checkpoints; delete it, and run it again" in done.err
+    assert not (workdir / "hf").exists() and (workdir / "result.json").read_bytes() == kept["result.json"]

@@ -1,6 +1,7 @@
 """RoBERTa and XLM-R: against transformers, positions behind padding, the classifier's dropout, files, a whole run."""
 
 import json
+import shutil
 from functools import cache, partial
 
 import jax
@@ -280,5 +281,21 @@ def test_prepare_pretrain_and_finetune(tiny, tmp_path, capsys):
     assert main([*argv, "--max-len", str(SEQ_LEN + 1)]) == 2
     assert f"max_len = {SEQ_LEN + 1} is above the {SEQ_LEN} positions" in capsys.readouterr().err
     assert (done := tiny.run(*argv)).code == 0, done.err
+    settings = json.loads((run / "hf" / "tokenizer_config.json").read_text())
+    assert settings["model_max_length"] == SEQ_LEN  # positions behind the padding's
+    tuned, model = tmp_path / "tuned", tmp_path / "padded"  # another padding than the positions begin behind
+    shutil.copytree(tuned / "best" / "hf", model)
+    pieces = (model / "vocab.txt").read_text().splitlines()
+    (model / "vocab.txt").write_text("".join(f"{piece}\n" for piece in [pieces[1], pieces[0], *pieces[2:]]))
+    (model / "tokenizer.json").unlink()
+    words = f"its padding has id 1, that of {{}}{model} has pad_token_id = 0; use the tokenizer it was trained with"
+    for argv, name in (
+        (["finetune", path, "--init-from", model, "--workdir", tmp_path / "none"], "init_from = "),
+        (["predict", model, tiny.glue / "STS-B" / "dev.tsv", "--text", "sentence1", "sentence2"], ""),
+    ):
+        assert main([*map(str, argv)]) == 2
+        error = capsys.readouterr().err
+        assert words.format(name) in error and error.count("\n") == 1, error
+    assert not (tmp_path / "none").exists()
     (result,) = (tmp_path / "tuned").glob("STS-B/*/result.json")
     assert json.loads(result.read_text())["sparsity"] == pytest.approx(0.7, abs=1e-3)

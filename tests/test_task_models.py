@@ -169,7 +169,7 @@ def test_masks_are_zeros_of_the_file_and_the_card_counts_them(grid, kind):
         if name in before:
             np.testing.assert_array_equal(mask, before[name])
         pruned += int((~mask).sum())
-    matrices = [name for name in masks if "word_embeddings" not in name]
+    matrices = [name for name in masks if ".layer." in name]
     bases = {
         "the prunable weights": sum(mask.size for mask in masks.values()),
         "the encoder's matrices": sum(masks[name].size for name in matrices),
@@ -217,6 +217,38 @@ def test_a_finished_grid_changes_nothing_when_run_again(grid):
     pandas.testing.assert_frame_equal(pandas.read_csv(grid.workdir / "results.csv"), table)
 
 
+def test_a_finished_grid_whose_models_were_deleted(grid, caplog):
+    """The best run's is copied back; of another run one line says how to have it again."""
+    argv = ["finetune", str(grid.config), "--workdir", str(grid.workdir)]
+    table = pandas.read_csv(grid.workdir / "results.csv")
+    (rate,) = table["learning_rate"][(table["task"] == "topics") & table["best"]]
+    best, other = (grid.run("single_label", one) / "hf" for one in (rate, sum(RATES) - rate))
+    before = content(best)
+    shutil.rmtree(best)
+    other.rename(other.with_name("aside"))
+    caplog.set_level(logging.INFO, "jaxprune")
+    assert main(argv) == 0
+    assert content(best) == before and not other.exists()
+    lines = [line for line in caplog.messages if "is gone" in line]
+    assert lines == [f"{other}: is gone; delete {other.parent} and run the grid again to have it"]
+    other.with_name("aside").rename(other)
+    pandas.testing.assert_frame_equal(pandas.read_csv(grid.workdir / "results.csv"), table)
+
+
+def test_a_best_run_without_any_copy_of_its_model_is_one_line(grid, first_tokens, capsys):
+    run = first_tokens / "alike" / "lr0.001-seed0"
+    models = (run / "hf", first_tokens / "best" / "hf")
+    table = (first_tokens / "results.csv").read_bytes()
+    for model in models:
+        model.rename(model.with_name("aside"))
+    assert main(["finetune", str(grid.root / "cls.yaml"), "--workdir", str(first_tokens)]) == 2
+    err = capsys.readouterr().err
+    assert f"delete {run} and run again, which trains that run anew" in err and err.count("\n") == 1, err
+    for model in models:
+        model.with_name("aside").rename(model)
+    assert (first_tokens / "results.csv").read_bytes() == table
+
+
 # --- starts ---------------------------------------------------------------------------------------------------------
 
 
@@ -254,6 +286,29 @@ OTHERS = {
     "another kind": ("multi_label", {}, "about help, thanks"),
     "a score": ("regression", {}, "about a score"),
 }
+
+
+def test_the_head_of_another_class_is_not_taken_for_ours(grid, tmp_path, caplog):
+    """A token classifier's has the same names, shapes and here labels; another's tensors are left behind."""
+    from safetensors.numpy import save_file
+
+    source = shutil.copytree(grid.run("single_label") / "hf", tmp_path / "source")
+    config = json.loads((source / "config.json").read_text()) | {"architectures": ["BertForTokenClassification"]}
+    (source / "config.json").write_text(json.dumps(config))
+    tensors = load_file(source / "model.safetensors")
+    extra = {"qa_outputs.weight": np.ones((2, 32), np.float32), "qa_outputs.bias": np.ones(2, np.float32)}
+    save_file(tensors | extra, source / "model.safetensors", {"format": "pt"})
+    caplog.set_level(logging.INFO, "jaxprune")
+    params, _ = started(grid, source, "single_label", tmp_path)
+    assert params["classifier/kernel"].shape == (32, 3) and params["classifier/kernel"].shape[::-1] == (
+        tensors["classifier.weight"].shape
+    )
+    assert (params["classifier/kernel"] != tensors["classifier.weight"].T).all()
+    assert f"{source}: its head is that of a BertForTokenClassification; a new one is drawn" in caplog.messages
+    assert f"{source}: its qa_outputs is left behind; this run trains another head" in caplog.messages
+    caplog.clear()
+    started(grid, source, "similarity", tmp_path)
+    assert caplog.messages == [f"{source}: its classifier, qa_outputs is left behind; this run trains another head"]
 
 
 @pytest.mark.parametrize("case", OTHERS)

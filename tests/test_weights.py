@@ -6,7 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from jaxprune.analysis.paths import flat
 from jaxprune.cli import main
@@ -164,7 +164,8 @@ def test_a_directory_pruned_by_another_include(tiny, positions, configured, tmp_
         assert (after[:8][before[:8] == 0] != 0).all() and record["sparsity"] == 0
     if stays and not with_masks:
         (line,) = lines
-        assert str(source) in line and "50.00 %" in line and "masks: none lifts" in line and "\n" not in line
+        words = f"{source} brings no masks: 256 of 512 prunable weights are exactly 0 and count as pruned"
+        assert line == f"{words} (masks: none lifts)"
     else:
         assert not lines
     masks = masks_at_the_start(configured("pretrain", init_from=str(source), **changes))
@@ -261,3 +262,41 @@ def test_nothing_left_to_prune_is_one_line(tiny, dense, tmp_path, capsys, comman
     error = capsys.readouterr().err
     assert "prune.exclude = ['.*'] leaves nothing to prune" in error and error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+# --- one shot -------------------------------------------------------------------------------------------------------
+
+
+def test_prune_takes_the_model_of_a_workdir(tiny, pretrained, tuned, tmp_path):
+    """Of pre-training its hf/, of a grid of one task its best run's."""
+    sources = {pretrained: pretrained / "hf", tuned: tuned / "hf", tuned.parents[1]: tuned.parents[1] / "best" / "hf"}
+    for number, (workdir, folder) in enumerate(sources.items()):
+        outs = [tmp_path / f"{number}{name}" for name in "ab"]
+        for source, out in zip((workdir, folder), outs, strict=True):
+            assert main(["prune", str(source), str(out), "--sparsity", "0.9"]) == 0
+        files, expected = ({path.name: path.read_bytes() for path in out.iterdir()} for out in outs)
+        assert files == expected and files.keys() >= {path.name for path in folder.iterdir()}
+
+
+def test_prune_of_a_workdir_without_a_model_is_one_line(pretrained, tmp_path, capsys):
+    (tmp_path / "begun").mkdir()
+    shutil.copy(pretrained / "config.yaml", tmp_path / "begun")
+    assert main(["prune", str(tmp_path / "begun"), str(tmp_path / "out"), "--sparsity", "0.9"]) == 2
+    err = capsys.readouterr().err
+    assert f"{tmp_path / 'begun'}: has no hf/, which a finished run has; run its command again" in err
+    assert err.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_head_that_pretraining_does_not_train_is_left_behind_in_one_line(dense, configured, tmp_path, caplog):
+    source = shutil.copytree(dense, tmp_path / "source")
+    extra = {f"qa_outputs.{name}": np.ones(2, np.float32) for name in ("weight", "bias")}
+    extra |= {"classifier.weight": np.ones((3, 16), np.float32), "classifier.bias": np.ones(3, np.float32)}
+    save_file(load_file(source / "model.safetensors") | extra, source / "model.safetensors", {"format": "pt"})
+    caplog.set_level(logging.INFO, "jaxprune")
+    masks_at_the_start(configured("pretrain", init_from=str(source)))
+    words = f"{source}: its classifier, qa_outputs is left behind; this run trains another head"
+    assert [line for line in caplog.messages if "left behind" in line] == [words]
+    caplog.clear()
+    masks_at_the_start(configured("pretrain", init_from=str(dense)))
+    masks_at_the_start(configured("finetune", init_from=str(dense)))
+    assert not any("left behind" in line for line in caplog.messages)

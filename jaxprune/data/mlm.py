@@ -73,7 +73,7 @@ class PretrainData:
         """Whether examples are pairs with a next-sentence label."""
         self.vocab_size: int = manifest["vocab_size"]
         """Rows that the word embeddings need at least."""
-        self.pad_token_id = vocab.special["pad"]
+        self.vocabulary = vocab
         self.predictions = self._masking.predictions
         """P, predictions per example at most."""
 

@@ -1,6 +1,7 @@
 """Fine-tune one pre-trained model: tasks x learning rates x seeds, each run an ordinary workdir; the best is marked."""
 
 import functools
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from jaxprune.experiments.task_run import decisions_of, describe_task, one_run, 
 from jaxprune.experiments.walk import begun, compile_run, read_start, say_start, walk
 from jaxprune.files import new_directory
 from jaxprune.training.processes import agree, together
-from jaxprune.training.workdir import Workdir, owned_workdir
+from jaxprune.training.workdir import owned_workdir
+
+log = logging.getLogger("jaxprune")
 
 
 def finetune(cfg: FinetuneConfig, workdir: Path | None, *, dry_run: bool = False) -> list[dict[str, Any]] | None:
@@ -56,12 +59,17 @@ def finetune(cfg: FinetuneConfig, workdir: Path | None, *, dry_run: bool = False
         for run in grid:
             records.append(walk(command, run, _folder(directory.path, run), shelf))
             directory.write("results.csv", pandas.DataFrame(records).to_csv(index=False))
-        for name in first:
-            run, best = _best([pair for pair in zip(grid, records) if pair[1]["task"] == name])
-            best["best"] = True
-            if cfg.keep_weights and directory.owner:
-                _copy(_folder(directory.path, run) / "hf", directory, name if len(first) > 1 else "")
+        best = {name: _best([pair for pair in zip(grid, records) if pair[1]["task"] == name]) for name in first}
+        for _, record in best.values():
+            record["best"] = True
         directory.write("results.csv", pandas.DataFrame(records).fillna({"best": False}).to_csv(index=False))
+        if cfg.keep_weights and directory.owner:
+            for name, (run, _) in best.items():
+                model = _folder(directory.path, run) / "hf"
+                _keep_both(model, directory / "best" / (name if len(first) > 1 else "") / "hf")
+            for run in grid:
+                if not (folder := _folder(directory.path, run) / "hf").is_dir():
+                    log.warning("%s: is gone; delete %s and run the grid again to have it", folder, folder.parent)
         directory.finish({"runs": len(records)})
     return records
 
@@ -80,8 +88,12 @@ def _best(runs: list[tuple[FinetuneConfig, dict[str, Any]]]) -> tuple[FinetuneCo
     return max(runs, key=lambda run: sign * run[1]["score"])
 
 
-def _copy(model: Path, directory: Workdir, name: str) -> None:
-    target = directory / "best" / name / "hf"
+def _keep_both(model: Path, best: Path) -> None:
+    """Copy the best run's `model` to `best`; where it was deleted, that copy back to it. UserError without either."""
+    source, target = (model, best) if model.is_dir() else (best, model)
+    if not source.is_dir():
+        remedy = f"delete {model.parent} and run again, which trains that run anew"
+        raise UserError(f"{model}: is gone, the best run's model, and no copy of it in {best}; {remedy}")
     target.parent.mkdir(parents=True, exist_ok=True)
     with new_directory(target) as temporary:
-        shutil.copytree(model, temporary, dirs_exist_ok=True)
+        shutil.copytree(source, temporary, dirs_exist_ok=True)

@@ -17,16 +17,23 @@ from jaxprune.data.task_batches import outputs
 from jaxprune.data.tasks import HEADS, TASKS, Kind, Task
 from jaxprune.errors import UserError
 from jaxprune.experiments.task_model import pooling_in
-from jaxprune.experiments.task_run import encoded_for
-from jaxprune.experiments.weights import model_of_run, stored_config
+from jaxprune.experiments.task_run import check_tokenizer, encoded_for
+from jaxprune.experiments.weights import model_folder, stored_config
 from jaxprune.files import write_atomically
 from jaxprune.models import architecture_named
 from jaxprune.models.config_json import PROBLEM_TYPES, label_names, read_json
 from jaxprune.models.folder import read_folder
-from jaxprune.models.hub import find_folder
+from jaxprune.models.hub import encoder_part, find_folder
 from jaxprune.models.other_files import CONFIG
 
 SUFFIXES = (".csv", ".jsonl")
+ANSWERS: dict[Kind, tuple[str, ...]] = {
+    "single_label": ("label", "score"),
+    "multi_label": ("labels",),
+    "regression": ("score",),
+    "similarity": ("score",),
+}
+"""The columns that are written beside the texts."""
 
 
 def predict(
@@ -36,12 +43,15 @@ def predict(
 
     `labels` with several per text; of a regression or similarity model the `score` alone. `model`: a fine-tuned
     workdir, of which the best run counts, or a Hugging Face directory; `text`: the columns that hold the texts
-    (default: those that the run was trained on, else `text`). UserError for a model without a head for a task.
+    (default: those that the run was trained on, else `text`). UserError for a model without a head for a task, and for
+    a text column whose name the answers take.
     """
     if out and out.suffix not in SUFFIXES:
         raise UserError(f"--out {out}: name a file that ends in {' or '.join(SUFFIXES)}")
-    folder = _folder(model, revision)
+    folder = find_folder(model_folder(model), revision or None)
     task = _task(folder, tuple(text) or _columns(model))
+    if taken := [name for name in task.text if name in ANSWERS[task.kind]]:
+        raise UserError(f"{file}: column {taken[0]!r} is also what the answer is called; rename it there (--text NAME)")
     first, second = read_texts(file, task.text)
     if task.kind == "similarity" and second is None:
         raise UserError(f"--text {' '.join(task.text)}: {folder} compares two texts; name two columns")
@@ -49,7 +59,8 @@ def predict(
     if read.fresh:
         raise UserError(f"{folder}: has no {read.fresh[0]}, so nothing for a task; fine-tune it first")
     record = architecture_named(read.model.architecture)
-    vocabulary = tokenizer.load(str(folder), special=record.special_tokens)
+    vocabulary = tokenizer.load(str(encoder_part(folder)), special=record.special_tokens)
+    check_tokenizer(vocabulary, read.model, str(folder), str(folder))
     examples = Examples(task, file, first, second, np.zeros(len(first), np.float32))
     most = record.max_tokens(read.model)
     if max_len > most:
@@ -64,14 +75,10 @@ def predict(
     forward = jax.jit(lambda params, batch: built.apply(params, batch)["logits"])
     params = jax.device_put(read.params)
     logits = outputs(encoded, shape_for(int(encoded.lengths.max())), lambda batch: np.asarray(forward(params, batch)))
-    table = pandas.DataFrame(dict(zip(task.text, (first, second), strict=False)) | _answers(task, logits, out))
+    answers = dict(zip(ANSWERS[task.kind], _answers(task, logits, out), strict=True))
+    table = pandas.DataFrame(dict(zip(task.text, (first, second), strict=False)) | answers)
     _write(table, out)
     return table
-
-
-def _folder(model: str, revision: str) -> Path:
-    """The directory of the model: a workdir's `hf/`, or that of the best run of a grid."""
-    return model_of_run(model) if stored_config(model) else find_folder(model, revision or None)
 
 
 def _columns(model: str) -> tuple[str, ...]:
@@ -84,7 +91,7 @@ def _columns(model: str) -> tuple[str, ...]:
 
 def _task(folder: Path, text: tuple[str, ...]) -> Task:
     """What config.json says of the model's task; it has no metrics."""
-    config = read_json(folder / CONFIG)
+    config = read_json(encoder_part(folder) / CONFIG)
     classes = str((config.get("architectures") or [""])[0])
     labels = label_names(config)
     kinds: dict[Any, Kind] = {word: kind for kind, head in HEADS.items() if (word := PROBLEM_TYPES.get(head))}
@@ -97,16 +104,16 @@ def _task(folder: Path, text: tuple[str, ...]) -> Task:
     return Task(folder.name, "", text, "", names, (), kind=kind)
 
 
-def _answers(task: Task, logits: np.ndarray, out: Path | None) -> dict[str, Any]:
+def _answers(task: Task, logits: np.ndarray, out: Path | None) -> tuple[Any, ...]:
     if task.regression:
-        return {"score": logits.astype(float)}
+        return (logits.astype(float),)
     if task.kind == "multi_label":
         chosen = [[name for name, value in zip(task.labels, row, strict=True) if value > 0] for row in logits]
-        return {"labels": chosen if out and out.suffix == ".jsonl" else ["|".join(names) for names in chosen]}
+        return (chosen if out and out.suffix == ".jsonl" else ["|".join(names) for names in chosen],)
     from scipy.special import softmax
 
     best = logits.argmax(1)
-    return {"label": [task.labels[i] for i in best], "score": softmax(logits, axis=1).max(1)}
+    return [task.labels[i] for i in best], softmax(logits, axis=1).max(1)
 
 
 def _write(table: pandas.DataFrame, out: Path | None) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from jaxprune.config.commands import PretrainConfig
+from jaxprune.data import tokenizer
 from jaxprune.data.mlm import PretrainData
 from jaxprune.errors import UserError
 from jaxprune.experiments.dry_run import describe_pretraining
@@ -56,7 +57,7 @@ def resolve(cfg: PretrainConfig, workdir: Path | None) -> Decisions:
     prune = included(cfg.prune, model, also)
     data = cfg.data.model_copy(update={"path": absolute(cfg.data.path)})
     cfg = cfg.model_copy(update={"model": model, "data": data, "init_from": init_from, "prune": prune})
-    return Decisions(cfg, cfg.seed, prune, cfg.masks, cfg.train, cfg.train.keep, "")
+    return Decisions(cfg, cfg.seed, prune, cfg.masks, cfg.train, cfg.train.keep, "", rewrites=True)
 
 
 def open_run(decisions: Decisions, shelf: Shelf) -> Opened:
@@ -90,14 +91,14 @@ def finish(fitted: Fitted) -> dict[str, Any]:
     params = whole(jax.jit(apply_masks)(state.params, state.masks))
     masks = whole(state.masks)
     if fitted.workdir.owner:
-        tokenizer = Path(cfg.data.path) / "tokenizer"
+        most = architecture_named(cfg.model.architecture).max_tokens(cfg.model)
         write_folder(
             fitted.workdir / "hf",
             cfg.model,
             params,
             head="pretraining",
             masks=masks,
-            tokenizer=tokenizer,
+            tokenizer=tokenizer.files(opened.data.source.vocabulary, max_length=most),
             source=folder_beside(cfg.init_from, cfg.init_revision),
         )
     return {
@@ -142,10 +143,10 @@ def _data(cfg: PretrainConfig) -> Data:
             f"model.max_position_embeddings = {cfg.model.max_position_embeddings} is enough for {most} tokens, not for "
             f"the sequence length {train.seq_len} of data.path = {cfg.data.path}"
         )
-    if most < cfg.model.max_position_embeddings and train.pad_token_id != cfg.model.pad_token_id:
+    if most < cfg.model.max_position_embeddings and (pad := train.vocabulary.special["pad"]) != cfg.model.pad_token_id:
         raise UserError(
             f"model.pad_token_id = {cfg.model.pad_token_id}, behind which the positions begin, but the padding of "
-            f"data.path = {cfg.data.path} is {train.pad_token_id}; set it so"
+            f"data.path = {cfg.data.path} is {pad}; set it so"
         )
     pairs = train.next_sentence and record.next_sentence
     return Data(

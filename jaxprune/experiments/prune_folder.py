@@ -16,8 +16,9 @@ from jaxprune.config.load import validate
 from jaxprune.config.sections import PruneConfig
 from jaxprune.errors import UserError
 from jaxprune.experiments.pruning_plan import check_untrained, included, named, scopes_of
-from jaxprune.experiments.weights import Weights, read_weights, start_masks, there
+from jaxprune.experiments.weights import Weights, model_folder, read_weights, start_masks, there
 from jaxprune.models import architecture_named
+from jaxprune.models.architecture import encoder_matrices
 from jaxprune.models.folder import write_masked
 from jaxprune.pruning.single_prune import prune_once
 from jaxprune.pruning.structures import structure_named, tile_of
@@ -48,16 +49,18 @@ def prune_folder(
 ) -> Counts:
     """Write `src` to `dst` with `sparsity` (a fraction in [0, 1]) of its prunable weights 0; (kept, size) per path.
 
-    Every other value, tensor and file is carried over bit-equal; `variant` names the weights to read (`fp16`). What
-    `src` has pruned stays pruned unless `masks` is "none". Without `include`, matrices that `structure` does not fit
-    are left alone, which is said. Prints a row per kind of matrix, `verbose` one per matrix. UserError, before anything
-    is written, when `dst` holds something or an argument does not fit.
+    `src`: a Hugging Face directory or hub name, or the workdir of a run that left a model. Every other value, tensor
+    and file is carried over bit-equal; `variant` names the weights to read (`fp16`). What `src` has pruned stays pruned
+    unless `masks` is "none". Without `include`, matrices that `structure` does not fit are left alone, which is said.
+    Prints a row per kind of matrix, `verbose` one per matrix. UserError, before anything is written, when `dst` holds
+    something or an argument does not fit.
     """
     if not 0 <= sparsity <= 1:
         raise UserError(f"--sparsity {sparsity}: give a fraction in [0, 1]")
     check_untrained("--criterion", criterion, "one shot makes none;")
     if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
         raise UserError(f"{dst}: exists and is not empty; name a new directory")
+    src = model_folder(src)
     weights = read_weights(src, revision, variant)
     settings = {"sparsity": sparsity, "scope": scope, "structure": structure, "method": method, "criterion": criterion}
     settings |= {"include": tuple(include), "exclude": tuple(exclude), "amounts": dict(amounts or {})}
@@ -110,11 +113,8 @@ def _print(counts: Counts, weights: Weights, verbose: bool) -> None:
     _add(table, f"{len(counts)} matrices", [*counts.values()])
     params: dict[str, Any] = flatten_dict(weights.params, sep="/")
     sizes = {path: leaf.size for path, leaf in params.items()}
-    record = architecture_named(weights.model.architecture)
-    others = re.compile("|".join((re.escape(record.word_embeddings), *record.optional)))
-    matrices = re.compile("|".join(record.prunable))
-    encoders = [path for path in sizes if matrices.fullmatch(path) and not others.fullmatch(path)]
-    for name, paths in (("the encoder's matrices", encoders), ("all weights", sizes)):
+    matrices = encoder_matrices(architecture_named(weights.model.architecture), sizes)
+    for name, paths in (("the encoder's matrices", matrices), ("all weights", sizes)):
         _add(table, name, [counts.get(path, (sizes[path], sizes[path])) for path in paths])
     Console().print(table)
 

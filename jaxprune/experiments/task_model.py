@@ -1,8 +1,7 @@
 """The model of a task: what of its start it keeps, how it makes sentence vectors, and the directory that it leaves."""
 
 import logging
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,10 @@ from jaxprune.experiments.program import Blueprint
 from jaxprune.experiments.weights import Weights, folder_beside
 from jaxprune.files import new_directory
 from jaxprune.models import architecture_named
+from jaxprune.models.architecture import encoder_matrices
 from jaxprune.models.config_json import label_names, read_json
 from jaxprune.models.folder import write_folder
+from jaxprune.models.hub import encoder_part
 from jaxprune.models.model import Pooling
 from jaxprune.models.other_files import CONFIG
 from jaxprune.models.tensors import leaf_shapes
@@ -55,7 +56,7 @@ def pooling_in(folder: Path) -> Pooling:
 
 
 def with_fitting_head(weights: Weights, revision: str, blueprint: Blueprint, labels: tuple[str, ...]) -> Weights:
-    """`weights` without a head for other labels than `labels` (in this order); what happens to it is said."""
+    """`weights` without a head of another class, or for other labels than `labels` (in this order); which is said."""
     record = architecture_named(blueprint.model.architecture)
     body = leaf_shapes(record, blueprint.model, head="pretraining").keys()
     whole = leaf_shapes(record, blueprint.model, head=blueprint.head, num_labels=blueprint.num_labels).keys()
@@ -64,14 +65,24 @@ def with_fitting_head(weights: Weights, revision: str, blueprint: Blueprint, lab
     if not own:
         return weights
     folder = folder_beside(weights.source, revision)
-    theirs = label_names(read_json(folder / CONFIG)) if folder else ()
+    config = read_json(encoder_part(folder) / CONFIG) if folder else {}
+    theirs = label_names(config) if folder else ()
+    classes, ours = config.get("architectures") or (), record.classes[blueprint.head]
+    if classes and ours not in classes:
+        log.info("%s: its head is that of a %s; a new one is drawn", weights.source, classes[0])
+        return _without(weights, own)
     unnamed = theirs == tuple(f"LABEL_{i}" for i in range(len(theirs)))
     if theirs == labels or (unnamed and len(theirs) == max(len(labels), 1)):
         log.info("%s: its head for %s is kept", weights.source, ", ".join(labels) or "a score")
         return weights
     words = "%s: its head is for %s, this task is about %s; a new one is drawn"
     log.info(words, weights.source, ", ".join(theirs) or "a score", ", ".join(labels) or "a score")
-    rest = {path: value for path, value in held.items() if path not in own}
+    return _without(weights, own)
+
+
+def _without(weights: Weights, own: Set[str]) -> Weights:
+    """`weights` without the leaves at the paths `own`."""
+    rest = {path: value for path, value in flatten_dict(weights.params, sep="/").items() if path not in own}
     masks: dict[Any, Any] = flatten_dict(weights.masks, sep="/") if weights.masks is not None else {}
     kept = unflatten_dict({path: mask for path, mask in masks.items() if path not in own}, sep="/")
     return weights._replace(params=unflatten_dict(rest, sep="/"), masks=kept if masks else None)
@@ -121,11 +132,7 @@ def _card(
     leaves: dict[str, Any] = flatten_dict(params, sep="/")
     sizes = {path: leaf.size for path, leaf in leaves.items()}
     zeros = {path: size - kept for path, (kept, size) in leaf_counts(masks).items()}
-    matrices = [
-        path
-        for path in sizes
-        if path != record.word_embeddings and any(re.fullmatch(regex, path) for regex in record.prunable)
-    ]
+    matrices = encoder_matrices(record, sizes)
     bases = {"the prunable weights": zeros, "the encoder's matrices": matrices, "all weights": sizes}
     how = f"The masks are those of {cfg.init_from}, held while it was fine-tuned." if any(zeros.values()) else ""
     if prune.prunes:

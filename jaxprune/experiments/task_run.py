@@ -36,6 +36,7 @@ from jaxprune.experiments.weights import (
     stored_config,
 )
 from jaxprune.models import architecture_named
+from jaxprune.models.hub import encoder_part
 from jaxprune.pruning.masks import apply_masks, sparsity
 from jaxprune.training.compile import evaluate_all
 from jaxprune.training.processes import whole
@@ -96,7 +97,7 @@ def resolve(cfg: FinetuneConfig, workdir: Path | None) -> Decisions:
 def decisions_of(cfg: FinetuneConfig) -> Decisions:
     """What a resolved config of one run means."""
     title = f"{task_name(cfg.tasks[0])} lr {cfg.learning_rates[0]:g} seed {cfg.seeds[0]}"
-    return Decisions(cfg, cfg.seeds[0], cfg.prune, cfg.masks, cfg.train, 1, title)
+    return Decisions(cfg, cfg.seeds[0], cfg.prune, cfg.masks, cfg.train, 1, title, rewrites=False)
 
 
 def tuned_model(cfg: FinetuneConfig, shape: ModelConfig) -> ModelConfig:
@@ -221,18 +222,26 @@ def vocabulary_of(cfg: FinetuneConfig, own: str) -> tokenizer.Vocabulary:
     elif not path:
         path, revision = _beside(cfg.init_from), cfg.init_revision
     vocabulary = tokenizer.load(path, revision, special=architecture_named(cfg.model.architecture).special_tokens)
-    if vocabulary.size > cfg.model.vocab_size:
-        raise UserError(
-            f"tokenizer {path}: {vocabulary.size} pieces do not fit the {cfg.model.vocab_size} rows of init_from = "
-            f"{cfg.init_from}; use the tokenizer it was trained with"
-        )
+    check_tokenizer(vocabulary, cfg.model, path, f"init_from = {cfg.init_from}")
     return vocabulary
+
+
+def check_tokenizer(vocabulary: tokenizer.Vocabulary, model: ModelConfig, path: str, source: str) -> None:
+    """UserError where the ids of the tokenizer at `path` are not those that the model of `source` knows."""
+    remedy = "use the tokenizer it was trained with"
+    if vocabulary.size > model.vocab_size:
+        lacks = f"{vocabulary.size} pieces do not fit the {model.vocab_size} rows of {source}"
+        raise UserError(f"tokenizer {path}: {lacks}; {remedy}")
+    pad, most = vocabulary.special["pad"], architecture_named(model.architecture).max_tokens(model)
+    if most < model.max_position_embeddings and pad != model.pad_token_id:  # positions are counted from behind it
+        differs = f"its padding has id {pad}, that of {source} has pad_token_id = {model.pad_token_id}"
+        raise UserError(f"tokenizer {path}: {differs}; {remedy}")
 
 
 def _beside(init_from: str) -> str:
     stored = stored_config(init_from)
     if stored is None:
-        return init_from
+        return str(encoder_part(Path(init_from)))
     if own := kept_model(init_from):
         return str(own)
     if isinstance(stored, FinetuneConfig):

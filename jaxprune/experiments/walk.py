@@ -17,7 +17,7 @@ from jaxprune.experiments.environment import environment, versions
 from jaxprune.experiments.program import Blueprint, compile_program
 from jaxprune.experiments.pruning_plan import named
 from jaxprune.experiments.shelf import Shelf
-from jaxprune.experiments.weights import Weights, completed, lacking, start_masks
+from jaxprune.experiments.weights import Weights, completed, kept_model, lacking, left_behind, start_masks
 from jaxprune.pruning.masks import apply_masks
 from jaxprune.training.checkpoint import Checkpoints
 from jaxprune.training.compile import Program, evaluate_all
@@ -67,6 +67,8 @@ class Decisions(NamedTuple):
     keep: int
     """Checkpoints to keep."""
     title: str
+    rewrites: bool
+    """Whether a finished run holds a checkpoint, from which its `hf/` is written again where that is gone."""
 
 
 class Opened(NamedTuple):
@@ -116,8 +118,8 @@ def walk(
 ) -> dict[str, Any] | None:
     """Run `cfg` in `workdir`, or resume it there; what result.json holds, at once where it is finished.
 
-    Everything that can be wrong with the input is checked before the workdir is made. `dry_run` describes the run and
-    writes nothing.
+    Everything that can be wrong with the input is checked before the workdir is made. A finished run whose `hf/` was
+    deleted writes it again. `dry_run` describes the run and writes nothing.
     """
     shelf = shelf or Shelf()
     with together("config and data"):
@@ -135,14 +137,18 @@ def walk(
             say_start(opened)
         return None
     with owned_workdir(workdir, text, partial(changes, type(decisions.cfg))) as directory:
-        result = directory.result()
-        if result is not None:
+        before = directory.result()
+        gone = bool(from_first(int(decisions.rewrites and kept_model(directory.path) is None)))
+        if before is not None and not gone:
             log.info("%s: finished before; nothing to do", directory.path)
-            return result
+            return before
         with within(ready.program.mesh):
             result = command.finish(fit_run(ready, directory))
-        directory.finish(result)
-    return result
+        if before is None:
+            directory.finish(result)
+        else:
+            log.info("%s: finished before, but its hf/ was gone: written again", directory.path)
+    return before or result
 
 
 def begun(workdir: Path | None) -> bool:
@@ -185,6 +191,8 @@ def fit_run(ready: Ready, workdir: Workdir) -> Fitted:
     with ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(workdir.path, keep=decisions.keep))
         restored = checkpoints.restore(program.abstract)
+        if restored is None and workdir.result() is not None:
+            raise UserError(f"{workdir.path}: its hf/ is gone and so are its checkpoints; delete it, and run it again")
         if restored is None:
             step, state, saved = 0, first_state(opened, program), {}
         else:
@@ -223,12 +231,14 @@ def say_start(opened: Opened) -> None:
     """Say what a run that begins lacks, as it will."""
     weights = opened.start()
     if weights is not None:
-        say_drawn(weights, opened.blueprint)
+        say_heads(weights, opened.blueprint)
 
 
-def say_drawn(weights: Weights, blueprint: Blueprint) -> None:
-    """Say which heads the weights to begin with lack."""
-    drawn = lacking(weights, blueprint.build().init)
+def say_heads(weights: Weights, blueprint: Blueprint) -> None:
+    """Say which heads the weights to begin with lack, and which they bring that the run does not go on with."""
+    drawn, left = lacking(weights, blueprint.build().init), left_behind(weights, blueprint.build().init)
+    if left:
+        log.info("%s: its %s is left behind; this run trains another head", weights.source, ", ".join(left))
     if drawn:
         log.info("%s has no %s: drawn at random", weights.source, ", ".join(drawn))
     if drawn and blueprint.head == "pretraining":
@@ -245,7 +255,7 @@ def first_state(opened: Opened, program: Program) -> TrainState:
     if weights is None:
         state = program.draw(blueprint.build().init, key)
     else:
-        say_drawn(weights, blueprint)
+        say_heads(weights, blueprint)
         params = completed(weights, blueprint.build().init, key)
         masks = start_masks(params, weights, decisions.prune, lift=decisions.masks == "none")
         if decisions.masks == "lifted":

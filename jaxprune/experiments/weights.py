@@ -41,6 +41,8 @@ class Weights(NamedTuple):
     params: Any
     masks: Any
     source: str
+    others: tuple[str, ...] = ()
+    """Tensors of other heads, which params do not hold."""
 
 
 def absolute(path: str, before: str = "") -> str:
@@ -79,7 +81,7 @@ def masked_beyond(source: str, revision: str, model: ModelConfig, head: Head) ->
             return []
         masked = {path for path in paths("pretraining") if _matches(path, include) and not _matches(path, exclude)}
     else:
-        names = read_masks(_folder(source, cfg), revision or None)
+        names = read_masks(model_folder(source), revision or None)
         if not names:
             return []
         masked = {path for path in paths(head) if tensor_name(record, path) in names}
@@ -90,19 +92,22 @@ def _matches(path: str, regexes: Iterable[str]) -> bool:
     return any(re.fullmatch(regex, path) for regex in regexes)
 
 
-def _folder(source: str, cfg: FinetuneConfig | None) -> str:
-    """The Hugging Face directory or hub name of a source that is no pre-training run."""
-    return str(model_of_run(source)) if cfg else source
+def model_folder(source: str) -> str:
+    """The Hugging Face directory that `kept_model` finds in a workdir; any other source as it is.
 
-
-def model_of_run(workdir: str) -> Path:
-    """As `kept_model`; UserError where the run left none, or a grid one for each task."""
-    if folder := kept_model(workdir):
-        return folder
-    several = sorted(str(path.parent) for path in Path(workdir).expanduser().glob(f"best/*/hf/{CONFIG}"))
+    UserError where a run has none, or a grid one for each task.
+    """
+    cfg = stored_config(source)
+    if cfg is None:
+        return source
+    if folder := kept_model(source):
+        return str(folder)
+    several = sorted(str(path.parent) for path in Path(source).expanduser().glob(f"best/*/hf/{CONFIG}"))
     if several:
-        raise UserError(f"{workdir}: holds a model for each task; name one of {', '.join(several)}")
-    raise UserError(f"{workdir}: kept no weights; fine-tune with keep_weights: true")
+        raise UserError(f"{source}: holds a model for each task; name one of {', '.join(several)}")
+    if isinstance(cfg, FinetuneConfig) and not cfg.keep_weights:
+        raise UserError(f"{source}: kept no weights; fine-tune with keep_weights: true")
+    raise UserError(f"{source}: has no hf/, which a finished run has; run its command again")
 
 
 def kept_model(workdir: str | Path) -> Path | None:
@@ -157,9 +162,8 @@ def read_weights(source: str, revision: str = "", variant: str = "") -> Weights:
             raise UserError(f"init_from = {source}: has no checkpoint yet; let its run save one first")
         params, masks = jax.device_get((restored[1]["params"], restored[1]["masks"]))
         return Weights(cfg.model, params, masks, source)
-    folder = _folder(source, cfg)
-    read = read_folder(folder, head=None, revision=revision or None, variant=variant)
-    return Weights(read.model, read.params, read.masks, source)
+    read = read_folder(model_folder(source), head=None, revision=revision or None, variant=variant)
+    return Weights(read.model, read.params, read.masks, source, read.others)
 
 
 def completed(weights: Weights, init: Callable[[jax.Array], Any], key: jax.Array) -> Any:
@@ -184,6 +188,15 @@ def lacking(weights: Weights, init: Callable[[jax.Array], Any]) -> list[str]:
             problem = f"has shape {held[path].shape}, not {wanted[path].shape}" if path in held else "is missing"
             raise UserError(f"{weights.source}: {path} {problem}; give weights of the model that the config names")
     return drawn
+
+
+def left_behind(weights: Weights, init: Callable[[jax.Array], Any]) -> list[str]:
+    """The modules of heads that the source has and `init` has not, but for those that pre-training trains."""
+    record = architecture_named(weights.model.architecture)
+    known = {*flatten_dict(jax.eval_shape(init, jax.random.key(0)), sep="/")}
+    known |= leaf_shapes(record, weights.model, head="pretraining").keys()
+    others = [path.rpartition("/")[0] for path in flatten_dict(weights.params, sep="/") if path not in known]
+    return [*dict.fromkeys([*others, *(name.rpartition(".")[0] for name in weights.others)])]
 
 
 def there(prune: PruneConfig, weights: Weights) -> PruneConfig:
@@ -218,10 +231,9 @@ def start_masks(params: Any, weights: Weights, prune: PruneConfig, *, lift: bool
             flat[path] = np.asarray(known[path])
     masks = unflatten_dict(flat, sep="/")
     made = [mask for mask in flat.values() if mask is not None]
-    share = 1 - sum(map(np.count_nonzero, made)) / sum(mask.size for mask in made)
-    if weights.masks is None and not lift and share > 0:
-        words = (
-            "%s brings no masks: %.2f %% of its prunable weights are exactly 0 and count as pruned (masks: none lifts)"
-        )
-        log.info(words, weights.source, 100 * share)
+    size = sum(mask.size for mask in made)
+    zeros = size - sum(map(np.count_nonzero, made))
+    if weights.masks is None and zeros:
+        counts = f"{zeros:,} of {size:,} prunable weights are exactly 0"
+        log.info("%s brings no masks: %s and count as pruned (masks: none lifts)", weights.source, counts)
     return masks
