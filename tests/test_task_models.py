@@ -305,10 +305,10 @@ def test_the_head_of_another_class_is_not_taken_for_ours(grid, tmp_path, caplog)
     )
     assert (params["classifier/kernel"] != tensors["classifier.weight"].T).all()
     assert f"{source}: its head is that of a BertForTokenClassification; a new one is drawn" in caplog.messages
-    assert f"{source}: its qa_outputs is left behind; this run trains another head" in caplog.messages
+    assert f"{source}: left behind: qa_outputs; this run trains another head" in caplog.messages
     caplog.clear()
     started(grid, source, "similarity", tmp_path)
-    assert caplog.messages == [f"{source}: its classifier, qa_outputs is left behind; this run trains another head"]
+    assert caplog.messages == [f"{source}: left behind: classifier, qa_outputs; this run trains another head"]
 
 
 @pytest.mark.parametrize("case", OTHERS)

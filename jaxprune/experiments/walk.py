@@ -238,7 +238,7 @@ def say_heads(weights: Weights, blueprint: Blueprint) -> None:
     """Say which heads the weights to begin with lack, and which they bring that the run does not go on with."""
     drawn, left = lacking(weights, blueprint.build().init), left_behind(weights, blueprint.build().init)
     if left:
-        log.info("%s: its %s is left behind; this run trains another head", weights.source, ", ".join(left))
+        log.info("%s: left behind: %s; this run trains another head", weights.source, ", ".join(left))
     if drawn:
         log.info("%s has no %s: drawn at random", weights.source, ", ".join(drawn))
     if drawn and blueprint.head == "pretraining":
