@@ -185,11 +185,10 @@ def write_masked(
     """Write the checkpoint `src` to `directory` with +0.0 where a mask is False; all else stays as it was.
 
     Tensors keep their names, types and bits, in one file whatever the layout of `src`, in the directory that held them;
-    every copy of a tied matrix gets
-    the same zeros. All other files are copied, but for those that hold the weights in other forms; config.json is
-    corrected where it names another type than the weights have. `masks` is a tree like params, of bool arrays or None;
-    masks that `src` has for other tensors are carried over. UserError when a mask belongs to no tensor of the
-    checkpoint.
+    every copy of a tied matrix gets the same zeros. All other files are copied, but for those that hold the weights in
+    other forms; config.json is corrected where it names another type than the weights have. `masks` is a tree like
+    params, of bool arrays or None; masks that `src` has for other tensors are carried over. UserError when a mask
+    belongs to no tensor of the checkpoint.
     """
     record = architecture_named(read_config(src, revision=revision).architecture)
     tensors = read_weights(src, revision, variant)[1]
