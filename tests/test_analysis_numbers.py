@@ -7,7 +7,16 @@ import pandas
 import pytest
 import scipy.stats
 
-from jaxprune.analysis.intervals import Estimate, difference, estimate, mean_of, seed_values
+from jaxprune.analysis.intervals import (
+    Estimate,
+    Run,
+    difference,
+    estimate,
+    mean_of,
+    replicates,
+    seed_values,
+    task_noise,
+)
 from jaxprune.analysis.rank_movement import Movement, pool
 from jaxprune.analysis.regression import fit_line, lack_of_fit
 from jaxprune.errors import UserError
@@ -35,21 +44,100 @@ def test_intervals_are_scipy_s(seed):
     a, b = rng.normal(0.8, 0.1, 4 + seed), rng.normal(0.7, 0.02, 3)
     ours, theirs = estimate(list(a)), scipy.stats.ttest_1samp(a, 0).confidence_interval()
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high)) and ours.n == len(a)
-    change, theirs = difference({(0, "x"): a, (1, "x"): b}, 0, 1, ["x"]), scipy.stats.ttest_ind(a, b)
+    both = scipy.stats.ttest_rel(a[:3], b)
+    change = difference({(0, "x"): by_seed(a[:3]), (1, "x"): by_seed(b)}, 0, 1, ["x"])
     assert change is not None
-    assert (change.low, change.high) == pytest.approx(tuple(theirs.confidence_interval()))
+    assert (change.low, change.high) == pytest.approx(tuple(both.confidence_interval()))
+
+
+def by_seed(values, starts=()):
+    return {seed: Run(float(value), starts[seed] if starts else "") for seed, value in enumerate(values)}
 
 
 def test_difference_over_tasks():
-    cells = {(c, t): [0.5 + 0.1 * c + 0.01 * s for s in (-1, 1)] for c in (0, 1) for t in ("a", "b")}
+    """What a seed does to all settings alike, 0.1, is no noise; what it does to one is."""
+    cells = {
+        (c, t): by_seed([0.5 + 0.1 * c + s * (0.1 + 0.005 * (2 * c - 1)) for s in (-1, 1)])
+        for c in (0, 1)
+        for t in ("a", "b")
+    }
     change = difference(cells, 1, 0, ["a", "b", "missing"])
-    # Per task: variance 2e-4 on 2 degrees of freedom, so 2e-4 for the difference; half of that for the mean of two,
-    # which has 4 degrees of freedom, t = 2.776.
+    # Per task: changes of 0.1 -+ 0.01, whose mean has variance 1e-4 on one degree of freedom; half of that for the mean
+    # of two tasks, which has 2 degrees of freedom, t = 4.303.
     assert change is not None and change.mean == pytest.approx(0.1) and change.n == 2
-    assert change.half == pytest.approx(2.776445 * math.sqrt(1e-4))
+    assert change.half == pytest.approx(4.302653 * math.sqrt(0.5e-4), rel=1e-5)
     assert difference(cells, 1, 2, ["a"]) is None
-    alone = difference(cells | {(c, "c"): [0.5] for c in (0, 1)}, 1, 0, ["a", "c"])
+    alone = difference(cells | {(c, "c"): by_seed([0.5]) for c in (0, 1)}, 1, 0, ["a", "c"])
     assert alone is not None and math.isnan(alone.half)
+    other = cells | {(2, "a"): {7: Run(0.5)}}
+    assert difference(other, 2, 0, ["a"]) is None  # no seed in common
+
+
+def test_noise_is_that_of_a_linear_model_fitted_by_least_squares():
+    """Settings and seeds as a linear model, cells of one pre-training run apart from cells of several."""
+    rng = np.random.default_rng(0)
+    runs = {(s, "x"): by_seed(rng.normal(0, 1, 3)) for s in range(4)} | {(4, "x"): {1: Run(0.3)}}
+    runs |= {(s, "x"): by_seed(rng.normal(0, 3, 3), [f"{s}-{k}" for k in range(3)]) for s in (5, 6)}
+
+    def residual(settings):
+        rows = [(s, seed, run.value) for s in settings for seed, run in runs[s, "x"].items()]
+        columns = [[float(r[0] == s) for r in rows] for s in settings]
+        columns += [[float(r[1] == k) for r in rows] for k in (1, 2)]  # seed 0 is the base: full rank
+        design, y = np.array(columns).T, np.array([r[2] for r in rows])
+        fit = np.linalg.solve(design.T @ design, design.T @ y)
+        return float(np.square(y - design @ fit).sum()) / (len(y) - design.shape[1]), len(y) - design.shape[1]
+
+    noise, (once, dof), (again, dof_again) = task_noise(runs, "x"), residual(range(5)), residual((5, 6))
+    assert (noise.run, noise.run_dof, noise.start_dof) == (pytest.approx(once), dof, dof_again) and (
+        dof,
+        dof_again,
+    ) == (6, 2)
+    assert noise.start == pytest.approx(again - once) and noise.start > 0
+    apart = difference(runs, 5, 0, ["x"])  # three pre-training runs against one that is not the setting's own
+    assert apart is not None
+    assert apart.half == pytest.approx(scipy.stats.t.ppf(0.975, 2) * math.sqrt((2 * once + again - once) / 3))
+    fine = difference(runs, 1, 0, ["x"])
+    assert fine is not None and fine.half == pytest.approx(scipy.stats.t.ppf(0.975, 6) * math.sqrt(2 * once / 3))
+    lone = difference(runs, 4, 0, ["x"])
+    assert lone is not None and lone.half == pytest.approx(scipy.stats.t.ppf(0.975, 6) * math.sqrt(2 * once))
+
+
+def test_differences_cover_the_truth_when_pre_training_has_chance_too():
+    """Scores made of setting, seed, pre-training run and fine-tuning run. Intervals hold the true difference as often
+    as they say between cells with pre-training runs of their own; between cells that share theirs they are narrow."""
+    rng, hits, width = np.random.default_rng(1), {"apart": [], "same": []}, {"apart": [], "same": []}
+    for _ in range(600):
+        seeds, runs = rng.normal(0, 0.02, 3), {}
+        for s in range(8):
+            starts = rng.normal(0, 0.02, 3) if s < 4 else np.repeat(rng.normal(0, 0.02), 3)
+            names = [f"{s}-{k if s < 4 else 0}" for k in range(3)]
+            runs[s, "x"] = by_seed(0.7 + 0.01 * s + seeds + starts + rng.normal(0, 0.01, 3), names)
+            if s == 4:
+                runs["lifted", "x"] = by_seed(0.7 + seeds + starts + rng.normal(0, 0.01, 3), names)
+        for name, pair, truth in (("apart", (3, 0), 0.03), ("same", ("lifted", 4), -0.04)):
+            change = difference(runs, *pair, ["x"])
+            assert change is not None
+            hits[name].append(change.low <= truth <= change.high)
+            width[name].append(change.half)
+    assert 0.92 < np.mean(hits["apart"]) < 0.98 and 0.92 < np.mean(hits["same"]) < 0.98
+    assert np.median(width["same"]) < 0.6 * np.median(width["apart"])
+
+
+def test_replicates_keep_seed_and_start():
+    rows = [
+        {"target": 0.5, "task": "x", "metric": m, "seed": s, "start": start, "score": v}
+        for s, start, m, v in (
+            (3, "p-s0.5", "accuracy", 0.7),
+            (1, None, "accuracy", 0.8),
+            (2, "", "f1", 0.9),
+            (4, "", "accuracy", math.nan),
+        )
+    ]
+    frame = pandas.DataFrame(rows)
+    assert replicates(frame, "score", ["target"]) == {(0.5, "x"): {3: Run(0.7, "p-s0.5"), 1: Run(0.8, "")}}
+    bare = frame.drop(columns=["seed", "start"])
+    assert replicates(bare, "score", ["target"]) == {(0.5, "x"): {0: Run(0.7), 1: Run(0.8)}}
+    assert replicates(frame, "loss", ["target"]) == {}
 
 
 def test_interval_covers_the_truth_as_often_as_it_says():

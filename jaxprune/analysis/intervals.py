@@ -13,6 +13,18 @@ Cells = Mapping[tuple[Any, str], Sequence[float]]
 """(setting, task) -> the values of its seeds."""
 
 
+class Run(NamedTuple):
+    """What one fine-tuning run scored."""
+
+    value: float
+    start: str = ""
+    """The pre-training run it started from; empty where that is none of the setting's own, or not known."""
+
+
+Replicates = Mapping[tuple[Any, str], Mapping[int, Run]]
+"""(setting, task) -> {seed: run}. The same seed is the same order of the data and the same first classifier."""
+
+
 class Estimate(NamedTuple):
     """A mean over n values, and half of its 95 % interval: NaN where there are no replicates."""
 
@@ -67,31 +79,89 @@ def seed_values(rows: Frame, column: str, setting: Sequence[str]) -> dict[tuple[
     return {cell: kept for cell, values in cells.items() if (kept := [float(v) for v in values if math.isfinite(v)])}
 
 
-def pooled_variance(cells: Cells, task: str) -> tuple[float, int]:
+def replicates(rows: Frame, column: str, setting: Sequence[str]) -> Replicates:
+    """The finite values of a column, as `seed_values` has them, by seed (by place where `rows` has none)."""
+    if column not in rows:
+        return {}
+    rows = rows[rows["metric"] == rows.groupby("task")["metric"].transform("first")].dropna(subset=column)
+    seeds = rows["seed"] if "seed" in rows else rows.groupby([*setting, "task"]).cumcount()
+    starts = rows["start"] if "start" in rows else [""] * len(rows)
+    cells: dict[tuple[Any, str], dict[int, Run]] = {}
+    for *key, seed, start, value in zip(*(rows[name] for name in (*setting, "task")), seeds, starts, rows[column]):
+        *names, task = key
+        if math.isfinite(value):
+            cell = cells.setdefault((tuple(names) if len(names) > 1 else names[0], str(task)), {})
+            cell[int(seed)] = Run(float(value), start if isinstance(start, str) else "")
+    return cells
+
+
+def pooled_variance(cells: Replicates, task: str) -> tuple[float, int]:
     """Variance within the cells of a task, pooled over all settings, and its degrees of freedom; NaN and 0 if none."""
-    groups = [values for (_, name), values in cells.items() if name == task]
+    groups = [[run.value for run in runs.values()] for (_, name), runs in cells.items() if name == task]
     dof = sum(len(values) - 1 for values in groups)
     return (sum(float(np.var(v)) * len(v) for v in groups) / dof if dof else math.nan), dof
 
 
-def difference(cells: Cells, ours: Hashable, other: Hashable, tasks: Sequence[str]) -> Estimate | None:
-    """(ours - other), mean over those `tasks` that have both, n of them; None if none has.
+class Noise(NamedTuple):
+    """What chance adds to a score of one task: variances, and the degrees of freedom that they rest on."""
 
-    Its interval: per task the pooled variance times (1/n + 1/m); Student's t with Welch-Satterthwaite degrees of
-    freedom over the tasks. NaN if a task has no replicate in any setting.
+    run: float
+    """Of a fine-tuning run, without what its seed does to all settings alike."""
+    run_dof: int
+    start: float
+    """Of the pre-training run it starts from; 0 where no cell was pre-trained more than once."""
+    start_dof: int
+
+
+def task_noise(cells: Replicates, task: str) -> Noise:
+    """The noise of a task, from what is left of its scores when each setting and each seed has an effect of its own.
+
+    Cells whose runs share a pre-training run show that of fine-tuning; cells pre-trained once per seed show both.
     """
-    both = [task for task in tasks if (ours, task) in cells and (other, task) in cells]
-    if not both:
+    once, again = [], []
+    for (_, name), runs in cells.items():
+        if name == task:
+            (again if len({run.start for run in runs.values()}) > 1 else once).append(runs)
+    (run, run_dof), (both, dof) = _residual(once), _residual(again)
+    return Noise(run, run_dof, max(both - run, 0.0) if dof else 0.0, dof)
+
+
+def _residual(cells: Sequence[Mapping[int, Run]]) -> tuple[float, int]:
+    """Residual variance of value = setting + seed by least squares, and its degrees of freedom; 0 and 0 without any."""
+    values = [(i, seed, run.value) for i, runs in enumerate(cells) for seed, run in runs.items()]
+    if not values:
+        return 0.0, 0
+    setting, seed, y = map(np.asarray, zip(*values, strict=True))
+    design = np.hstack([column[:, None] == np.unique(column) for column in (setting, seed)]).astype(float)
+    fit, _, rank, _ = np.linalg.lstsq(design, y)
+    dof = len(y) - int(rank)
+    return (float(np.square(y - design @ fit).sum()) / dof if dof else 0.0), dof
+
+
+def difference(cells: Replicates, ours: Hashable, other: Hashable, tasks: Sequence[str]) -> Estimate | None:
+    """(ours - other) over the seeds that both have, mean over the n of `tasks` that share one; None where none does.
+
+    Its interval: per task 2 / seeds times the variance of a fine-tuning run, and for each side that of a pre-training
+    run over the number of its own, unless both start from the same (`task_noise`); Student's t with
+    Welch-Satterthwaite degrees of freedom over the tasks. NaN if a task has no replicate to tell chance by.
+    """
+    changes, parts = [], []
+    for task in tasks:
+        sides = cells.get((ours, task), {}), cells.get((other, task), {})
+        shared = sorted(sides[0].keys() & sides[1].keys())
+        if not shared:
+            continue
+        changes.append(float(np.mean([sides[0][seed].value - sides[1][seed].value for seed in shared])))
+        noise = task_noise(cells, task)
+        starts = [{side[seed].start for seed in shared} - {""} for side in sides]
+        apart = 0.0 if starts[0] == starts[1] else sum(1 / len(names) for names in starts if names)
+        dof = noise.start_dof if apart and noise.start else noise.run_dof
+        variance = 2 / len(shared) * noise.run + apart * noise.start
+        parts.append((variance if dof else math.nan, dof))
+    if not changes:
         return None
-    mean = float(np.mean([np.mean(cells[ours, task]) - np.mean(cells[other, task]) for task in both]))
-    parts = []
-    for task in both:
-        variance, dof = pooled_variance(cells, task)
-        if not dof:
-            return Estimate(mean, math.nan, len(both))
-        parts.append((variance * (1 / len(cells[other, task]) + 1 / len(cells[ours, task])), dof))
-    total = sum(part for part, _ in parts)
-    if total == 0:
-        return Estimate(mean, 0.0, len(both))
-    dof = total**2 / sum(part**2 / dof for part, dof in parts)
-    return Estimate(mean, t975(dof) * math.sqrt(total) / len(both), len(both))
+    mean, total = float(np.mean(changes)), math.fsum(part for part, _ in parts)
+    if math.isnan(total) or total == 0:
+        return Estimate(mean, total, len(changes))
+    dof = total**2 / math.fsum(part**2 / dof for part, dof in parts)
+    return Estimate(mean, t975(dof) * math.sqrt(total) / len(changes), len(changes))

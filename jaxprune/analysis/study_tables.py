@@ -1,12 +1,12 @@
 """The tables of a study: their columns, how they are read and written, and the settings that their rows stand for."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas
 
-from jaxprune.analysis.intervals import Frame, seed_values
+from jaxprune.analysis.intervals import Frame, Replicates, replicates
 from jaxprune.analysis.regression import fit_line
 
 CONDITIONS = ("pruned", "information_deletion", "after_finetuning", "random")
@@ -21,8 +21,8 @@ matrix, as in the paper, whatever the scope of the study."""
 _TUNED = "variant epochs task learning_rate seed"
 _MODEL = "name variant target"
 TABLES = {
-    "runs": "condition variant target task learning_rate seed metric score accuracy matthews train_loss majority "
-    "pretrain_loss tuned_epochs train_examples dev_examples",
+    "runs": "condition variant target task learning_rate seed metric score accuracy matthews spearman train_loss "
+    "majority start pretrain_loss tuned_epochs train_examples dev_examples steps",
     "pretrain": f"{_MODEL} dev_loss steps",
     "transfer": "condition task metric slope half r n",
     "features": f"{_MODEL} layer cosine cka",
@@ -50,7 +50,7 @@ Cells = dict[tuple[Setting, str], list[float]]
 
 def read_csv(path: Path) -> Frame:
     """The rows of a CSV file; names stay text where they look like numbers."""
-    texts: Any = dict.fromkeys(("name", "variant", "task", "condition"), str)
+    texts: Any = dict.fromkeys(("name", "variant", "task", "condition", "start"), str)
     return pandas.read_csv(path, dtype=texts)
 
 
@@ -95,24 +95,40 @@ def best_rate(runs: Frame) -> Frame:
     return runs.merge(best, on=[*cell, "learning_rate"]) if len(runs) else runs
 
 
+def trained(runs: Frame) -> Frame:
+    """The runs that fine-tuned; the others score what they start from, by the cosine of two sentences."""
+    return runs[runs["steps"] != 0]
+
+
 def setting_of(condition: str, target: float) -> Setting:
     """The setting of a condition without a switch."""
     return condition, MAIN[condition], target
 
 
+def with_unpruned(runs: Frame) -> Frame:
+    """`runs`, with those of `pruned` at 0 for other conditions too: random pruning of nothing, or masks of nothing that
+    are lifted, are the same, and a study need not run them again."""
+    base = of(runs, condition="pruned", variant="pruned", target=0.0)
+    parts = [runs]
+    for condition in ("random", "information_deletion"):
+        rows = of(runs, condition=condition, variant=MAIN[condition])
+        if len(rows):
+            stand_in = base[~base["task"].isin(of(rows, target=0.0)["task"])]
+            parts += [stand_in.assign(condition=condition, variant=MAIN[condition])] * bool(len(stand_in))
+    return pandas.concat(parts, ignore_index=True) if len(parts) > 1 else runs
+
+
+def seeded(runs: Frame, column: str = "score") -> Replicates:
+    """The runs' values of a column by setting and task, and by seed; those that are not numbers are left out."""
+    return replicates(with_unpruned(runs), column, ["condition", "variant", "target"])
+
+
 def cells(runs: Frame, column: str = "score") -> Cells:
-    """The values of a column by setting and task; those that are not numbers are left out.
-
-    Random pruning of nothing is pruning of nothing: where a study did not run it twice, the `pruned` cell stands in.
-    """
-    values = seed_values(runs, column, ["condition", "variant", "target"])
-    if any(condition == "random" for (condition, _, _), _ in values):
-        unpruned = {task: v for (setting, task), v in values.items() if setting == setting_of("pruned", 0.0)}
-        values = {(setting_of("random", 0.0), task): v for task, v in unpruned.items()} | values
-    return values
+    """As `seeded`, without the seeds."""
+    return {cell: [run.value for run in by_seed.values()] for cell, by_seed in seeded(runs, column).items()}
 
 
-def targets(cells: Cells, condition: str) -> list[float]:
+def targets(cells: Iterable[tuple[Setting, str]], condition: str) -> list[float]:
     """The sparsities of a condition without a switch, ascending."""
     return sorted({setting[2] for setting, _ in cells if setting[:2] == (condition, MAIN[condition])})
 
@@ -125,7 +141,7 @@ def tasks(runs: Frame) -> list[str]:
 
 def transfer_table(runs: Frame) -> Frame:
     """A row per condition, task and metric: the line of the score (mean over seeds) against the pre-training loss."""
-    rows = []
+    rows, runs = [], with_unpruned(runs)
     for condition, variant in MAIN.items():
         for task in tasks(runs):
             for metric in ("accuracy", "matthews"):

@@ -10,7 +10,18 @@ import numpy as np
 from jaxprune.analysis.intervals import Estimate, Frame, difference
 from jaxprune.analysis.pruning_cost import FITTING, FREE, Level, PruningCost, pruning_cost
 from jaxprune.analysis.regression import lack_of_fit
-from jaxprune.analysis.study_tables import UNTUNED, Tables, cells, complete, of, setting_of, targets, tasks
+from jaxprune.analysis.study_tables import (
+    UNTUNED,
+    Tables,
+    complete,
+    of,
+    seeded,
+    setting_of,
+    targets,
+    tasks,
+    trained,
+    with_unpruned,
+)
 from jaxprune.reports.number_text import fixed, percent, span, with_noise
 
 Status = Literal["holds", "fails", "cannot tell"]
@@ -18,10 +29,10 @@ HOLDS, FAILS, UNKNOWN = "holds", "fails", "cannot tell"
 Answer = tuple[Status, str]
 """The judgement, and the numbers it rests on or what is missing."""
 
-MATTERS = 0.01
-"""A change of less than one point of the mean score counts as none."""
 STRAIGHT = 0.9
 """The share of variance that a line must explain to be called one."""
+BERT_BASE = 110_000_000
+"""Its weights, about, with the heads of pre-training."""
 NO_WEIGHTS = "no weights of a fine-tuned dense model were kept"
 
 
@@ -66,7 +77,7 @@ def pruned_cost(tables: Tables) -> PruningCost:
     for name in ("runs", "pretrain"):
         _needed(tables[name], "no fine-tuning run of a pruned model is finished")
     losses = _needed(of(tables["pretrain"], variant="pruned"), "no model pruned while pre-training is finished")
-    runs = of(tables["runs"], condition="pruned", variant="pruned")
+    runs = trained(of(tables["runs"], condition="pruned", variant="pruned"))
     # Always answering the commonest class correlates with nothing.
     correlations = runs["metric"].isin(["matthews", "pearson", "spearman"])
     return pruning_cost(losses, runs.assign(majority=runs["majority"].mask(correlations, 0.0)))
@@ -79,6 +90,7 @@ def _levels(tables: Tables) -> tuple[PruningCost, Sequence[Level]]:
 
 def _free(tables: Tables) -> Answer:
     cost, levels = _levels(tables)
+    visible = f"; the seeds can show {_size(cost.visible)}, and {_size(cost.matters())} counts as one"
     _needed([v for v in levels if 0.3 <= v.target <= 0.4], "no sparsity from 30 % to 40 % was measured")
     numbers = "; ".join(
         f"{percent(v.target)}: {_points(v.score)} points, dev loss {fixed(v.dev_loss_change, 3, sign=True)} nats"
@@ -87,10 +99,10 @@ def _free(tables: Tables) -> Answer:
     )
     low = [level for level in levels if level.target <= 0.3]
     if any(level.regime not in (FREE, None) for level in low):
-        return FAILS, numbers
+        return FAILS, f"{numbers}{visible}"
     if unknown := [level.why for level in low if level.regime is None]:
         return UNKNOWN, f"{numbers}; {unknown[0]}"
-    return HOLDS, f"{numbers}: free up to {percent(cost.free_up_to)}"
+    return HOLDS, f"{numbers}: free up to {percent(cost.free_up_to)}{visible}"
 
 
 def _fitting(tables: Tables) -> Answer:
@@ -110,6 +122,8 @@ def _fitting(tables: Tables) -> Answer:
 
 def _linear(tables: Tables) -> Answer:
     rows = of(tables["transfer"], condition="information_deletion", metric="accuracy")
+    if names := pruned_cost(tables).tasks:  # elsewhere nothing was learned that a loss could predict
+        rows = rows[rows["task"].isin(names)]
     lines = _needed(rows, "no information-deletion run has a pre-training loss beside it").to_dict("records")
     answers = [_falls(line, tables["runs"]) for line in lines]
     held, failed, unknown = (answers.count(status) for status in (HOLDS, FAILS, UNKNOWN))
@@ -137,15 +151,16 @@ def _falls(line: dict[Any, Any], runs: Frame) -> Status:
         return FAILS
     if slope + half < 0 and r2 >= STRAIGHT:
         return HOLDS
-    points = of(runs, condition="information_deletion", variant="pruned", task=line["task"])
+    points = of(with_unpruned(runs), condition="information_deletion", variant="pruned", task=line["task"])
     points = points.dropna(subset=["pretrain_loss", "accuracy"])
     curvature = lack_of_fit(*([*points[column]] for column in ("pretrain_loss", "accuracy", "target")))
     return FAILS if curvature < 0.05 and r2 < STRAIGHT else UNKNOWN
 
 
-def _against_pruned(tables: Tables, condition: str, words: str) -> tuple[dict[float, Estimate], str]:
-    """{target: condition - pruned} over the tasks with seeds and something to lose, and the same as text."""
-    values = cells(tables["runs"])
+def _against_pruned(tables: Tables, condition: str, words: str) -> tuple[dict[float, Estimate], float, str]:
+    """{target: condition - pruned} over the tasks with seeds and something to lose, the least change that counts, and
+    both as text."""
+    values = seeded(tables["runs"])
     shared = sorted({*targets(values, condition)} & {*targets(values, "pruned")} - {0.0})
     _needed(shared, f"no sparsity was measured for both {condition.replace('_', ' ')} and pruned")
     cost = pruned_cost(tables)
@@ -154,35 +169,36 @@ def _against_pruned(tables: Tables, condition: str, words: str) -> tuple[dict[fl
     changes = {t: change for t, change in pairs.items() if change is not None}
     _needed(changes, "no task was scored in both")
     listed = "; ".join(f"{percent(target)}: {_points(change)}" for target, change in changes.items())
-    return changes, f"{words}, points: {listed}"
+    matters = cost.matters()
+    return changes, matters, f"{words}, points: {listed}; {_size(matters)} counts as one"
 
 
-def _better(change: Estimate) -> bool:
-    """Whether a difference is both larger than the noise and large enough to matter."""
-    return change.low > 0 and change.mean >= MATTERS
+def _better(change: Estimate, matters: float) -> bool:
+    """Whether a difference is both larger than the noise and large enough to count."""
+    return change.low > 0 and change.mean >= matters
 
 
 def _tuned_first(tables: Tables) -> Answer:
-    changes, numbers = _against_pruned(tables, "after_finetuning", "tuned first against pruned")
-    if any(map(_better, changes.values())):
+    changes, matters, numbers = _against_pruned(tables, "after_finetuning", "tuned first against pruned")
+    if any(_better(change, matters) for change in changes.values()):
         return FAILS, numbers
-    return (HOLDS if all(change.high < MATTERS for change in changes.values()) else UNKNOWN), numbers
+    return (HOLDS if all(change.high < 2 * matters for change in changes.values()) else UNKNOWN), numbers
 
 
 def _deletion(tables: Tables) -> Answer:
-    changes, numbers = _against_pruned(tables, "information_deletion", "masks lifted against kept")
+    changes, matters, numbers = _against_pruned(tables, "information_deletion", "masks lifted against kept")
     low = [change for t, change in changes.items() if t <= 0.6]
     high = [change for t, change in changes.items() if t >= 0.8]
     for side in (low, high):
         _needed(side, "needs a sparsity up to 60 % and one from 80 % on")
-    if any(map(_better, low)) or all(change.high < MATTERS for change in high):
+    if any(_better(change, matters) for change in low) or all(change.high < matters for change in high):
         return FAILS, numbers
-    calm = all(abs(change.mean) + change.half < 2 * MATTERS for change in low)
-    return (HOLDS if calm and any(map(_better, high)) else UNKNOWN), numbers
+    calm = all(abs(change.mean) + change.half < 2 * matters for change in low)
+    return (HOLDS if calm and any(_better(change, matters) for change in high) else UNKNOWN), numbers
 
 
 def _random(tables: Tables) -> Answer:
-    changes, numbers = _against_pruned(tables, "random", "random against pruned")
+    changes, _, numbers = _against_pruned(tables, "random", "random against pruned")
     if all(change.high < 0 for change in changes.values()):
         return HOLDS, numbers
     return (FAILS if any(change.low > 0 for change in changes.values()) else UNKNOWN), numbers
@@ -214,8 +230,9 @@ def _longer(tables: Tables) -> Answer:
     epochs = tuned[tuned["variant"].isin(["dense", *distance["variant"]])].groupby("variant")["tuned_epochs"].first()
     settings = {float(count): ("after_finetuning", str(variant), target) for variant, count in epochs.items()}
     _needed(settings, "every cut came after the same number of epochs", 2)
-    first, last, values = min(settings), max(settings), cells(runs)
+    first, last, values, cost = min(settings), max(settings), seeded(runs), pruned_cost(tables)
     shared = [task for task in tasks(tuned) if all((setting, task) in values for setting in settings.values())]
+    shared = _needed([task for task in shared if task in cost.leads], cost.why or "no task has something to lose")
     masks = of(distance, target=target, epochs=last)
     masks = masks[masks["task"].isin(shared)]["hamming"]
     change = difference(values, settings[last], settings[first], shared)
@@ -225,9 +242,10 @@ def _longer(tables: Tables) -> Answer:
         f"cut at {percent(target)} after {last:g} epochs: masks differ in {_range(masks)} of the weights from the "
         f"dense model's; {_points(change)} points against {first:g} ({', '.join(shared)})"
     )
-    if masks.max() >= 0.06 or (abs(change.mean) > change.half and abs(change.mean) >= MATTERS):
+    matters = cost.matters(shared)
+    if masks.max() >= 0.06 or (abs(change.mean) > change.half and abs(change.mean) >= matters):
         return FAILS, numbers
-    return (HOLDS if abs(change.mean) + change.half < 2 * MATTERS else UNKNOWN), numbers
+    return (HOLDS if abs(change.mean) + change.half < 2 * matters else UNKNOWN), numbers
 
 
 def _moves(tables: Tables) -> Answer:
@@ -276,12 +294,18 @@ def _memory(tables: Tables) -> Answer:
     share = rows.set_index("part")["share"]
     words, layers = (float(share.get(part, 0.0)) for part in ("word embeddings", "feed-forward"))
     numbers = f"word embeddings {100 * words:.1f} %, with the feed-forward layers {100 * (words + layers):.1f} %"
-    near = abs(words - 0.2129) < 0.01 and abs(words + layers - 0.7277) < 0.01
-    return (HOLDS if near else FAILS), f"{numbers} of the weights here"
+    if abs(words - 0.2129) < 0.01 and abs(words + layers - 0.7277) < 0.01:
+        return HOLDS, f"{numbers} of the weights here"
+    base = abs(rows["weights"].sum() / BERT_BASE - 1) < 0.05
+    return (FAILS if base else UNKNOWN), f"{numbers} of the weights here{'' if base else ', another shape of model'}"
 
 
 def _range(fractions: Frame) -> str:
     return f"{span(fractions, 1, scale=100)}\N{NO-BREAK SPACE}%"
+
+
+def _size(change: float) -> str:
+    return f"a change of {fixed(change, scale=100)} points"
 
 
 def _points(change: Estimate | None) -> str:

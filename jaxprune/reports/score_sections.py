@@ -62,13 +62,15 @@ def _per_task(runs: Frame) -> list[Figure]:
     figures = []
     for task in study.tasks(runs):
         majority = study.of(runs, task=task)["majority"].dropna().tolist()
+        as_it_is = "" if len(study.trained(study.of(runs, task=task))) else ", nothing trained (tuned first: cut only)"
         for column, what, floor, name in (
             ("accuracy", "accuracy", majority[:1], "majority class"),
             ("matthews", "Matthews correlation", [0.0], "chance"),
+            ("spearman", "Spearman correlation", [0.0], "chance"),
         ):
             if lines := _by_condition(study.cells(runs, column), [task]):
                 dashed = [(height, name, INK["muted"]) for height in floor]
-                figures.append(curves(f"{task}: {what}", lines, "dev score (× 100)", dashed=dashed))
+                figures.append(curves(f"{task}: {what}{as_it_is}", lines, "dev score (× 100)", dashed=dashed))
     return figures
 
 
@@ -76,7 +78,8 @@ def _table1(ours: Tables, theirs: Tables) -> Grid:
     """A row per condition and sparsity: accuracy and training loss of each task, ours above the published."""
     accuracy, loss, matthews = (study.cells(ours["runs"], name) for name in ("accuracy", "train_loss", "matthews"))
     printed, printed_loss = (study.cells(theirs["runs"], name) for name in ("accuracy", "train_loss"))
-    names, shared, rows = list(dict.fromkeys([*TASKS, *study.tasks(ours["runs"])])), _shared_tasks(ours["runs"]), []
+    names, shared = [*TASKS, *study.tasks(study.trained(ours["runs"]))], _shared_tasks(ours["runs"])
+    names, rows = list(dict.fromkeys(names)), []
     for condition in CONDITIONS:
         rows.append([condition.replace("_", " ")])
         for x in study.targets(accuracy, condition) or study.targets(printed, condition):
@@ -131,7 +134,7 @@ def transfer(ours: Tables, theirs: Tables) -> Section:
 
 def _scatter(runs: Frame) -> list[Figure]:
     """A point per sparsity, and their line, for every task."""
-    lines, runs = [], study.of(runs, condition="information_deletion", variant="pruned")
+    lines, runs = [], study.of(study.with_unpruned(runs), condition="information_deletion", variant="pruned")
     for i, task in enumerate(study.tasks(runs)):
         points = study.of(runs, task=task).groupby("target")[["pretrain_loss", "accuracy"]].mean().dropna()
         x, y = points["pretrain_loss"].tolist(), points["accuracy"].tolist()
@@ -154,16 +157,16 @@ def _slope(line: Frame) -> tuple[str, str, str]:
 
 def switches(tables: Tables) -> Section:
     """What the authors could not separate, one change at a time."""
-    values, rows = study.cells(tables["runs"]), []
-    losses = tables["pretrain"].groupby(["variant", "target"])["dev_loss"].first()
+    seeded, values, rows = study.seeded(study.trained(tables["runs"])), study.cells(tables["runs"]), []
+    losses = tables["pretrain"].groupby(["variant", "target"])["dev_loss"].mean()
     for setting in sorted({s for s, _ in values if s[0] in MAIN and s[1] not in MAIN.values()}):
         condition, variant, target = setting
         names = [task for task in study.tasks(tables["runs"]) if (setting, task) in values]
         loss = losses.get((variant, target), math.nan) - losses.get((MAIN[condition], target), math.nan)
-        change = difference(values, setting, study.setting_of(condition, target), names)
+        change = difference(seeded, setting, study.setting_of(condition, target), names)
         change = with_noise(change, scale=100, sign=True, alone="(one seed, no interval)")
         score = [f"{task} {with_count(estimate(values[setting, task]), scale=100)}" for task in names]
         name = condition.replace("_", " ")
         rows.append([variant, name, percent(target), fixed(loss, 3, sign=True), change, score])
-    head = ("switch", "condition", "sparsity", "dev loss, change (one run)", "score, change in points", "scores")
+    head = ("switch", "condition", "sparsity", "dev loss, change", "score, change in points", "scores")
     return Section(grids=[Grid("", head, rows)], measured=bool(rows))

@@ -74,7 +74,10 @@ def _facts(tables: Tables) -> dict[str, str]:
             f"{rows['name'].item() if len(rows) == 1 else f'{len(rows)} models'}: {steps:,.0f} steps"
             for steps, rows in pretrain.groupby("steps", sort=False)
         )
-        facts["models"] = f"{len(pretrain)}, each trained once: chance in pre-training is not covered by any interval"
+        again = len(pretrain) - len(pretrain.drop_duplicates(["variant", "target"]))
+        trained = f"repeats with another seed among them: {again}" if again else "each trained once"
+        covered = "is in the intervals" if again else "is not covered by any interval"
+        facts["models"] = f"{len(pretrain)}, {trained}; chance in pre-training {covered}"
     if len(runs):
         facts["fine-tuning runs"] = f"{len(runs)}"
         facts["tasks"] = "; ".join(
@@ -95,11 +98,13 @@ def _gaps(tables: Tables, text: str) -> list[str]:
     if not isinstance(config, dict):
         return ["config.yaml is missing, so what was planned is not known."]
     done = {*tables["runs"][["condition", "variant", "target", "task"]].itertuples(index=False, name=None)}
-    names, gaps = [task["name"] for task in config.get("tasks") or []], []
+    tasks, gaps = {task["name"]: task.get("finetune") or {} for task in config.get("tasks") or []}, []
     for condition, arm in (config.get("conditions") or {}).items():
         for target in map(float, (arm or {}).get("sparsities") or []):
-            # Random pruning of nothing is pruning of nothing.
-            stand_in = setting_of("pruned" if target == 0 and condition == "random" else condition, target)
+            same = target == 0 and condition in ("random", "information_deletion")  # as `with_unpruned`
+            stand_in = setting_of("pruned" if same else condition, target)
+            # Lifting masks before nothing trains is no run.
+            names = [n for n in tasks if condition != "information_deletion" or tasks[n].get("epochs", 1)]
             missing = [name for name in names if not {(*setting_of(condition, target), name), (*stand_in, name)} & done]
             if missing:
                 gaps.append(f"{condition.replace('_', ' ')} at {percent(target)}: {', '.join(missing)}")

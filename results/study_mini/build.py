@@ -1,4 +1,4 @@
-"""Copy the tables and the page of the study, and print the tables of README.md.
+"""Copy the tables and the page of a study, and print the tables of its README.md.
 
 python results/study_mini/build.py runs/study_mini/study results/study_mini
 """
@@ -13,7 +13,9 @@ from pathlib import Path
 import yaml
 
 from jaxprune.analysis import study_tables as study
-from jaxprune.analysis.intervals import difference, estimate, mean_of
+from jaxprune.analysis.intervals import Estimate, difference, estimate, mean_of
+from jaxprune.reports.claims import pruned_cost
+from jaxprune.reports.number_text import with_noise
 from jaxprune.training.workdir import read_records
 
 
@@ -25,10 +27,13 @@ def main(place: Path, out: Path) -> None:
     (out / "report.html").write_text(page, encoding="utf-8")
     dense(Path(yaml.safe_load((place / "config.yaml").read_text(encoding="utf-8"))["dense"]), out)
     tables = study.read_tables(out / "tables")
-    for names in (["SST-2", "QNLI"], study.tasks(tables["runs"])):
+    known = pruned_cost(tables).tasks
+    for names in (known, study.tasks(study.trained(tables["runs"]))):
         print(", ".join(names))
         scores(tables, names)
-    switches(tables)
+    switches(tables, known)
+    shallower(tables, known)
+    geometry(tables)
     print("| where | claim | here | why |\n|---|---|---|---|")
     with (out / "tables" / "claims.csv").open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
@@ -51,7 +56,7 @@ def scores(tables: study.Tables, names: Sequence[str]) -> None:
     found, losses = study.cells(tables["runs"], "accuracy"), tables["pretrain"]
     print(f"| sparsity | dev loss | {' | '.join(study.CONDITIONS)} |\n|{'---|' * 6}")
     for target in study.targets(found, "pruned"):
-        loss = losses[(losses["variant"] == "pruned") & (losses["target"] == target)]["dev_loss"].item()
+        loss = losses[(losses["variant"] == "pruned") & (losses["target"] == target)]["dev_loss"].mean()
         row = [f"{target:g}", f"{loss:.3f}"]
         for condition in study.CONDITIONS:
             mean = mean_of([estimate(found.get((study.setting_of(condition, target), task), [])) for task in names])
@@ -61,19 +66,48 @@ def scores(tables: study.Tables, names: Sequence[str]) -> None:
     print()
 
 
-def switches(tables: study.Tables) -> None:
-    """Each switch against its condition without it, in points on the first task."""
-    found, losses = study.cells(tables["runs"]), tables["pretrain"].set_index(["variant", "target"])["dev_loss"]
-    print("| switch | condition | dev loss, change | SST-2, change in points |\n|---|---|---|---|")
+def switches(tables: study.Tables, names: Sequence[str]) -> None:
+    """Each switch against its condition without it, in points over those of these tasks that it has."""
+    found = study.seeded(study.trained(tables["runs"]))
+    losses = tables["pretrain"].groupby(["variant", "target"])["dev_loss"].mean()
+    print("| switch | condition | sparsity | dev loss, change | change in points | tasks |\n|---|---|---|---|---|---|")
     for setting in sorted({s for s, _ in found if s[0] in study.MAIN and s[1] not in study.MAIN.values()}):
         condition, variant, target = setting
         base = study.setting_of(condition, target)
-        known = difference(found, setting, base, ["SST-2"])
         loss = ""
         if (variant, target) in losses:
             loss = f"{losses[variant, target] - losses[study.MAIN[condition], target]:+.3f}"
-        print(f"| {variant} | {condition} | {loss} | {100 * known.mean:+.1f} ± {100 * known.half:.1f} |")
+        both = ", ".join(name for name in names if (setting, name) in found and (base, name) in found)
+        change = points(difference(found, setting, base, names))
+        print(f"| {variant} | {condition} | {target:g} | {loss} | {change} | {both} |")
     print()
+
+
+def shallower(tables: study.Tables, names: Sequence[str]) -> None:
+    """A pruned encoder against a shallower dense one with as many weights, in points over these tasks."""
+    found = study.seeded(study.trained(tables["runs"]))
+    ours, other = ("pruned", "encoder_only", 0.5), ("pruned", "three_layers", 0.0)
+    if (change := difference(found, ours, other, names)) is not None:
+        print(f"Encoder pruned to 50 % against three of six layers, {', '.join(names)}: {points(change)} points\n")
+
+
+def geometry(tables: study.Tables) -> None:
+    """Spearman x 100 of sentence similarity, nothing fine-tuned: cut in one shot, and after recovery."""
+    found = {setting: values for (setting, task), values in study.cells(tables["runs"]).items() if task == "sts"}
+    if found:
+        print(
+            "| sparsity | cut, before recovery | pruned and recovered | encoder only | random |\n|---|---|---|---|---|"
+        )
+    for target in sorted({target for _, _, target in found}):
+        row = [("after_finetuning", "dense"), ("pruned", "pruned"), ("pruned", "encoder_only"), ("random", "random")]
+        values = [with_noise(estimate(found.get((*arm, target), [])), scale=100) for arm in row]
+        print(f"| {target:g} | {' | '.join(values)} |")
+    print()
+
+
+def points(change: Estimate | None) -> str:
+    """A difference of scores in points."""
+    return with_noise(change, scale=100, sign=True, alone="(no interval)")
 
 
 if __name__ == "__main__":
