@@ -1,6 +1,6 @@
 """One config model per command: what a YAML file in configs/ may say."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -66,6 +66,8 @@ class PretrainConfig(Section):
     """Hub commit to pin."""
     init_variant: str = ""
     """Weights to read beside the usual ones: `fp16` those of `model.fp16.safetensors`."""
+    layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Layers of `init_from` to keep, from 0 and in this order, for a shallower start; empty keeps all."""
     masks: Literal["fixed", "none"] = "fixed"
     """What `init_from` has pruned: `fixed` stays pruned, `none` lifts its masks at the start."""
     data: DataConfig = DataConfig()

@@ -24,6 +24,8 @@ class TaskConfig(Section):
     """Use only so many dev examples; 0 uses all."""
     max_len: int | None = Field(default=None, ge=8)
     """Tokens per example, for a task of short texts; none takes `finetune.max_len`."""
+    finetune: dict[str, Any] = Field(default={})
+    """Keys laid over every `finetune` of this task, last of all; `epochs: 0` scores each start as it is, once."""
 
     @property
     def limits(self) -> dict[str, int]:
@@ -36,6 +38,9 @@ class ArmConfig(Section):
 
     sparsities: tuple[float, ...] = ()
     """Final fractions in [0, 1] of the prunable weights that are pruned; none leaves the condition out."""
+    replicated: tuple[float, ...] = ()
+    """Those of `sparsities` that are pre-trained once per fine-tuning seed, with that seed: chance in pre-training is
+    then in their scores. The others are pre-trained once, by the seed of `recover`, which all their scores share."""
     recover: dict[str, Any] = Field(default={})
     """Keys laid over the study's `recover`."""
     finetune: dict[str, Any] = Field(default={})
@@ -50,6 +55,9 @@ class ArmConfig(Section):
                 raise ValueError(f"sparsities: {sparsity} is no fraction in [0, 1]")
         if len({*self.sparsities}) < len(self.sparsities):
             raise ValueError(f"sparsities: {list(self.sparsities)} has one twice; remove it")
+        for sparsity in self.replicated:
+            if self.sparsities and sparsity not in self.sparsities:
+                raise ValueError(f"replicated: {sparsity} is none of the sparsities {list(self.sparsities)}")
         return self
 
 
@@ -67,22 +75,22 @@ class ConditionsConfig(Section):
     """As `pruned`, by the same schedule, but random weights."""
 
 
-class SwitchConfig(Section):
-    """One change to the study, run beside it at one sparsity."""
+class SwitchConfig(ArmConfig):
+    """One change to the study, run beside it. `sparsities: []` stands for the study's `switch_sparsity`."""
 
     condition: Condition = "pruned"
     """The condition it changes."""
-    recover: dict[str, Any] = Field(default={})
-    """Keys laid over the condition's `recover`."""
-    finetune: dict[str, Any] = Field(default={})
-    """Keys laid over the condition's `finetune`."""
-    before: dict[str, Any] = Field(default={})
-    """Keys laid over the condition's `before`; for `after_finetuning` alone."""
+    tasks: tuple[str, ...] = ()
+    """Its tasks; none stands for `switch_tasks`."""
+    seeds: int = Field(default=0, ge=0)
+    """Take only so many of a task's seeds; 0 stands for `switch_seeds`."""
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check_switch(self) -> Self:
         if self.before and self.condition != "after_finetuning":
             raise ValueError(f"before: condition = {self.condition} has no part before the cut; remove it")
+        if self.replicated and not self.recover:
+            raise ValueError("replicated: without recover it starts from runs of its condition; remove it")
         return self
 
 
@@ -109,28 +117,35 @@ class StudyConfig(Section):
     conditions: ConditionsConfig = ConditionsConfig()
     """Which conditions, at which sparsities."""
     switches: dict[str, SwitchConfig] = Field(default={})
-    """Name -> a change; each runs once at `switch_sparsity`."""
+    """Name -> a change to a condition, which may have sparsities, tasks and seeds of its own."""
     switch_sparsity: float = Field(default=0.7, ge=0, le=1)
-    """Sparsity of the switches."""
+    """Sparsity of the switches that name none."""
     switch_tasks: tuple[str, ...] = ()
-    """Tasks of the switches; none stands for all."""
+    """Tasks of the switches that name none; none stands for all."""
     switch_seeds: int = Field(default=0, ge=0)
-    """Take only so many of a task's seeds for the switches; 0 takes all."""
+    """Take only so many of a task's seeds for the switches that do not say; 0 takes all."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         names = [task.name for task in self.tasks]
         if len({*names}) < len(names):
             raise ValueError(f"tasks: {', '.join(names)} has one twice; remove it")
-        for name in self.switch_tasks:
-            if name not in names:
-                raise ValueError(f"switch_tasks: {name} is none of the tasks {', '.join(names)}")
+        asked = {"switch_tasks": self.switch_tasks}
+        for where, wanted in (asked | {f"switches.{name}.tasks": s.tasks for name, s in self.switches.items()}).items():
+            for name in wanted:
+                if name not in names:
+                    raise ValueError(f"{where}: {name} is none of the tasks {', '.join(names)}")
         if self.conditions.information_deletion.recover:
             raise ValueError("conditions.information_deletion.recover: it starts from runs of pruned; set it there")
+        for name in ("information_deletion", "after_finetuning"):
+            if getattr(self.conditions, name).replicated:
+                raise ValueError(f"conditions.{name}.replicated: it has no pre-training of its own; remove it")
         for name in ConditionsConfig.model_fields:
             if name != "after_finetuning" and getattr(self.conditions, name).before:
                 raise ValueError(f"conditions.{name}.before: it has no part before a cut; remove it")
             self.arm(name, SwitchConfig(), f"conditions.{name}")
+        for task in self.tasks:
+            self.of_task(self.finetune, task)
         self.before(SwitchConfig(), "conditions.after_finetuning")
         for name, switch in self.switches.items():
             if not name.replace("_", "").isalnum() or name in ("pruned", "random", "dense"):
@@ -138,6 +153,10 @@ class StudyConfig(Section):
             self.arm(switch.condition, switch, f"switches.{name}")
             self.before(switch, f"switches.{name}")
         return self
+
+    def of_task(self, finetune: FinetuneConfig, task: TaskConfig) -> FinetuneConfig:
+        """A `finetune` of the study as `task` has it."""
+        return overlaid(finetune, task.finetune, f"tasks.{task.name}.finetune")
 
     def before(self, switch: SwitchConfig, where: str) -> FinetuneConfig:
         """`finetune` of the part before the cut of `after_finetuning`; `where` goes into errors."""

@@ -9,6 +9,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
+from jaxprune.config.commands import PretrainConfig
 from jaxprune.config.sections import ModelConfig
 from jaxprune.data.task_batches import eval_batches
 from jaxprune.experiments import pretrain, task_run
@@ -16,7 +17,7 @@ from jaxprune.experiments.dry_run import duration
 from jaxprune.experiments.matrix import Job
 from jaxprune.experiments.shelf import Shelf
 from jaxprune.experiments.walk import Ready, compile_run
-from jaxprune.experiments.weights import shaped, source_model
+from jaxprune.experiments.weights import shallower, shaped, source_model
 from jaxprune.training.compile import Program
 
 SECONDS, REPEATS = 3.0, 20
@@ -58,14 +59,17 @@ def _model(job: Job, models: dict[str, ModelConfig], runs: Path) -> ModelConfig:
     """The shape that a run will have, though what it starts from may not exist yet."""
     inside = {str(runs / path): path for path in models}
     source = job.cfg.init_from
-    if source in inside:
-        return shaped(job.cfg.model, models[inside[source]], source)
-    return shaped(job.cfg.model, source_model(source, job.cfg.init_revision), source) if source else job.cfg.model
+    if not source:
+        return job.cfg.model
+    shape = models[inside[source]] if source in inside else source_model(source, job.cfg.init_revision)
+    layers = job.cfg.layers if isinstance(job.cfg, PretrainConfig) else ()
+    return shaped(job.cfg.model, shallower(shape, layers, source), source)
 
 
 def _ready(job: Job, model: ModelConfig, shelf: Shelf) -> Ready:
     """A run of the job's shape that starts from scratch."""
-    cfg = job.cfg.model_copy(update={"model": model, "init_from": ""})
+    scratch = {"model": model, "init_from": ""} | ({"layers": ()} if job.pretrains else {})
+    cfg = job.cfg.model_copy(update=scratch)
     command = pretrain.PRETRAIN if job.pretrains else task_run.tuning()
     return compile_run(command.open(command.resolve(cfg, None), shelf), shelf)
 
@@ -75,7 +79,8 @@ def _evaluated(ready: Ready) -> int:
     cfg, data = ready.opened.decisions.cfg, ready.opened.data
     if data.dev is None:
         splits, shape = data.source
-        return sum(-(-len(part.ids) // (shape.rows * shape.length)) for part in (splits.train, splits.dev))
+        parts = (splits.train, splits.dev) if cfg.train_loss else (splits.dev,)
+        return sum(-(-len(part.ids) // (shape.rows * shape.length)) for part in parts)
     times = 1 + (cfg.steps // cfg.train.eval_every if cfg.train.eval_every else 0)
     return times * cfg.train.eval_batches
 
@@ -131,6 +136,9 @@ def _show(jobs: list[Job], seconds: dict[str, float], compiling: float) -> None:
         table.add_row(job.path, duration(seconds[job.path]) if job.path in seconds else "finished")
     console.print(table)
     todo = [job for job in jobs if job.path in seconds]
+    for number in sorted({job.round for job in todo}):
+        of_round = sum(seconds[job.path] for job in todo if job.round == number)
+        console.print(f"seed {number + 1} of everything: {duration(of_round)}")
     pretraining = sum(seconds[job.path] for job in todo if job.pretrains)
     tuning = sum(seconds[job.path] for job in todo if not job.pretrains)
     console.print(

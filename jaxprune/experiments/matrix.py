@@ -25,6 +25,8 @@ class Job(NamedTuple):
     """Paths of the runs it starts from, all of them."""
     group: str = ""
     """What a shard takes as a whole: the last ancestor that few others share."""
+    round: int = 0
+    """Place of its seed among its task's; one round of everything runs after the other."""
 
     @property
     def pretrains(self) -> bool:
@@ -33,13 +35,20 @@ class Job(NamedTuple):
 
 
 def matrix(cfg: StudyConfig, runs: Path) -> list[Job]:
-    """Every run of `cfg` with its workdir under `runs`, each after the runs it needs; the same list every time."""
+    """Every run of `cfg` with its workdir under `runs`, each after the runs it needs; the same list every time.
+
+    Breadth first: one seed of everything, then the second, ...; whatever is finished makes balanced tables.
+    """
     jobs: dict[str, Job] = {}
     if not cfg.dense:
         jobs["dense"] = Job("dense", _on_data(cfg, cfg.dense_run), group="dense")
     for job in _jobs(cfg, runs):
         jobs.setdefault(job.path, job)
-    return [*jobs.values()]
+    first = {path: job.round for path, job in jobs.items()}
+    for job in jobs.values():
+        for need in job.needs:
+            first[need] = min(first[need], job.round)
+    return sorted((job._replace(round=first[job.path]) for job in jobs.values()), key=lambda job: job.round)
 
 
 def _jobs(cfg: StudyConfig, runs: Path) -> Iterator[Job]:
@@ -54,10 +63,11 @@ def _jobs(cfg: StudyConfig, runs: Path) -> Iterator[Job]:
         if not _is_pruned_at_zero(cfg, sparsity):
             yield from _pruned_before(cfg, runs, "random", "random", sparsity, NO_SWITCH)
     for name, switch in cfg.switches.items():
-        if switch.condition == "after_finetuning":
-            yield from _pruned_after(cfg, runs, name, cfg.switch_sparsity, switch)
-        else:
-            yield from _pruned_before(cfg, runs, switch.condition, name, cfg.switch_sparsity, switch)
+        for sparsity in switch.sparsities or (cfg.switch_sparsity,):
+            if switch.condition == "after_finetuning":
+                yield from _pruned_after(cfg, runs, name, sparsity, switch)
+            else:
+                yield from _pruned_before(cfg, runs, switch.condition, name, sparsity, switch)
 
 
 def _is_pruned_at_zero(cfg: StudyConfig, sparsity: float) -> bool:
@@ -73,43 +83,56 @@ def _is_pruned_at_zero(cfg: StudyConfig, sparsity: float) -> bool:
 def _pruned_before(
     cfg: StudyConfig, runs: Path, condition: str, variant: str, sparsity: float, switch: SwitchConfig
 ) -> Iterator[Job]:
-    """The pre-training run and the fine-tuning runs of a condition that prunes while it pre-trains.
+    """The pre-training runs and the fine-tuning runs of a condition that prunes while it pre-trains.
 
     Information deletion starts from the runs of `pruned`, and a switch of fine-tuning alone from its condition's.
     """
     base = "random" if condition == "random" else "pruned"
     recover, finetune = cfg.arm(base, switch, variant)[0], cfg.arm(condition, switch, variant)[1]
     name = f"{variant}-s{sparsity:g}"
-    path = f"pretrain/{name if switch.recover else f'{base}-s{sparsity:g}'}"
+    own = name if switch.recover else f"{base}-s{sparsity:g}"
+    replicated = sparsity in (switch if switch.recover else getattr(cfg.conditions, base)).replicated
     start = recover.init_from if recover.init_from and condition != "random" else cfg.dense or str(runs / "dense")
     changes = {"init_from": start, "prune": {"sparsity": sparsity} | ({"initial": 0.0} if sparsity == 0 else {})}
-    needs = ("dense",) if start == str(runs / "dense") else ()
-    yield Job(path, _on_data(cfg, overlaid(recover, changes, path)), needs, path)
+    needs, scored = ("dense",) if start == str(runs / "dense") else (), set()
     masks = "lifted" if condition == "information_deletion" else "fixed"
-    for task, rate, seed in _grid(cfg, finetune, switch):
-        one = _single(cfg, task, rate, seed) | {"init_from": str(runs / path), "masks": masks}
+    for task, tuned, rate, seed, number in _grid(cfg, finetune, switch):
+        again = replicated and seed != recover.seed
+        path = f"pretrain/{own}-seed{seed}" if again else f"pretrain/{own}"
+        seeded = changes | {"seed": seed} if again else changes
+        yield Job(path, _on_data(cfg, overlaid(recover, seeded, path)), needs, path, number)
+        if not tuned.epochs and (condition == "information_deletion" or (path, task.name) in scored):
+            continue  # nothing trains: masks that are lifted, or another seed, change nothing
+        scored.add((path, task.name))
+        one = _single(cfg, task, tuned, rate, seed) | {"init_from": str(runs / path), "masks": masks}
         folder = f"finetune/{condition}/{name}/{task.name}/{_leaf(rate, seed)}"
-        yield Job(folder, overlaid(finetune, one, folder), (*needs, path), path)
+        yield Job(folder, overlaid(tuned, one, folder), (*needs, path), path, number)
 
 
 def _pruned_after(cfg: StudyConfig, runs: Path, variant: str, sparsity: float, switch: SwitchConfig) -> Iterator[Job]:
-    """Runs that fine-tune the dense start, shared by all sparsities, and runs that prune those and go on."""
-    recover, after = cfg.arm("after_finetuning", switch, variant)
+    """Runs that fine-tune the dense start, shared by all sparsities, and runs that prune those and go on.
+
+    A task of no epochs scores the dense start, and that pruned in one shot: what a cut costs before any recovery.
+    """
+    recover, finetune = cfg.arm("after_finetuning", switch, variant)
     first, shared = cfg.before(switch, variant), f"dense/{variant}" if switch.before else "dense"
-    dense = cfg.dense or str(runs / "dense")
+    dense, scored = cfg.dense or str(runs / "dense"), set()
     needs = () if cfg.dense else ("dense",)
     where = "conditions.after_finetuning" if switch is NO_SWITCH else f"switches.{variant}"
-    cut = _cut(recover.prune, after.prune, where)
-    for task, rate, seed in _grid(cfg, after, switch):
+    for task, after, rate, seed, number in _grid(cfg, finetune, switch):
+        if not after.epochs and task.name in scored:
+            continue
+        scored.add(task.name)
+        tuned = cfg.of_task(first, task)
         before = f"finetune/{shared}/{task.name}/{_leaf(rate, seed)}"
-        one = _single(cfg, task, rate, seed) | {"masks": "fixed", "keep_weights": True}
-        yield Job(before, overlaid(first, one | {"init_from": dense}, before), needs, before)
+        one = _single(cfg, task, tuned, rate, seed) | {"masks": "fixed", "keep_weights": True}
+        yield Job(before, overlaid(tuned, one | {"init_from": dense}, before), needs, before, number)
         folder = f"finetune/after_finetuning/{variant}-s{sparsity:g}/{task.name}/{_leaf(rate, seed)}"
-        one = _single(cfg, task, rate, seed) | {"masks": "fixed", "init_from": str(runs / before)}
-        one["prune"] = {"sparsity": sparsity, **cut}
+        cut = {"sparsity": sparsity, **_cut(recover.prune, after.prune, where)}
+        one = _single(cfg, task, after, rate, seed) | {"init_from": str(runs / before), "masks": "fixed", "prune": cut}
         if after.sawtooth:
-            one["epochs_before"] = first.epochs
-        yield Job(folder, overlaid(after, one, folder), (*needs, before), before)
+            one["epochs_before"] = tuned.epochs
+        yield Job(folder, overlaid(after, one, folder), (*needs, before), before, number)
 
 
 def _cut(recover: PruneConfig, after: PruneConfig, where: str) -> dict[str, Any]:
@@ -131,21 +154,25 @@ def _cut(recover: PruneConfig, after: PruneConfig, where: str) -> dict[str, Any]
     return {key: getattr(recover, key) for key in CUT}
 
 
-def _grid(cfg: StudyConfig, finetune: FinetuneConfig, switch: SwitchConfig) -> Iterator[tuple[TaskConfig, float, int]]:
+def _grid(
+    cfg: StudyConfig, finetune: FinetuneConfig, switch: SwitchConfig
+) -> Iterator[tuple[TaskConfig, FinetuneConfig, float, int, int]]:
+    """(task, `finetune` as it has it, learning rate, seed, place of the seed among the task's)."""
+    beside = switch is not NO_SWITCH
+    wanted = switch.tasks or (cfg.switch_tasks if beside else ())
+    most = (switch.seeds or cfg.switch_seeds or None) if beside else None
     for task in cfg.tasks:
-        seeds = task.seeds
-        if switch is not NO_SWITCH:
-            if cfg.switch_tasks and task.name not in cfg.switch_tasks:
-                continue
-            seeds = seeds[: cfg.switch_seeds or None]
-        for rate in finetune.learning_rates:
-            for seed in seeds:
-                yield task, rate, seed
+        if wanted and task.name not in wanted:
+            continue
+        tuned = cfg.of_task(finetune, task)
+        for rate in tuned.learning_rates:
+            for number, seed in enumerate(task.seeds[:most]):
+                yield task, tuned, rate, seed, number
 
 
-def _single(cfg: StudyConfig, task: TaskConfig, rate: float, seed: int) -> dict[str, object]:
+def _single(cfg: StudyConfig, task: TaskConfig, tuned: FinetuneConfig, rate: float, seed: int) -> dict[str, object]:
     grid: dict[str, object] = {"tasks": (task.name,), "learning_rates": (rate,), "seeds": (seed,), **task.limits}
-    return grid | {"keep_weights": cfg.keep_weights, "train_loss": True}
+    return grid | {"keep_weights": cfg.keep_weights, "train_loss": tuned.epochs > 0}
 
 
 def _leaf(rate: float, seed: int) -> str:

@@ -21,9 +21,11 @@ from jaxprune.experiments.weights import (
     folder_beside,
     masked_beyond,
     read_weights,
+    shallower,
     shaped,
     source_model,
     stored_config,
+    with_layers,
 )
 from jaxprune.models import architecture_named
 from jaxprune.models.folder import write_folder
@@ -48,9 +50,13 @@ def resolve(cfg: PretrainConfig, workdir: Path | None) -> Decisions:
     if stored is not None:
         model = shaped(cfg.model, before.model, f"the run in {workdir}")
     elif cfg.init_from:
-        model = shaped(cfg.model, source_model(cfg.init_from, cfg.init_revision), f"init_from = {cfg.init_from}")
+        source = f"init_from = {cfg.init_from}"
+        shape = shallower(source_model(cfg.init_from, cfg.init_revision), cfg.layers, source)
+        model = shaped(cfg.model, shape, source)
         if cfg.masks != "none":
             also = masked_beyond(cfg.init_from, cfg.init_revision, model, "pretraining")
+    elif cfg.layers:
+        raise UserError(f"layers = {[*cfg.layers]}: needs init_from, whose layers they are")
     else:
         model = cfg.model
     architecture_named(model.architecture)
@@ -114,7 +120,7 @@ def _weights(cfg: PretrainConfig, shelf: Shelf) -> Any:
     if not cfg.init_from:
         return None
     key = (cfg.init_from, cfg.init_revision, cfg.init_variant)
-    return shelf.get("weights", key, lambda: read_weights(*key), single=True)
+    return with_layers(shelf.get("weights", key, lambda: read_weights(*key), single=True), cfg.layers)
 
 
 def _data_key(cfg: PretrainConfig) -> str:

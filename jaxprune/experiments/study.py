@@ -29,7 +29,10 @@ log = logging.getLogger("jaxprune")
 
 WAIT_SECONDS = 10.0
 """Between two looks at runs that another process has in hand."""
-_MAY_GROW = re.compile(r"conditions\.\w+\.sparsities|switch_\w+|.*\btrain\.(log|eval|save)_\w+|.*\btrain\.keep")
+_MAY_GROW = re.compile(
+    r"conditions\.\w+\.sparsities|switches\.\w+\.(sparsities|tasks|seeds)|switch_\w+"
+    r"|.*\btrain\.(log|eval|save)_\w+|.*\btrain\.keep"
+)
 
 
 def study(cfg: StudyConfig, workdir: Path | None, *, dry_run: bool = False, only: str = "", part: str = "") -> None:

@@ -35,6 +35,7 @@ log = logging.getLogger("jaxprune")
 
 FEATURE_TOKENS = 25_000
 """Tokens of held-out text that features are compared on, as in the paper."""
+_AGAIN = re.compile(r"-seed\d+$")
 KEEP_ROWS = 96
 """Rows and columns of a heatmap, at most."""
 Row = dict[str, Any]
@@ -54,6 +55,11 @@ class Pretrained(NamedTuple):
     def label(self) -> Row:
         """The columns that say which run a row is of."""
         return {"name": self.name, "variant": self.variant, "target": self.target}
+
+    @property
+    def again(self) -> bool:
+        """Whether it repeats a run of its cell with another seed; what is measured of weights is of the first run."""
+        return bool(_AGAIN.search(self.name))
 
     @property
     def architecture(self) -> Architecture:
@@ -92,6 +98,7 @@ def write_tables(study: Path) -> Path:
         raise UserError(f"{study}: has no finished run; let `jaxprune study` finish one first")
     every = ([dense] if dense else []) + runs
     tables: dict[str, list[Row]] = {"runs": tuned, "pretrain": [_pretrain_row(run) for run in every]}
+    runs, every = ([run for run in among if not run.again] for among in (runs, every))
     tables["curves"] = [row for run in every for row in _curve(run)]
     tables["churn"] = [row for run in runs for row in _churn(run)]
     if dense is not None:
@@ -105,14 +112,15 @@ def write_tables(study: Path) -> Path:
 
 
 def pretrained(study: Path) -> list[Pretrained]:
-    """The finished runs under `runs/pretrain`, by variant and target; a directory is called `<variant>-s<sparsity>`."""
+    """The finished runs under `runs/pretrain`, by variant and target; a directory is called `<variant>-s<sparsity>`,
+    with `-seed<seed>` behind it where it repeats another."""
     runs = (_read_pretrained(workdir) for workdir in sorted((study / "runs" / "pretrain").glob("*")))
     return sorted((run for run in runs if run), key=lambda run: (run.variant, run.target))
 
 
 def name_parts(name: str) -> tuple[str, float]:
-    """(variant, target) of a run's name: `soft-s0.7` -> ("soft", 0.7); without a sparsity the target is 0."""
-    parts = re.fullmatch(r"(.+)-s(\d[\d.e-]*)", name)
+    """(variant, target) of a run's name: `soft-s0.7-seed1` -> ("soft", 0.7); without a sparsity the target is 0."""
+    parts = re.fullmatch(r"(.+)-s(\d[\d.e-]*)", _AGAIN.sub("", name))
     return (parts[1], float(parts[2])) if parts else (name, 0.0)
 
 
@@ -143,8 +151,8 @@ def _finetuned(study: Path, runs: dict[str, Pretrained]) -> Iterator[Row]:
         name = rest[0] if len(rest) > 2 else condition
         variant, target = name_parts(name)
         before = Path(read_yaml(path.with_name("config.yaml"))["init_from"]).expanduser()
-        loss = runs[before.name].result["dev"]["loss"] if before.name in runs else None
-        kept = ("task", "learning_rate", "seed", "metric", "score", "accuracy", "matthews", "train_loss")
+        start = runs.get(before.name)
+        kept = ("task", "learning_rate", "seed", "metric", "score", "accuracy", "matthews", "spearman", "train_loss")
         yield {
             "condition": condition,
             "variant": variant,
@@ -152,7 +160,8 @@ def _finetuned(study: Path, runs: dict[str, Pretrained]) -> Iterator[Row]:
             "sparsity": result["sparsity"],
             **{key: result.get(key) for key in kept},
             "majority": result.get("majority_accuracy"),
-            "pretrain_loss": loss,
+            "start": start.name if start else None,
+            "pretrain_loss": start.result["dev"]["loss"] if start else None,
             "tuned_epochs": _epochs(before) if condition == "after_finetuning" else None,
             **{key: result.get(key) for key in ("train_examples", "dev_examples", "steps")},
         }
@@ -170,7 +179,7 @@ def _pretrain_row(run: Pretrained) -> Row:
         key: key for key in ("mlm_accuracy", "nsp_accuracy")
     }
     row = {**run.label, "sparsity": run.result["sparsity"], **{new: dev.get(old) for new, old in names.items()}}
-    return {**row, "steps": run.result["steps"]}
+    return {**row, "steps": run.result["steps"], "seed": run.cfg.seed}
 
 
 def _curve(run: Pretrained) -> Iterator[Row]:
@@ -201,11 +210,12 @@ def _of_models(study: Path, dense: Pretrained, runs: list[Pretrained]) -> dict[s
     for run in [dense, *runs]:
         model = start if run is dense else run.load()
         _model_rows(tables, run, model, vocabulary)
-        features = similarity(_features(run.cfg, model.tree, baseline.cfg, reference))
-        tables["features"] += [
-            {**run.label, "against": baseline.name, "layer": i, "cosine": c, "cka": k, "tokens": features.tokens}
-            for i, (c, k) in enumerate(zip(features.cosine.tolist(), features.cka.tolist(), strict=True))
-        ]
+        if run.cfg.model.num_hidden_layers == baseline.cfg.model.num_hidden_layers:  # else no layer has its like
+            features = similarity(_features(run.cfg, model.tree, baseline.cfg, reference))
+            tables["features"] += [
+                {**run.label, "against": baseline.name, "layer": i, "cosine": c, "cka": k, "tokens": features.tokens}
+                for i, (c, k) in enumerate(zip(features.cosine.tolist(), features.cka.tolist(), strict=True))
+            ]
         if run.variant == "pruned" and run.target > 0:
             cuts[run.target] = model.masks
     starts = {run.workdir.resolve(): run for run in runs}
@@ -264,9 +274,9 @@ def _kept_weights(study: Path) -> Iterator[tuple[Row, Path, dict[str, np.ndarray
     """(label, where it started, weights) of the fine-tuned dense models whose weights the study kept."""
     root = study / "runs" / "finetune" / "dense"
     for path in sorted(root.rglob("result.json")):
-        if not (path.parent / "hf").is_dir():
-            continue
         result, cfg = json.loads(path.read_text()), read_yaml(path.with_name("config.yaml"))
+        if not (path.parent / "hf").is_dir() or not result["steps"]:
+            continue
         switch = path.relative_to(root).parts[:-3]
         label = {"variant": switch[0] if switch else "dense", "epochs": cfg.get("epochs", FinetuneConfig().epochs)}
         label |= {key: result[key] for key in ("task", "learning_rate", "seed")}

@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from jaxprune.models.folder import read_config, read_folder
 from jaxprune.models.hub import find_folder
 from jaxprune.models.model import Head
 from jaxprune.models.other_files import CONFIG
+from jaxprune.models.paths import layer_name
 from jaxprune.models.tensors import leaf_shapes, tensor_name
 from jaxprune.models.weights import read_masks
 
@@ -66,6 +67,28 @@ def source_model(source: str, revision: str) -> ModelConfig:
     """The shape of the weights at a source, without reading them."""
     cfg = stored_config(source)
     return cfg.model if cfg else read_config(source, revision=revision or None)
+
+
+def shallower(model: ModelConfig, layers: Sequence[int], source: str) -> ModelConfig:
+    """The shape of a model with these of its layers alone; none named stands for all. UserError past its end."""
+    if layers and max(layers) >= model.num_hidden_layers:
+        last = model.num_hidden_layers - 1
+        raise UserError(f"layers = {[*layers]}: {source} has the layers 0 to {last}; name some of those")
+    return model.model_copy(update={"num_hidden_layers": len(layers)}) if layers else model
+
+
+def with_layers(weights: Weights, layers: Sequence[int]) -> Weights:
+    """`weights` with these of their layers alone, in this order and numbered anew; none named stands for all."""
+
+    def chosen(tree: Any) -> Any:
+        encoder = {layer_name(new): tree["encoder"][layer_name(old)] for new, old in enumerate(layers)}
+        return tree | {"encoder": encoder}
+
+    if not layers:
+        return weights
+    masks = None if weights.masks is None else chosen(weights.masks)
+    model = shallower(weights.model, layers, weights.source)
+    return weights._replace(model=model, params=chosen(weights.params), masks=masks)
 
 
 def masked_beyond(source: str, revision: str, model: ModelConfig, head: Head) -> list[str]:
