@@ -101,7 +101,7 @@ def _free(tables: Tables) -> Answer:
     if any(level.regime not in (FREE, None) for level in low):
         return FAILS, f"{numbers}{visible}"
     if unknown := [level.why for level in low if level.regime is None]:
-        return UNKNOWN, f"{numbers}; {unknown[0]}"
+        return UNKNOWN, f"{numbers}; {unknown[0]}{visible}"
     return HOLDS, f"{numbers}: free up to {percent(cost.free_up_to)}{visible}"
 
 
