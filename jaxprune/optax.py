@@ -14,9 +14,9 @@ def masked(tx: optax.GradientTransformation) -> optax.GradientTransformationExtr
     """`tx` for hard masks: its `update(grads, state, params, *, masks, **extra)` gives updates that make pruned weights
     +0.0, also those that were not yet.
 
-    `tx` sees masked gradients and params, and arrays of its state that are shaped like a parameter hold 0 where this is
-    pruned, before and after (`mask_moments`). Its other arguments pass through. `masks` is a tree like params, None
-    where not prunable; it may shrink between calls.
+    `tx` sees masked gradients and params, and 0 in those arrays of its state that are shaped like a parameter where this
+    is pruned (`mask_moments`). Its other arguments pass through. `masks` is a tree like params, None where not prunable;
+    it may shrink between calls.
 
     Raises:
       UserError: an update without params.
@@ -26,9 +26,10 @@ def masked(tx: optax.GradientTransformation) -> optax.GradientTransformationExtr
     def update(updates: Any, state: Any, params: Any = None, *, masks: Masks, **extra: Any) -> tuple[Any, Any]:
         if params is None:
             raise UserError("masked(tx).update needs params: update(grads, state, params, masks=masks)")
+        # Not masked once more on the way out: XLA would compute new moments twice and copy the old ones.
         state = mask_moments(state, masks)
         updates, state = tx.update(apply_masks(updates, masks), state, apply_masks(params, masks), **extra)
-        return _to_zero(updates, params, masks), mask_moments(state, masks)
+        return _to_zero(updates, params, masks), state
 
     return optax.GradientTransformationExtraArgs(tx.init, update)  # pyright: ignore[reportArgumentType]: masks
 

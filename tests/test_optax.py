@@ -101,7 +101,8 @@ def test_pruned_weights_are_zero_and_nothing_remembers_them(name):
             assert np.isfinite(weights).all()
             for moment in jax.tree.leaves(opt_state):
                 if np.shape(moment) == pruned.shape and jnp.issubdtype(moment.dtype, jnp.floating):
-                    assert (np.asarray(moment)[pruned] == 0).all()
+                    # Some add their epsilon to a moment; nothing else may be there, which the next update sees as 0.
+                    assert (np.abs(np.asarray(moment)[pruned]) <= 1e-7).all()
     for part in ("a", "b"):
         live = np.asarray(masks[part]["kernel"])
         assert 0.55 < 1 - live.mean() < 0.65

@@ -65,13 +65,13 @@ def train_step(
         grads, metrics = _accumulated(gradient, effective, batch, key, counts, accumulate)
     grads, metrics = total(grads), total(metrics)
     remembered = pruner.observe(state.pruner, state.params, state.masks, grads)
-    grads = apply_masks(grads, state.masks)
+    live = apply_masks(grads, state.masks)
     if soft:
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        updates, opt_state = tx.update(live, state.opt_state, state.params)
     else:
         updates, opt_state = masked(tx).update(grads, state.opt_state, state.params, masks=state.masks)
     params = optax.apply_updates(state.params, updates)
-    metrics = metrics | {"grad_norm": optax.tree.norm(grads)}
+    metrics = metrics | {"grad_norm": optax.tree.norm(live)}
     return TrainState(state.step + 1, params, state.masks, opt_state, remembered), metrics
 
 
