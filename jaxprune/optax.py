@@ -14,9 +14,9 @@ def masked(tx: optax.GradientTransformation) -> optax.GradientTransformationExtr
     """`tx` for hard masks: its `update(grads, state, params, *, masks, **extra)` gives updates that make pruned weights
     +0.0, also those that were not yet.
 
-    `tx` sees masked gradients and params, and 0 in those arrays of its state that are shaped like a parameter where this
-    is pruned (`mask_moments`). Its other arguments pass through. `masks` is a tree like params, None where not prunable;
-    it may shrink between calls.
+    `tx` sees masked gradients and params, and 0 where a weight is pruned in those arrays of its state that are shaped
+    like a parameter (`mask_moments`). Its other arguments pass through. `masks` is a tree like params, None where not
+    prunable; it may shrink between calls.
 
     Raises:
       UserError: an update without params.
