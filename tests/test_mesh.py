@@ -54,7 +54,6 @@ def test_a_run_moves_to_another_mesh(tiny, pretrained, tmp_path, monkeypatch, wa
 
 
 LAYOUTS = {
-    "data": (8, []),
     "fsdp": (8, ["--mesh.data", 2, "--mesh.fsdp", 4]),
     "explicit": (8, ["--mesh.data", 2, "--mesh.fsdp", 4, "--mesh.axes", "explicit"]),
     "accumulate": (1, ["--train.accumulate", 2]),

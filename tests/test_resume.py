@@ -211,10 +211,7 @@ def test_what_fine_tuning_started_from_may_be_deleted(tiny, pretrained, tmp_path
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize(
-    ("criterion", "mode", "devices"),
-    [("movement", "hard", 1), ("taylor", "soft", 1), ("movement", "soft", 8), ("taylor", "hard", 8)],
-)
+@pytest.mark.parametrize(("criterion", "mode", "devices"), [("taylor", "hard", 1), ("movement", "soft", 8)])
 def test_what_a_criterion_remembers_is_part_of_a_checkpoint(tiny, tmp_path, monkeypatch, criterion, mode, devices):
     """Stopped between two prunes, it prunes on as if it had not been; params and what is remembered may be split."""
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", str(devices))

@@ -14,7 +14,6 @@ from flax.traverse_util import flatten_dict
 from test_study import RUNS, by_path, study
 from workflow import write_yaml
 
-from jaxprune.cli import main
 from jaxprune.config import PretrainConfig
 from jaxprune.errors import UserError
 from jaxprune.experiments import pretrain
@@ -203,9 +202,8 @@ def test_layers_that_are_not_there_are_refused(tiny, deep):
         pretrain.resolve(shallow(tiny, "", (0,)), None)
 
 
-@pytest.fixture(scope="module")
-def done(tiny, deep) -> Path:
-    """A finished study with arms of every kind, from three layers."""
+def arms_yaml(tiny, deep) -> Path:
+    """A study with arms of every kind, from three layers."""
     pretrain_keys = yaml.safe_load(
         tiny.pretrain_yaml(tiny.root / "p.yaml", steps=4, prune={"begin": 0, "end": 2}).read_text()
     )
@@ -234,10 +232,7 @@ def done(tiny, deep) -> Path:
             "two": {"recover": {"layers": [0, 2]}, "sparsities": [0], "seeds": 1},
         },
     }
-    place = tiny.root / "arms"
-    result = tiny.run("study", write_yaml(tiny.root / "arms.yaml", content), "--workdir", place)
-    assert result.code == 0, result.err
-    return place
+    return write_yaml(tiny.root / "arms.yaml", content)
 
 
 def read(place, *path) -> dict:
@@ -245,7 +240,10 @@ def read(place, *path) -> dict:
 
 
 @pytest.mark.slow
-def test_every_arm_runs_and_is_in_the_tables(done):
+def test_every_arm_runs_and_is_in_the_tables_as_what_it_is(tiny, deep):
+    done = tiny.root / "arms"
+    result = tiny.run("study", arms_yaml(tiny, deep), "--workdir", done)
+    assert result.code == 0, result.err
     runs = pandas.read_csv(done / "tables" / "runs.csv")
     pretrained = pandas.read_csv(done / "tables" / "pretrain.csv").set_index("name")
     assert [*pretrained.index] == [
@@ -275,9 +273,6 @@ def test_every_arm_runs_and_is_in_the_tables(done):
     )
     assert "Planned, not finished" not in page
 
-
-@pytest.mark.slow
-def test_arms_are_what_they_say(done, deep):
     two, three = (stored_config(done / "runs" / "pretrain" / name).model for name in ("two-s0", "pruned-s0"))
     assert (two.num_hidden_layers, three.num_hidden_layers) == (2, 3)
     assert len(read_folder(done / "runs/pretrain/two-s0/hf", head="pretraining").params["encoder"]) == 2
@@ -295,7 +290,9 @@ def test_arms_are_what_they_say(done, deep):
 
 
 @pytest.mark.slow
-def test_the_dry_run_tells_the_rounds_apart(done, tiny, capsys):
-    assert main(["study", str(tiny.root / "arms.yaml"), "--workdir", str(tiny.root / "new"), "--dry-run"]) == 0
-    out = " ".join(capsys.readouterr().out.split())
+def test_the_dry_run_tells_the_rounds_apart(tiny, deep):
+    argv = ["study", arms_yaml(tiny, deep), "--workdir", tiny.root / "new", "--dry-run"]
+    dry = tiny.run(*argv, "--only", "finetune/dense/SST-2/.*")
+    out = " ".join(dry.out.split())
+    assert dry.code == 0, dry.err
     assert "seed 1 of everything:" in out and "seed 2 of everything:" in out and "seed 3" not in out

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 import jaxprune
@@ -25,7 +26,6 @@ from jaxprune.models.hub import encoder_part
 from jaxprune.models.model import Pooling
 from jaxprune.models.other_files import CONFIG
 from jaxprune.models.tensors import leaf_shapes
-from jaxprune.pruning.masks import leaf_counts
 from jaxprune.reports.model_card import model_card
 
 log = logging.getLogger("jaxprune")
@@ -131,7 +131,8 @@ def _card(
     record, prune = architecture_named(blueprint.model.architecture), cfg.prune
     leaves: dict[str, Any] = flatten_dict(params, sep="/")
     sizes = {path: leaf.size for path, leaf in leaves.items()}
-    zeros = {path: size - kept for path, (kept, size) in leaf_counts(masks).items()}
+    held: dict[str, Any] = flatten_dict(masks, sep="/")
+    zeros = {path: int(np.count_nonzero(~np.asarray(mask))) for path, mask in held.items() if mask is not None}
     matrices = encoder_matrices(record, sizes)
     bases = {"the prunable weights": zeros, "the encoder's matrices": matrices, "all weights": sizes}
     how = f"The masks are those of {cfg.init_from}, held while it was fine-tuned." if any(zeros.values()) else ""

@@ -40,7 +40,7 @@ from jaxprune.models.hub import encoder_part
 from jaxprune.pruning.masks import apply_masks, sparsity
 from jaxprune.training.compile import evaluate_all
 from jaxprune.training.processes import whole
-from jaxprune.training.sharding import everywhere, make_mesh, shards
+from jaxprune.training.sharding import everywhere, gathered, make_mesh, shards
 from jaxprune.training.state import TrainState
 from jaxprune.training.steps import means
 
@@ -208,9 +208,9 @@ def finish(fitted: Fitted) -> dict[str, Any]:
 @functools.lru_cache(maxsize=4)
 def _forward(apply: Callable[..., dict[str, Any]], mesh: Mesh) -> Callable[[TrainState, Any], jax.Array]:
     """(state, batch) -> logits of the masked model on every device; compiled once for all runs of a grid."""
+    forward = gathered(lambda params, _, batch: apply(params, batch)["logits"], mesh)
     return jax.jit(
-        lambda state, batch: apply(apply_masks(state.params, state.masks), batch)["logits"],
-        out_shardings=everywhere(mesh),
+        lambda state, batch: forward(apply_masks(state.params, state.masks), (), batch), out_shardings=everywhere(mesh)
     )
 
 
