@@ -27,8 +27,9 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=["SST-2", "QNLI", "MNLI"])
     parser.add_argument("--examples", type=int, default=4000)
     parser.add_argument("--dev-examples", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=1, help="round n runs with seed n on both sides")
     parser.add_argument("--only", choices=("trainer", "jaxprune"))
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--trainer", metavar="TASK", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.trainer:
@@ -36,9 +37,9 @@ def main() -> None:
         return
     for task in args.tasks:
         seconds: dict[str, list[float]] = {"trainer": [], "jaxprune": []}
-        for _ in range(args.rounds):
+        for seed in range(args.first_seed, args.first_seed + args.rounds):
             for side in [args.only] if args.only else seconds:
-                took, peak, score = run(side, task, args)
+                took, peak, score = run(side, task, seed, args)
                 seconds[side].append(took)
                 print(f"{task:6s} {side:9s} {took:6.1f} s  peak {peak:5.2f} GB  accuracy {score:.4f}", flush=True)
         if not args.only:
@@ -46,17 +47,17 @@ def main() -> None:
             print(f"{task:6s} medians {trainer_s:.1f} / {ours_s:.1f} s, ratio {trainer_s / ours_s:.2f}", flush=True)
 
 
-def run(side: str, task: str, args: argparse.Namespace) -> tuple[float, float, float]:
+def run(side: str, task: str, seed: int, args: argparse.Namespace) -> tuple[float, float, float]:
     """Seconds and peak GB of a whole process, and its score."""
     with tempfile.TemporaryDirectory() as directory:
         config, out = Path(directory) / "c.yaml", Path(directory) / "out"
         limits = {"max_train_examples": args.examples, "max_dev_examples": args.dev_examples}
         settings = {"command": "finetune", "tasks": [task], "glue": args.glue, "init_from": args.model, "epochs": 1}
-        settings |= {"learning_rates": [RATE], "batch_size": BATCH, "max_len": MAX_LEN, **limits}
+        settings |= {"learning_rates": [RATE], "seeds": [seed], "batch_size": BATCH, "max_len": MAX_LEN, **limits}
         config.write_text(json.dumps(settings))  # JSON is YAML
         command = [sys.executable, "-m", "jaxprune", "finetune", str(config), "--workdir", str(out)]
         if side == "trainer":
-            command = [sys.executable, *sys.argv, "--trainer", task]
+            command = [sys.executable, *sys.argv, "--trainer", task, "--first-seed", str(seed)]
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
         log = Path(directory) / "log"
         began = time.perf_counter()
@@ -80,7 +81,7 @@ def trainer(args: argparse.Namespace) -> float:
     from jaxprune.data.examples import subset
     from jaxprune.data.glue_examples import load
 
-    transformers.set_seed(0)
+    transformers.set_seed(args.first_seed)
     tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
     parts = []
     for split, count in (("train", args.examples), ("dev", args.dev_examples)):
@@ -95,6 +96,7 @@ def trainer(args: argparse.Namespace) -> float:
     with tempfile.TemporaryDirectory() as directory:
         settings = transformers.TrainingArguments(
             directory,
+            seed=args.first_seed,
             num_train_epochs=1,
             per_device_train_batch_size=BATCH,
             per_device_eval_batch_size=BATCH,
