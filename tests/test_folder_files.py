@@ -24,10 +24,12 @@ from tiny_folders import (
 
 from jaxprune.cli import main
 from jaxprune.config import FinetuneConfig, PretrainConfig
+from jaxprune.config.encoder_part import encoder_part
 from jaxprune.config.load import to_yaml
+from jaxprune.data import tokenizer
 from jaxprune.experiments.weights import folder_beside
+from jaxprune.models import architecture_named
 from jaxprune.models.folder import read_folder, write_folder, write_masked
-from jaxprune.models.hub import encoder_part
 
 pytestmark = pytest.mark.parity
 
@@ -217,19 +219,36 @@ def test_modules_that_lead_out_of_the_folder_are_not_followed(tmp_path):
     assert encoder_part(tmp_path / "out") == tmp_path / "out" / "a"
 
 
-def test_a_hub_model_brings_its_other_files(sentence_encoder, tmp_path, monkeypatch):
-    """The hub's cache as huggingface_hub lays it out, read offline."""
-    commit, repository = "0" * 40, tmp_path / "models--some--encoder"
-    shutil.copytree(sentence_encoder, repository / "snapshots" / commit)
+def put_on_the_hub(folder, cache, name, monkeypatch):
+    """`folder` in a hub's cache as huggingface_hub lays it out, read offline; its snapshot."""
+    commit, repository = "0" * 40, cache / f"models--{name.replace('/', '--')}"
+    shutil.copytree(folder, repository / "snapshots" / commit)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    return repository / "snapshots" / commit
+
+
+def test_a_hub_model_brings_its_other_files(sentence_encoder, tmp_path, monkeypatch):
+    snapshot = put_on_the_hub(sentence_encoder, tmp_path, "some/encoder", monkeypatch)
     write_masked("some/encoder", tmp_path / "out", drawn_masks(sentence_encoder))
     assert contents(tmp_path / "out").keys() == {
         *OTHER_FILES,
         *("config.json", "model.safetensors", "masks.safetensors"),
     }
-    assert folder_beside("some/encoder") == repository / "snapshots" / commit
+    assert folder_beside("some/encoder") == snapshot
+
+
+def test_a_hub_model_in_the_old_layout(old_layout, tmp_path, monkeypatch):
+    new, old = old_layout
+    put_on_the_hub(old, tmp_path / "cache", "some/old", monkeypatch)
+    for source, out in ((str(old), "folder"), ("some/old", "hub")):
+        assert main(["prune", source, str(tmp_path / out), "--sparsity", "0.6"]) == 0
+    assert contents(tmp_path / "hub") == contents(tmp_path / "folder")
+    special = architecture_named("bert").special_tokens
+    here = tokenizer.load(str(new), special=special)
+    for path in (str(old), "some/old"):
+        assert tokenizer.load(path, special=special).pieces == here.pieces
 
 
 # --- folders that a run writes --------------------------------------------------------------------------------------

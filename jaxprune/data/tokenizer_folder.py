@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import tokenizers
 
+from jaxprune.config.encoder_part import MODULES, encoder_part
 from jaxprune.config.special_tokens import SpecialTokens
 from jaxprune.config.tokenizer_files import TOKENIZER_FILES
 from jaxprune.data.tokenizer_plain import is_plain
@@ -46,6 +47,7 @@ def read_files(path: str, revision: str = "") -> dict[str, bytes]:
         if folder.exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
             raise UserError(f"tokenizer.path {path}: no such directory; give one with tokenizer.json or vocab.txt")
         folder = _download(path, revision)
+    folder = encoder_part(folder)
     contents = {name: (folder / name).read_bytes() for name in (*TOKENIZER_FILES, _MODEL) if (folder / name).is_file()}
     if not contents.keys() & {_WHOLE, *_TYPES}:
         raise UserError(f"tokenizer.path {path}: holds neither tokenizer.json nor vocab.txt, nor {', '.join(_TYPES)}")
@@ -57,7 +59,8 @@ def _download(name: str, revision: str) -> Path:
     import huggingface_hub
 
     try:
-        wanted = [*TOKENIZER_FILES, _MODEL]
+        names = (*TOKENIZER_FILES, _MODEL)
+        wanted = [MODULES, *names, *(f"0_*/{name}" for name in names)]
         return Path(huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=wanted))
     except Exception as error:
         raise UserError(

@@ -9,6 +9,7 @@ import numpy as np
 import pandas
 
 from jaxprune.config.commands import FinetuneConfig
+from jaxprune.config.encoder_part import encoder_part
 from jaxprune.data import tokenizer
 from jaxprune.data.examples import Examples
 from jaxprune.data.own_task import read_texts
@@ -23,7 +24,7 @@ from jaxprune.files import write_atomically
 from jaxprune.models import architecture_named
 from jaxprune.models.config_json import PROBLEM_TYPES, label_names, read_json
 from jaxprune.models.folder import read_folder
-from jaxprune.models.hub import encoder_part, find_folder
+from jaxprune.models.hub import find_folder
 from jaxprune.models.other_files import CONFIG
 
 SUFFIXES = (".csv", ".jsonl")

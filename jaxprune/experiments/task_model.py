@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 import jaxprune
 from jaxprune.config.commands import FinetuneConfig
+from jaxprune.config.encoder_part import encoder_part
 from jaxprune.config.load import to_yaml
 from jaxprune.config.sections import ModelConfig
 from jaxprune.data import tokenizer
@@ -22,7 +23,6 @@ from jaxprune.models import architecture_named
 from jaxprune.models.architecture import encoder_matrices
 from jaxprune.models.config_json import label_names, read_json
 from jaxprune.models.folder import write_folder
-from jaxprune.models.hub import encoder_part
 from jaxprune.models.model import Pooling
 from jaxprune.models.other_files import CONFIG
 from jaxprune.models.tensors import leaf_shapes

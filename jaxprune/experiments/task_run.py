@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxprune.config.commands import FinetuneConfig
+from jaxprune.config.encoder_part import encoder_part
 from jaxprune.config.sections import ModelConfig, OptimizerConfig
 from jaxprune.config.task import TaskEntry, task_name, with_paths
 from jaxprune.data import tokenizer
@@ -36,7 +37,6 @@ from jaxprune.experiments.weights import (
     stored_config,
 )
 from jaxprune.models import architecture_named
-from jaxprune.models.hub import encoder_part
 from jaxprune.pruning.masks import apply_masks, sparsity
 from jaxprune.training.compile import evaluate_all
 from jaxprune.training.processes import whole

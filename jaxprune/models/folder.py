@@ -10,12 +10,13 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jaxprune.config.encoder_part import encoder_part
 from jaxprune.config.sections import ModelConfig
 from jaxprune.config.tokenizer_files import TOKENIZER_FILES
 from jaxprune.errors import UserError
 from jaxprune.models import ARCHITECTURES, architecture_named
 from jaxprune.models.config_json import config_of, json_text, read_json, with_true_type
-from jaxprune.models.hub import encoder_part, find_file, find_folder
+from jaxprune.models.hub import find_file, find_folder
 from jaxprune.models.model import Head, Params
 from jaxprune.models.other_files import CONFIG, copy_other_files, replaced
 from jaxprune.models.tensors import (

@@ -1,32 +1,18 @@
 """Files of a model: in a local directory, or on the Hugging Face hub under a name."""
 
-import json
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
+from jaxprune.config.encoder_part import MODEL_CONFIG, MODULES, encoder_part, first_module
 from jaxprune.errors import UserError
 
-MODULES = "modules.json"
-_ALWAYS = "config.json"
 _WEIGHTS = ("model*.safetensors*", "pytorch_model*", "*.h5", "*.msgpack", "*.ot", "*.gguf", "onnx/*", "openvino/*")
 """Whole paths in a repository; `2_Dense/model.safetensors` belongs to a module that is not pruned."""
 
 
-def encoder_part(folder: Path) -> Path:
-    """The directory that holds a local folder's config, weights and tokenizer: the folder, as a rule.
-
-    In sentence-transformers folders of the old layout it is that of the first module: `0_Transformer/`.
-    """
-    with suppress(OSError, ValueError, TypeError, LookupError):
-        path = json.loads((folder / MODULES).read_text(encoding="utf-8"))[0]["path"]
-        if Path(path).name == path != ".." and (folder / path / _ALWAYS).is_file():
-            return folder / path
-    return folder
-
-
 def find_file(path_or_name: str | Path, filename: str, revision: str | None = None) -> Path | None:
-    """The file in a local directory's `encoder_part`, else in the hub's cache, fetched if it is not there.
+    """The file in a local directory's `encoder_part`, else in that of a hub model in the cache, fetched if not there.
 
     None if it has none. UserError where `path_or_name` is neither a directory nor a model on the hub.
     """
@@ -34,18 +20,28 @@ def find_file(path_or_name: str | Path, filename: str, revision: str | None = No
     if folder.is_dir():
         path = encoder_part(folder) / filename
         return path if path.is_file() else None
+    with _on_the_hub(path_or_name) as name:
+        modules = _fetched(name, MODULES, revision)
+        part = first_module(modules.read_bytes()) if modules else ""
+        if part and _fetched(name, f"{part}/{MODEL_CONFIG}", revision):
+            filename = f"{part}/{filename}"
+        return _fetched(name, filename, revision)
+
+
+def _fetched(name: str, filename: str, revision: str | None) -> Path | None:
+    """A hub model's file in the cache; None where it has none."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    with _on_the_hub(path_or_name) as name:
-        try:
-            return Path(hf_hub_download(name, filename, revision=revision))
-        except LocalEntryNotFoundError:  # no answer: what a model in the cache lacks counts as none
-            if not isinstance(try_to_load_from_cache(name, _ALWAYS, revision=revision), str):
-                raise
-            return None
-        except EntryNotFoundError:
-            return None
+    try:
+        return Path(hf_hub_download(name, filename, revision=revision))
+    except LocalEntryNotFoundError:  # no answer: what a model in the cache lacks counts as none
+        cached = (try_to_load_from_cache(name, always, revision=revision) for always in (MODEL_CONFIG, MODULES))
+        if not any(isinstance(path, str) for path in cached):
+            raise
+        return None
+    except EntryNotFoundError:
+        return None
 
 
 def find_folder(path_or_name: str | Path, revision: str | None = None) -> Path:

@@ -7,9 +7,9 @@ from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from jaxprune.config.encoder_part import MODULES, encoder_part
 from jaxprune.errors import UserError
 from jaxprune.files import new_directory
-from jaxprune.models.hub import MODULES, encoder_part
 from jaxprune.models.weights import MASKS, WEIGHTS
 
 CONFIG = "config.json"

@@ -11,9 +11,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from jaxprune.config.encoder_part import encoder_part
 from jaxprune.errors import UserError
 from jaxprune.files import new_file
-from jaxprune.models.hub import encoder_part, find_file
+from jaxprune.models.hub import find_file
 
 WEIGHTS, MASKS = "model.safetensors", "masks.safetensors"
 _PICKLE = "pytorch_model.bin"
