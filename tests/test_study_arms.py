@@ -24,6 +24,7 @@ from jaxprune.experiments.weights import completed, read_weights, stored_config,
 from jaxprune.models.folder import read_folder
 
 ENCODER_ONLY = {"recover": {"prune": {"exclude": ["embeddings/.*", "pooler/.*"]}}, "sparsities": [0.5, 0.9]}
+MINE = {"name": "a", "train": "a.csv", "dev": "b.csv", "text": "x", "label": "y"}
 ARMS = {
     "tasks": [
         {"name": "SST-2", "seeds": [0, 1, 2]},
@@ -131,6 +132,10 @@ def test_one_seed_of_everything_comes_before_the_next():
         ({"conditions": {"after_finetuning": {"replicated": [0.5]}}}, ["after_finetuning.replicated", "remove"]),
         ({"switches": {"x": {"replicated": [0.7]}}}, ["switches.x", "replicated", "without recover"]),
         ({"switches": {"x": {"tasks": ["QQP"]}}}, ["switches.x.tasks", "QQP", "SST-2"]),
+        ({"tasks": [{"seeds": [1]}]}, ["tasks.0", "name", "missing", "own"]),
+        ({"tasks": [{"own": MINE, "name": "b"}]}, ["tasks.0", "name = b", "own.name = a"]),
+        ({"tasks": [{"own": MINE}, {"name": "a"}]}, ["tasks: a, a has one twice"]),
+        ({"tasks": [{"own": MINE | {"column": "x"}}]}, ["tasks.0.own.column"]),
         ({"switches": {"x": {"sparsities": [2]}}}, ["switches.x", "sparsities", "2"]),
         ({"tasks": [{"name": "CoLA", "finetune": {"epoch": 1}}]}, ["tasks.CoLA.finetune", "did you mean epochs?"]),
     ],
@@ -203,7 +208,7 @@ def test_layers_that_are_not_there_are_refused(tiny, deep):
 
 
 def arms_yaml(tiny, deep) -> Path:
-    """A study with arms of every kind, from three layers."""
+    """A study with arms of every kind, from three layers; one task is the user's own."""
     pretrain_keys = yaml.safe_load(
         tiny.pretrain_yaml(tiny.root / "p.yaml", steps=4, prune={"begin": 0, "end": 2}).read_text()
     )
@@ -212,6 +217,8 @@ def arms_yaml(tiny, deep) -> Path:
         pretrain_keys.pop(key)
     for key in ("command", "tasks", "seeds"):
         finetune.pop(key)
+    files = {split: str(Path(finetune["glue"]) / "SST-2" / f"{split}.tsv") for split in ("train", "dev")}
+    mood = {"name": "mood", **files, "text": "sentence", "label": "label"}
     content = {
         "command": "study",
         "data": str(tiny.data),
@@ -219,7 +226,7 @@ def arms_yaml(tiny, deep) -> Path:
         "recover": pretrain_keys,
         "finetune": finetune,
         "tasks": [
-            {"name": "SST-2", "seeds": [0, 1], "max_train_examples": 32},
+            {"own": mood, "seeds": [0, 1], "max_train_examples": 32},
             {"name": "sts", "seeds": [0, 1], "finetune": {"epochs": 0}},
         ],
         "conditions": {
@@ -259,13 +266,13 @@ def test_every_arm_runs_and_is_in_the_tables_as_what_it_is(tiny, deep):
     assert (pretrained.loc[["pruned-s0.9", "pruned-s0.9-seed1"], "target"] == 0.9).all()
     pruned = runs[(runs["condition"] == "pruned") & (runs["target"] == 0.9) & (runs["variant"] == "pruned")]
     assert {*zip(pruned["task"], pruned["seed"], pruned["start"])} == {
-        (task, seed, name) for task in ("SST-2", "sts") for seed, name in ((0, "pruned-s0.9"), (1, "pruned-s0.9-seed1"))
+        (task, seed, name) for task in ("mood", "sts") for seed, name in ((0, "pruned-s0.9"), (1, "pruned-s0.9-seed1"))
     }
     for row in pruned.to_dict("records"):
         assert row["pretrain_loss"] == pretrained.loc[row["start"], "dev_loss"]
     features = pandas.read_csv(done / "tables" / "features.csv")
     assert {*features["name"]} == {"dense", "encoder_only-s0.9", "pruned-s0", "pruned-s0.9"}  # two-s0 has other layers
-    assert {*pandas.read_csv(done / "tables" / "movement.csv")["task"]} == {"SST-2"}
+    assert {*pandas.read_csv(done / "tables" / "movement.csv")["task"]} == {"mood"}
     page = (done / "report.html").read_text()
     assert (
         "sts: Spearman correlation" in page
@@ -292,7 +299,7 @@ def test_every_arm_runs_and_is_in_the_tables_as_what_it_is(tiny, deep):
 @pytest.mark.slow
 def test_the_dry_run_tells_the_rounds_apart(tiny, deep):
     argv = ["study", arms_yaml(tiny, deep), "--workdir", tiny.root / "new", "--dry-run"]
-    dry = tiny.run(*argv, "--only", "finetune/dense/SST-2/.*")
+    dry = tiny.run(*argv, "--only", "finetune/dense/mood/.*")
     out = " ".join(dry.out.split())
     assert dry.code == 0, dry.err
     assert "seed 1 of everything:" in out and "seed 2 of everything:" in out and "seed 3" not in out

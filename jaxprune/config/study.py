@@ -7,15 +7,18 @@ from pydantic import Field, model_validator
 from jaxprune.config.commands import FinetuneConfig, PretrainConfig
 from jaxprune.config.load import overlaid
 from jaxprune.config.sections import PruneConfig, Section
+from jaxprune.config.task import OwnTaskConfig, TaskEntry
 
 Condition = Literal["pruned", "information_deletion", "after_finetuning", "random"]
 
 
 class TaskConfig(Section):
-    """One GLUE task of a study."""
+    """One task of a study: GLUE's, or one of your own."""
 
-    name: str
-    """GLUE's name."""
+    name: str = ""
+    """GLUE's name; a task of your own brings its own."""
+    own: OwnTaskConfig | None = None
+    """A task of your own, as in `finetune`'s `tasks`: its files, columns and labels; null for one of GLUE."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Seeds of the classifier's start, order and dropout; each is a run."""
     max_train_examples: int = Field(default=0, ge=0)
@@ -26,6 +29,25 @@ class TaskConfig(Section):
     """Tokens per example, for a task of short texts; none takes `finetune.max_len`."""
     finetune: dict[str, Any] = Field(default={})
     """Keys laid over every `finetune` of this task, last of all; `epochs: 0` scores each start as it is, once."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, values: Any) -> Any:
+        own = values.get("own") if isinstance(values, dict) else None
+        return {"name": own["name"]} | values if isinstance(own, dict) and "name" in own else values
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.name:
+            raise ValueError("name: missing; give a GLUE task's, or describe your own task under own")
+        if self.own and self.own.name != self.name:
+            raise ValueError(f"name = {self.name}, but own.name = {self.own.name}; remove name")
+        return self
+
+    @property
+    def entry(self) -> TaskEntry:
+        """The task as `finetune` takes it."""
+        return self.own or self.name
 
     @property
     def limits(self) -> dict[str, int]:
@@ -113,7 +135,7 @@ class StudyConfig(Section):
     keep_weights: bool = False
     """Write every fine-tuned model to its run's `hf/`; else those alone that other runs start from."""
     tasks: tuple[TaskConfig, ...] = Field(default=(), min_length=1)
-    """GLUE tasks."""
+    """GLUE tasks, and your own."""
     conditions: ConditionsConfig = ConditionsConfig()
     """Which conditions, at which sparsities."""
     switches: dict[str, SwitchConfig] = Field(default={})

@@ -171,7 +171,7 @@ def _grid(
 
 
 def _single(cfg: StudyConfig, task: TaskConfig, tuned: FinetuneConfig, rate: float, seed: int) -> dict[str, object]:
-    grid: dict[str, object] = {"tasks": (task.name,), "learning_rates": (rate,), "seeds": (seed,), **task.limits}
+    grid: dict[str, object] = {"tasks": (task.entry,), "learning_rates": (rate,), "seeds": (seed,), **task.limits}
     return grid | {"keep_weights": cfg.keep_weights, "train_loss": tuned.epochs > 0}
 
 

@@ -15,6 +15,7 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from jaxprune.config.commands import PretrainConfig
 from jaxprune.config.load import differences, read_yaml, to_yaml, validate
 from jaxprune.config.study import StudyConfig
+from jaxprune.config.task import with_paths
 from jaxprune.errors import Diverged, InUse, UserError
 from jaxprune.experiments import pretrain, task_run
 from jaxprune.experiments.matrix import Job, matrix, shard, with_ancestors
@@ -88,8 +89,11 @@ def resolve(cfg: StudyConfig) -> StudyConfig:
         log.warning("dense = %s: is not finished; all runs start from what it holds when they begin", cfg.dense)
     data = absolute(cfg.data)
     paths = {"glue": absolute(cfg.finetune.glue), "tokenizer": cfg.finetune.tokenizer or f"{data}/tokenizer"}
-    tuning = cfg.finetune.model_copy(update=paths)
-    return cfg.model_copy(update={"data": data, "dense": absolute(cfg.dense), "finetune": tuning})
+    tasks = tuple(
+        task.model_copy(update={"own": with_paths(task.own, absolute)}) if task.own else task for task in cfg.tasks
+    )
+    changes = {"data": data, "dense": absolute(cfg.dense), "finetune": cfg.finetune.model_copy(update=paths)}
+    return cfg.model_copy(update=changes | {"tasks": tasks})
 
 
 def is_finished(workdir: Path) -> bool:
