@@ -103,7 +103,11 @@ PRETRAIN = {
         {},
         ["prune.include: ", "attention/qery/kernel", "the nearest is 'encoder/layer_00/attention/query/kernel'"],
     ),
-    "vocabulary too large": ([], {"model": {"vocab_size": 100}}, ["model.vocab_size = 100", "raise it"]),
+    "vocabulary too large": (
+        [],
+        {"model": {"vocab_size": 100}},
+        ["data.path = ", "do not fit the 100 rows of the model; set model.vocab_size = "],
+    ),
     "positions too few": (
         [],
         {"model": {"max_position_embeddings": 16}},

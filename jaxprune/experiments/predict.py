@@ -18,8 +18,8 @@ from jaxprune.data.task_batches import outputs
 from jaxprune.data.tasks import HEADS, TASKS, Kind, Task
 from jaxprune.errors import UserError
 from jaxprune.experiments.task_model import pooling_in
-from jaxprune.experiments.task_run import check_tokenizer, encoded_for
-from jaxprune.experiments.weights import model_folder, stored_config
+from jaxprune.experiments.task_run import encoded_for
+from jaxprune.experiments.weights import check_vocabulary, model_folder, stored_config
 from jaxprune.files import write_atomically
 from jaxprune.models import architecture_named
 from jaxprune.models.config_json import PROBLEM_TYPES, label_names, read_json
@@ -61,7 +61,7 @@ def predict(
         raise UserError(f"{folder}: has no {read.fresh[0]}, so nothing for a task; fine-tune it first")
     record = architecture_named(read.model.architecture)
     vocabulary = tokenizer.load(str(encoder_part(folder)), special=record.special_tokens)
-    check_tokenizer(vocabulary, read.model, str(folder), str(folder))
+    check_vocabulary(vocabulary, read.model, f"tokenizer {folder}", str(folder))
     examples = Examples(task, file, first, second, np.zeros(len(first), np.float32))
     most = record.max_tokens(read.model)
     if max_len > most:

@@ -18,6 +18,7 @@ from jaxprune.experiments.shelf import Shelf
 from jaxprune.experiments.walk import Command, Data, Decisions, Fitted, Opened, walk
 from jaxprune.experiments.weights import (
     absolute,
+    check_vocabulary,
     folder_beside,
     masked_beyond,
     read_weights,
@@ -138,21 +139,12 @@ def _data(cfg: PretrainConfig) -> Data:
         PretrainData(cfg.data.path, cfg.data, split=split, batch_size=cfg.batch_size, seed=cfg.seed, rows=rows)
         for split in ("train", "dev")
     )
-    if train.vocab_size > cfg.model.vocab_size:
-        raise UserError(
-            f"model.vocab_size = {cfg.model.vocab_size} is below the {train.vocab_size} pieces of data.path = "
-            f"{cfg.data.path}; raise it, or prepare the data with the model's tokenizer"
-        )
+    check_vocabulary(train.vocabulary, cfg.model, f"data.path = {cfg.data.path}", cfg.init_from)
     record = architecture_named(cfg.model.architecture)
     if train.seq_len > (most := record.max_tokens(cfg.model)):
         raise UserError(
             f"model.max_position_embeddings = {cfg.model.max_position_embeddings} is enough for {most} tokens, not for "
             f"the sequence length {train.seq_len} of data.path = {cfg.data.path}"
-        )
-    if most < cfg.model.max_position_embeddings and (pad := train.vocabulary.special["pad"]) != cfg.model.pad_token_id:
-        raise UserError(
-            f"model.pad_token_id = {cfg.model.pad_token_id}, behind which the positions begin, but the padding of "
-            f"data.path = {cfg.data.path} is {pad}; set it so"
         )
     pairs = train.next_sentence and record.next_sentence
     return Data(

@@ -29,6 +29,7 @@ from jaxprune.experiments.task_model import pooling_of, with_fitting_head, write
 from jaxprune.experiments.walk import Command, Data, Decisions, Fitted, Opened, Ready
 from jaxprune.experiments.weights import (
     absolute,
+    check_vocabulary,
     kept_model,
     masked_beyond,
     read_weights,
@@ -222,20 +223,8 @@ def vocabulary_of(cfg: FinetuneConfig, own: str) -> tokenizer.Vocabulary:
     elif not path:
         path, revision = _beside(cfg.init_from), cfg.init_revision
     vocabulary = tokenizer.load(path, revision, special=architecture_named(cfg.model.architecture).special_tokens)
-    check_tokenizer(vocabulary, cfg.model, path, f"init_from = {cfg.init_from}")
+    check_vocabulary(vocabulary, cfg.model, f"tokenizer {path}", cfg.init_from)
     return vocabulary
-
-
-def check_tokenizer(vocabulary: tokenizer.Vocabulary, model: ModelConfig, path: str, source: str) -> None:
-    """UserError where the ids of the tokenizer at `path` are not those that the model of `source` knows."""
-    remedy = "use the tokenizer it was trained with"
-    if vocabulary.size > model.vocab_size:
-        lacks = f"{vocabulary.size} pieces do not fit the {model.vocab_size} rows of {source}"
-        raise UserError(f"tokenizer {path}: {lacks}; {remedy}")
-    pad, most = vocabulary.special["pad"], architecture_named(model.architecture).max_tokens(model)
-    if most < model.max_position_embeddings and pad != model.pad_token_id:  # positions are counted from behind it
-        differs = f"its padding has id {pad}, that of {source} has pad_token_id = {model.pad_token_id}"
-        raise UserError(f"tokenizer {path}: {differs}; {remedy}")
 
 
 def _beside(init_from: str) -> str:

@@ -14,6 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxprune.config.commands import FinetuneConfig, PretrainConfig
 from jaxprune.config.load import read_yaml, validate
 from jaxprune.config.sections import ModelConfig, PruneConfig
+from jaxprune.data.tokenizer import Vocabulary
 from jaxprune.errors import UserError
 from jaxprune.experiments.pruning_plan import unpruned
 from jaxprune.models import architecture_named
@@ -151,6 +152,25 @@ def shaped(wanted: ModelConfig, source: ModelConfig, name: str) -> ModelConfig:
             raise UserError(f"model.{field} = {value}, but {name} has {theirs}; remove model.{field}")
         changes[field] = theirs if field in SHAPE_FIELDS or value == default else value
     return wanted.model_copy(update=changes)
+
+
+def check_vocabulary(vocabulary: Vocabulary, model: ModelConfig, name: str, trained: str) -> None:
+    """UserError where the ids of `vocabulary`, whose place is `name`, are not those that the model knows.
+
+    `trained`: where its weights come from; "" for a model from scratch, whose shape can still be changed.
+    """
+    size, pad, most = (
+        vocabulary.size,
+        vocabulary.special["pad"],
+        architecture_named(model.architecture).max_tokens(model),
+    )
+    source = trained or "the model"
+    if size > model.vocab_size:
+        remedy = "use the tokenizer it was trained with" if trained else f"set model.vocab_size = {size}"
+        raise UserError(f"{name}: its {size} pieces do not fit the {model.vocab_size} rows of {source}; {remedy}")
+    if most < model.max_position_embeddings and pad != model.pad_token_id:  # positions are counted from behind it
+        remedy = "use the tokenizer it was trained with" if trained else f"set model.pad_token_id = {pad}"
+        raise UserError(f"{name}: its padding has id {pad}, that of {source} is {model.pad_token_id}; {remedy}")
 
 
 def folder_beside(source: str, revision: str = "") -> Path | None:
