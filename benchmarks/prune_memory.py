@@ -35,7 +35,7 @@ def main() -> None:
     print("scope    data  fsdp  temporaries MB  shard MB  ratio  compile CPU s")
     for scope in args.scopes:
         for data, fsdp in ((1, where.chips), (where.chips, 1)):
-            cfg = PretrainConfig(mesh={"data": data, "fsdp": fsdp}, prune={"scope": scope, "sparsity": 0.7})
+            cfg = PretrainConfig(mesh={"data": data, "fsdp": fsdp}, prune={"scope": scope, "sparsity": 0.7, "end": 100})
             cfg = cfg.model_copy(update={"prune": included(cfg.prune, cfg.model)})
             began = time.process_time()
             steps = compile_program(blueprint_of(cfg), devices)

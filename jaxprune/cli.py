@@ -321,7 +321,10 @@ def _amount(regex: str, text: str) -> float | None:
     with suppress(ValueError):
         if 0 <= (amount := float(text)) <= 1:
             return amount
-    raise UserError(f"--amount {regex} {text}: give a fraction in [0, 1], or none to leave them alone")
+    from jaxprune.config.load import of_percent
+
+    hint = of_percent(text)
+    raise UserError(f"--amount {regex} {text}: give a fraction in [0, 1]{hint}, or none to leave them alone")
 
 
 def _demo(argv: list[str]) -> None:

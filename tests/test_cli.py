@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from workflow import write_yaml
 
 import jaxprune
 from jaxprune.cli import EXIT_USER, main
@@ -17,6 +18,7 @@ from jaxprune.config.sections import ModelConfig
 from jaxprune.data.mlm import PretrainData
 from jaxprune.data.tasks import TASKS
 from jaxprune.errors import EXIT_DISK, UserError
+from jaxprune.experiments.own_folder import check_own
 from jaxprune.models import ARCHITECTURES
 from jaxprune.pruning import CRITERIA, METHODS, SCHEDULES, SCOPES, STRUCTURES
 
@@ -51,6 +53,7 @@ PRETRAIN = {
     "unknown option": (["--prune.sparsty", "0.5"], {}, ["prune.sparsty", "did you mean sparsity?"]),
     "option of an unknown section": (["--prun.sparsity", "0.5"], {}, ["prun.sparsity", "did you mean prune?"]),
     "sparsity above 1": ([], {"prune": {"sparsity": 1.5}}, ["prune.sparsity", "1.5", "less than or equal to 1"]),
+    "sparsity in percent": (["--prune.sparsity", "70"], {}, ["prune.sparsity", "(got 70.0): 0.7 for 70 %"]),
     "sparsity below 0": (["--prune.sparsity=-0.1"], {}, ["prune.sparsity", "-0.1", "greater than or equal to 0"]),
     "sparsity no number": (["--prune.sparsity", "half"], {}, ["--prune.sparsity", "'half'", "correct the value"]),
     "no value": (["--steps"], {}, ["--steps", "Missing value"]),
@@ -103,6 +106,12 @@ PRETRAIN = {
         {},
         ["prune.include: ", "attention/qery/kernel", "the nearest is 'encoder/layer_00/attention/query/kernel'"],
     ),
+    "a dot for any character": (["--prune.include", "encoder/layer.0.*"], {}, ["'encoder/layer.0.*'", "layer_00/"]),
+    "biases along with matrices": (
+        ["--prune.include", "encoder/.*"],
+        {},
+        ["prune.include: 'encoder/.*'", "10 biases and LayerNorms", "end it in /kernel"],
+    ),
     "vocabulary too large": (
         [],
         {"model": {"vocab_size": 100}},
@@ -115,6 +124,8 @@ PRETRAIN = {
     ),
     "batch does not split": (["--batch-size", "12"], {}, ["batch_size = 12", "8 devices"]),
     "no data": (["--data.path", "nowhere"], {}, ["nowhere"]),
+    "raw text": (["--data.path", "begun"], {}, ["no manifest.json", "raw text", "run `jaxprune prepare`"]),
+    "a folder that is not there": (["--init-from", "begun/none"], {}, ["begun/none: no such directory from /"]),
     "no data key": ([], {"data": {"path": ""}}, ["data.path is empty", "jaxprune prepare"]),
     "no checkpoint": (["--init-from", "begun"], {}, ["init_from = ", "begun: has no checkpoint yet"]),
     "no weights": (["--init-from", "./nowhere"], {}, ["./nowhere", "no such directory"]),
@@ -182,6 +193,9 @@ def test_finetune_refuses_a_label_outside_the_task(tiny, tmp_path, weights, refu
 
 FINETUNE = {
     "unknown task": (["--tasks", "SST2"], ["'SST2'", "did you mean 'SST-2'?"]),
+    "tasks with commas": (["--tasks", "MRPC,SST-2"], ["'MRPC,SST-2'", "write MRPC SST-2, apart"]),
+    "seeds with commas": (["--seeds", "0,1"], ["--seeds", "'0,1'"]),
+    "begun by others": (["--workdir", "WEIGHTS"], ["holds config.json", "no config.yaml", "new or empty directory"]),
     "no such glue": (["--glue", "./none"], ["./none", "no such folder"]),
     "too long": (["--max-len", "64"], ["max_len = 64", "32 positions"]),
     "no start": (["--init-from", ""], ["init_from is empty"]),
@@ -200,6 +214,7 @@ FINETUNE = {
 def test_finetune_refuses(tiny, tmp_path, weights, refused, case):
     argv, say = FINETUNE[case]
     path = tiny.finetune_yaml(tmp_path / "c.yaml", init_from=str(weights))
+    argv = [weights if word == "WEIGHTS" else word for word in argv]
     refused("finetune", path, "--workdir", tmp_path / "run", *argv, say=say)
 
 
@@ -228,12 +243,31 @@ def test_other_weights_are_refused(tiny, tmp_path, weights, refused, command, wr
 
 @pytest.mark.slow
 def test_a_start_of_another_shape_is_refused(tiny, tmp_path, weights, refused):
-    path = tiny.pretrain_yaml(tmp_path / "p.yaml", init_from=str(weights), model={"hidden_size": 32})
-    refused("pretrain", path, "--workdir", tmp_path / "o", say=["model.hidden_size = 32", "16", "remove"])
+    """Also by a size that is the default, once it was asked for."""
+    for size in (32, ModelConfig().hidden_size):
+        path = tiny.pretrain_yaml(tmp_path / "p.yaml", init_from=str(weights), model={"hidden_size": size})
+        refused("pretrain", path, "--workdir", tmp_path / "o", say=[f"model.hidden_size = {size}", "16", "remove"])
+    plain = write_yaml(tmp_path / "plain.yaml", {"command": "pretrain", "init_from": str(weights)})
+    argv = ["pretrain", plain, "--workdir", tmp_path / "o", "--data.path", tiny.data, "--model.hidden-size", "768"]
+    refused(*argv, say=["model.hidden_size = 768", "16", "remove"])
+
+
+def test_a_directory_of_someone_else_is_refused(tiny, tmp_path, refused):
+    (tmp_path / "home").mkdir()
+    for name in (".profile", "run.log"):
+        (tmp_path / "home" / name).touch()
+    check_own(tmp_path / "home")  # a shell writes there before a run does
+    (tmp_path / "home" / "thesis.txt").touch()
+    path = tiny.pretrain_yaml(tmp_path / "p.yaml")
+    study = {"command": "study", "data": "x", "tasks": [{"name": "SST-2"}]}
+    for argv in (["pretrain", path], ["study", write_yaml(tmp_path / "s.yaml", study)]):
+        refused(
+            *argv, "--workdir", tmp_path / "home", say=["home: holds thesis.txt and no config.yaml", "new or empty"]
+        )
 
 
 PRUNE = {
-    "sparsity above 1": (["--sparsity", "70"], ["--sparsity 70", "[0, 1]"]),
+    "sparsity above 1": (["--sparsity", "70"], ["--sparsity 70", "[0, 1]: 0.7 for 70 %"]),
     "sparsity no number": (["--sparsity", "half"], ["--sparsity", "half"]),
     "sparsity missing": ([], ["--sparsity"]),
     "no such scope": (["--scope", "row"], ["--scope", "'row'", "matrix"]),
@@ -245,7 +279,7 @@ PRUNE = {
     "include is no regex": (["--include", "(kernel"], ["--include: '(kernel'", "no regular expression"]),
     "exclude matches nothing": (["--exclude", "encodr/.*"], ["--exclude: 'encodr/.*'", "the nearest is 'encoder/"]),
     "all excluded": (["--exclude", ".*"], ["--exclude = ['.*']", "exclude less"]),
-    "amount above 1": (["--amount", "encoder/.*", "70"], ["--amount encoder/.* 70", "[0, 1]"]),
+    "amount above 1": (["--amount", "encoder/.*", "70"], ["--amount encoder/.* 70", "[0, 1]: 0.7 for 70 %,"]),
     "blocks do not fit": (["--structure", "block(5, 5)"], ["--structure: ", "(5, 5) do not divide"]),
 }
 

@@ -1,11 +1,14 @@
 """Config files: strict, inherited, overridden, and every error in one line that helps."""
 
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import get_origin
 
 import pytest
 
 from jaxprune.config import COMMANDS, DataConfig, FinetuneConfig, PretrainConfig
-from jaxprune.config.load import differences, parse, read_config, to_yaml, validate
+from jaxprune.config.file_keys import file_keys, sections_in
+from jaxprune.config.load import differences, overlaid, parse, read_config, to_yaml, validate
 from jaxprune.errors import UserError
 
 CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").rglob("*.yaml"))
@@ -29,6 +32,44 @@ def test_overrides_win_over_the_file(tmp_path):
     assert (cfg.steps, cfg.prune.sparsity, cfg.seed) == (7, 0.25, 4)
 
 
+def test_what_was_said_is_told_from_a_default(tmp_path):
+    """The same values, said or not, in a file, on the command line, and through the layers of a study."""
+    path = _write(tmp_path / "c.yaml", "model: {num_hidden_layers: 12}\n")
+    for argv, said in (([], set()), (["--model.hidden-size", "768"], {"hidden_size"}), (["--seed", "1"], set())):
+        cfg = parse(PretrainConfig, path, argv, prog="x")
+        assert cfg.model.model_fields_set == {"num_hidden_layers"} | said and cfg.model.hidden_size == 768
+    assert overlaid(cfg, {"steps": 3}, "x").model.model_fields_set == {"num_hidden_layers"}
+    with pytest.raises(UserError, match="prune.end: missing"):
+        parse(PretrainConfig, path, ["--prune.sparsity", "0.7"], prog="x")
+    once = parse(PretrainConfig, path, ["--prune.sparsity", "0.7", "--prune.end", "0"], prog="x")
+    assert once.prune == parse(PretrainConfig, path, ["--prune.sparsity", "0.7", "--prune.end=0"], prog="x").prune
+    assert validate(PretrainConfig, {"prune": {"sparsity": 0.7, "schedule": "one_shot"}}, "x").prune.end == 0
+
+
+def _leaves(model, prefix=""):
+    for name, field in model.model_fields.items():
+        sections = sections_in(field.annotation)
+        if not sections or get_origin(field.annotation) in (tuple, dict):
+            yield f"{prefix}{name}"
+        else:
+            yield from _leaves(sections[0], f"{prefix}{name}.")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_describes_every_key_once(command, capsys):
+    """As a flag, or among what a file alone says."""
+    with pytest.raises(SystemExit):
+        parse(COMMANDS[command], None, ["--help"], prog="x")
+    flags, _, rows = capsys.readouterr().out.partition("In the file alone")
+    alone = dict(file_keys(COMMANDS[command], {}))
+    assert bool(rows) == bool(alone) and all(f"\n  {key}\n" in rows for key in alone)
+    for key in _leaves(COMMANDS[command]):
+        hidden = any(fnmatch(key, pattern) for pattern in alone if pattern.endswith("*")) or key in alone
+        assert hidden or f"--{key.replace('_', '-')}" in flags, key
+    if command == "study":
+        assert {"tasks.-.seeds", "tasks.-.own.*", "switches.NAME.condition", "conditions.pruned.before"} <= {*alone}
+
+
 def test_resolved_yaml_reads_back_equal(tmp_path):
     cfg = PretrainConfig(steps=9, prune={"sparsity": 0.1, "end": 4})
     assert parse(PretrainConfig, _write(tmp_path / "c.yaml", to_yaml(cfg)), [], prog="x") == cfg
@@ -42,6 +83,8 @@ def test_resolved_yaml_reads_back_equal(tmp_path):
         ("stepz: 3", ["stepz", "unknown key", "did you mean steps?"]),
         ("prune: {sparsty: 0.5}", ["prune.sparsty", "did you mean sparsity?"]),
         ("prune: {sparsity: 1.5}", ["prune.sparsity", "1.5", "less than or equal to 1"]),
+        ("prune: {sparsity: 0.7}", ["prune.end", "missing with sparsity = 0.7", "schedule = one_shot"]),
+        ("prune: {sparsity: 70, end: 3}", ["prune.sparsity", "(got 70)", "0.7 for 70 %"]),
         ("prune: {sparsity: -0.1}", ["prune.sparsity", "-0.1"]),
         ("prune: {begin: 9, end: 3}", ["prune.begin = 9", "end = 3"]),
         ("prune: {sparsity: 0.2, initial: 0.5, end: 3}", ["prune.initial = 0.5", "sparsity = 0.2"]),
@@ -91,6 +134,7 @@ def test_errors_name_key_value_and_remedy(tmp_path, text, words):
 def test_what_prunes_needs_fixed_masks(prune, prunes):
     """Fine-tuning: also where amounts alone prune something."""
     cfg = FinetuneConfig(prune=prune)
+    assert not prune or cfg.prune.schedule == "one_shot"
     assert cfg.prune.prunes == prunes
     for masks in ("lifted", "none"):
         if not prunes:

@@ -454,7 +454,7 @@ def test_damage_is_noticed(folder, tmp_path):
     with pytest.raises(UserError, match=r"manifest\.json: damaged"):
         data(tmp_path)
     (copy / "manifest.json").unlink()
-    with pytest.raises(UserError, match="not finished"):
+    with pytest.raises(UserError, match="raw text or an unfinished prepare"):
         data(tmp_path)
     with pytest.raises(UserError, match=r"no such directory; run `jaxprune prepare` first"):
         data(tmp_path / "nowhere")

@@ -4,6 +4,8 @@ import contextlib
 import importlib.util
 import io
 import json
+import os
+import signal
 
 import pytest
 
@@ -33,6 +35,18 @@ def report(tmp_path_factory):
     with contextlib.redirect_stdout(out):
         assert main(["plan", str(path), "--topology", "v5e-4", "--json", "--price", "2", "--seq-len", "64"]) == 0
     return json.loads(out.getvalue())
+
+
+def test_a_plan_that_is_ended_says_nothing(report, tmp_path):
+    """The compiler brings a handler that prints a stack trace."""
+    with (tmp_path / "err").open("w") as errors:
+        child = os.fork()
+        if not child:
+            os.dup2(errors.fileno(), 2)
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGTERM and (tmp_path / "err").read_text() == ""
 
 
 def test_it_fits_and_the_parts_add_up(report):

@@ -141,6 +141,16 @@ def test_pruning_again_keeps_the_zeros(source, tmp_path):
         assert np.count_nonzero(second[name]) == round(0.3 * second[name].size)
 
 
+def test_less_than_is_pruned_already_is_said(source, tmp_path, caplog):
+    caplog.set_level("INFO", "jaxprune")
+    assert main(["prune", str(source), str(tmp_path / "a"), "--sparsity", "0.75"]) == 0
+    assert not any("pruned already" in line for line in caplog.messages)
+    assert main(["prune", str(tmp_path / "a"), str(tmp_path / "b"), "--sparsity", "0.5"]) == 0
+    words = "75.0 % of its masked weights are pruned already; sparsity = 0.5 takes no more (masks = none lifts them)"
+    assert f"{tmp_path / 'a'}: {words}" in caplog.messages
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+
+
 def test_include_and_exclude(source, tmp_path):
     argv = ["--sparsity", "0.5", "--include", r"encoder/layer_\d+/.*/kernel", "--exclude", ".*/query/kernel"]
     assert main(["prune", str(source), str(tmp_path / "out"), *argv]) == 0

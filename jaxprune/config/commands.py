@@ -1,8 +1,8 @@
 """One config model per command: what a YAML file in configs/ may say."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from jaxprune.config.sections import (
     DataConfig,
@@ -158,6 +158,13 @@ class FinetuneConfig(Section):
     """The loop."""
     mesh: MeshConfig = MeshConfig()
     """Devices."""
+
+    @field_validator("prune", mode="before")
+    @classmethod
+    def _at_once(cls, prune: Any) -> Any:
+        """Without a schedule or an end: as the default has it."""
+        given = isinstance(prune, dict) and not {"schedule", "end"} & prune.keys()
+        return {"schedule": "one_shot"} | prune if given else prune
 
     @model_validator(mode="after")
     def _check(self) -> Self:

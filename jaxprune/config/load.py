@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, ValidationError, create_model
 
+from jaxprune.config.file_keys import described_keys
 from jaxprune.errors import UserError
 
 MAX_BYTES = 1 << 20
@@ -103,7 +104,17 @@ def _explain(model: type[BaseModel], problem: Any, where: str) -> str:
     if problem["type"] == "value_error":
         of_section = location and re.split(r"\W", message)[0] in _fields(model, location)
         return f"{where}: {key + ('.' if of_section else ': ') if key else ''}{message}"
-    return f"{where}: {key}: {message[0].lower() + message[1:]} (got {problem['input']!r})"
+    fraction = problem.get("ctx", {}).get("le") == 1
+    meant = of_percent(problem["input"]) if fraction else ""
+    return f"{where}: {key}: {message[0].lower() + message[1:]} (got {problem['input']!r}){meant}"
+
+
+def of_percent(value: Any) -> str:
+    """`: 0.7 for 70 %`, for the end of an error's line, where a fraction was given as a percentage; else empty."""
+    with contextlib.suppress(TypeError, ValueError):
+        if 1 < (percent := float(value)) <= 100:
+            return f": {percent / 100:g} for {percent:g} %"
+    return ""
 
 
 def _hint(name: str, known: Sequence[str]) -> str:
@@ -135,7 +146,10 @@ def parse(model: type[C], path: Path | None, overrides: Sequence[str], *, prog: 
     if {"--help", "-h"} & {*overrides}:
         described = _unchecked(model, offers() if offers else {})
         start: Any = described.model_validate(_spoken(default))
-        tyro.cli(described, default=start, args=list(overrides), prog=prog)  # prints and exits
+        try:
+            tyro.cli(described, default=start, args=list(overrides), prog=prog)  # prints and exits
+        finally:
+            print(described_keys(model), end="")
     if not overrides:
         return default
     # tyro reads the overrides as types alone; what they may be is checked as in a file, with the same messages.
@@ -153,7 +167,25 @@ def parse(model: type[C], path: Path | None, overrides: Sequence[str], *, prog: 
     content = changed.model_dump()
     for part, key, sections in _among_names(default, content):
         part[key] = [sections.get(name, name) for name in part[key]]
-    return validate(model, content, "command line")
+    given = {token.lstrip("-").partition("=")[0].replace("-", "_") for token in overrides if token.startswith("--")}
+    return validate(model, _said(content, default, given), "command line")
+
+
+def _said(content: dict[str, Any], default: BaseModel, given: set[str], prefix: str = "") -> dict[str, Any]:
+    """What of `content` was said: set in `default` (its file), `given` on the command line by dotted key, or changed.
+
+    So that a value that was chosen can be told from a default, also where both are the same.
+    """
+    said: dict[str, Any] = {}
+    for key, value in content.items():
+        theirs = getattr(default, key)
+        if isinstance(theirs, BaseModel):
+            value = _said(value, theirs, given, f"{prefix}{key}.")
+            if value or key in default.model_fields_set:
+                said[key] = value
+        elif key in default.model_fields_set or f"{prefix}{key}" in given or value != default.model_dump()[key]:
+            said[key] = value
+    return said
 
 
 def _spoken(config: BaseModel) -> dict[str, Any]:
@@ -242,7 +274,8 @@ def _first_sentence(box: str) -> str:
 
 def overlaid(config: C, changes: dict[str, Any], where: str) -> C:
     """`config` with `changes` laid over it, sections key by key, and checked again; errors begin with `where`."""
-    return validate(type(config), _merge(config.model_dump(), changes), where) if changes else config
+    said = _said(config.model_dump(), config, set())
+    return validate(type(config), _merge(said, changes), where) if changes else config
 
 
 def to_yaml(config: BaseModel) -> str:

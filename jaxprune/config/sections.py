@@ -76,7 +76,7 @@ class PruneConfig(Section):
     begin: int = Field(default=0, ge=0)
     """Step of the first prune."""
     end: int = Field(default=0, ge=0)
-    """Step at which the final sparsity is reached; recovery follows."""
+    """Step at which the final sparsity is reached; recovery follows. A plan that takes more than one prune names it."""
     every: int = Field(default=10, ge=1)
     """Steps between two prunes; the final sparsity is reached at `end` even off this grid."""
     refresh: bool = False
@@ -99,6 +99,9 @@ class PruneConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.prunes and "end" not in self.model_fields_set and self.schedule != "one_shot":
+            once = "set schedule = one_shot to prune all at once before the first step"
+            raise ValueError(f"end: missing with sparsity = {self.sparsity}; set the step of the last prune, or {once}")
         if self.begin > self.end:
             raise ValueError(f"begin = {self.begin} lies after end = {self.end}; set begin <= end")
         if self.initial > self.sparsity:

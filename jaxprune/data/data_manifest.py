@@ -32,7 +32,8 @@ def read_manifest(folder: AnyPath) -> dict[str, Any]:
         raise UserError(f"data.path {folder}: no such directory; run `jaxprune prepare` first")
     path = folder / MANIFEST
     if not path.is_file():
-        raise UserError(f"data.path {folder}: no {MANIFEST}, so it is not finished; run `jaxprune prepare` again")
+        what = f"no {MANIFEST}, so it is raw text or an unfinished prepare"
+        raise UserError(f"data.path {folder}: {what}; run `jaxprune prepare` on the text and name its workdir")
     try:
         manifest = json.loads(path.read_bytes())
         number = manifest["format"]

@@ -91,6 +91,7 @@ def task(name: str) -> Task:
     plain = {"".join(filter(str.isalnum, known)).lower(): known for known in TASKS}
     near = difflib.get_close_matches("".join(filter(str.isalnum, name)).lower(), plain, 1, 0.5)
     hint = f"did you mean {plain[near[0]]!r}? " if near else ""
+    hint = f"write {' '.join(name.split(','))}, apart. " if "," in name else hint
     raise UserError(f"unknown GLUE task {name!r}: {hint}Tasks are {', '.join(TASKS)}")
 
 

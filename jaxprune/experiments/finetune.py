@@ -14,6 +14,7 @@ from jaxprune.config.task import TaskEntry, task_name
 from jaxprune.data.metrics import METRICS
 from jaxprune.errors import UserError
 from jaxprune.experiments.environment import versions
+from jaxprune.experiments.own_folder import check_own
 from jaxprune.experiments.shelf import Shelf
 from jaxprune.experiments.task_model import write_tokenizer
 from jaxprune.experiments.task_run import decisions_of, describe_task, one_run, resolve, tuning, vocabulary_of
@@ -35,6 +36,7 @@ def finetune(cfg: FinetuneConfig, workdir: Path | None, *, dry_run: bool = False
         raise UserError("init_from is empty; give a jaxprune workdir, a Hugging Face directory or a hub name")
     shelf, command = Shelf(), tuning()
     with together("config and data"):
+        check_own(workdir)
         cfg = resolve(cfg, workdir).cfg
         own = str(Path(workdir).expanduser().absolute() / "tokenizer") if workdir else cfg.tokenizer
         vocabulary = vocabulary_of(cfg, own)

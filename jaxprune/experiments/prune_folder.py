@@ -12,11 +12,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from rich.console import Console
 from rich.table import Table
 
-from jaxprune.config.load import validate
+from jaxprune.config.load import of_percent, validate
 from jaxprune.config.sections import PruneConfig
 from jaxprune.errors import UserError
 from jaxprune.experiments.pruning_plan import check_untrained, included, named, scopes_of
-from jaxprune.experiments.weights import Weights, model_folder, read_weights, start_masks, there
+from jaxprune.experiments.weights import Weights, model_folder, read_weights, say_pruned, start_masks, there
 from jaxprune.models import architecture_named
 from jaxprune.models.architecture import encoder_matrices
 from jaxprune.models.folder import write_masked
@@ -56,17 +56,20 @@ def prune_folder(
     something or an argument does not fit.
     """
     if not 0 <= sparsity <= 1:
-        raise UserError(f"--sparsity {sparsity}: give a fraction in [0, 1]")
+        raise UserError(f"--sparsity {sparsity:g}: give a fraction in [0, 1]{of_percent(sparsity)}")
     check_untrained("--criterion", criterion, "one shot makes none;")
     if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
         raise UserError(f"{dst}: exists and is not empty; name a new directory")
     src = model_folder(src)
     weights = read_weights(src, revision, variant)
-    settings = {"sparsity": sparsity, "scope": scope, "structure": structure, "method": method, "criterion": criterion}
-    settings |= {"include": tuple(include), "exclude": tuple(exclude), "amounts": dict(amounts or {})}
+    settings: dict[str, Any] = {"sparsity": sparsity, "scope": scope, "structure": structure, "schedule": "one_shot"}
+    settings |= {"method": method, "criterion": criterion, "amounts": dict(amounts or {})}
+    settings |= {"include": tuple(include), "exclude": tuple(exclude)}
     prune = validate(PruneConfig, settings, "command line")
     chosen = prune if include else there(included(prune, weights.model), weights)
     parts = {"criterion": criterion, "structure": structure, "scope": scope, "method": method}
+    if masks == "fixed":
+        say_pruned(weights, prune)
     with named("--"):
         before = start_masks(weights.params, weights, chosen, lift=masks == "none")
         if not include:

@@ -16,9 +16,11 @@ from jaxprune.pruning.criteria import CRITERIA, criterion_of
 from jaxprune.pruning.groups import SCOPES
 from jaxprune.pruning.interface import Pruner, Scope
 from jaxprune.pruning.masks import init_masks
-from jaxprune.pruning.names import chosen
+from jaxprune.pruning.names import chosen, path_of
 from jaxprune.pruning.pruner import pruner
 from jaxprune.pruning.schedules import SCHEDULES, plan
+
+_LAYER = re.compile(r"(?<!\\)layer\.(\d+)")  # as in Hugging Face's names of tensors; paths here hold layer_00
 
 
 def included(prune: PruneConfig, model: ModelConfig, also: Sequence[str] = ()) -> PruneConfig:
@@ -32,11 +34,24 @@ def included(prune: PruneConfig, model: ModelConfig, also: Sequence[str] = ()) -
 def unpruned(prune: PruneConfig, params: Any) -> Any:
     """All-True masks of params (or of their shapes) where `prune` may prune.
 
-    UserError where that is nowhere and for regexes that match nothing; it begins with the setting, as `named` needs it.
+    UserError where that is nowhere, for regexes that match nothing, and for one that takes biases and LayerNorms along
+    with matrices; it begins with the setting, as `named` needs it.
     """
+    for key, regexes in (("include", prune.include), ("exclude", prune.exclude)):
+        for regex in regexes:
+            if layer := _LAYER.search(regex):
+                path = f"layer_{int(layer[1]):02d}/"
+                raise UserError(f"{key}: {regex!r}: a dot stands for any character; this layer's paths hold {path}")
     masks = init_masks(params, prune.include, prune.exclude)
-    if not jax.tree.leaves(masks):
+    sizes = {path_of(path): mask.ndim for path, mask in jax.tree_util.tree_leaves_with_path(masks)}
+    if not sizes:
         raise UserError(f"exclude = {list(prune.exclude)} leaves nothing to prune; exclude less")
+    for regex in prune.include:
+        taken = [path for path in sizes if re.fullmatch(regex, path)]
+        vectors = [path for path in taken if sizes[path] < 2]
+        if 0 < len(vectors) < len(taken):
+            which = f"{len(vectors)} biases and LayerNorms along with matrices, such as {vectors[0]}"
+            raise UserError(f"include: {regex!r} takes {which}; end it in /kernel, or give them a regex of their own")
     return masks
 
 

@@ -19,6 +19,7 @@ from jaxprune.config.task import with_paths
 from jaxprune.errors import Diverged, InUse, UserError
 from jaxprune.experiments import pretrain, task_run
 from jaxprune.experiments.matrix import Job, matrix, shard, with_ancestors
+from jaxprune.experiments.own_folder import check_own
 from jaxprune.experiments.pruning_plan import plan_of, pruner_of
 from jaxprune.experiments.shelf import Shelf
 from jaxprune.experiments.walk import walk
@@ -46,6 +47,7 @@ def study(cfg: StudyConfig, workdir: Path | None, *, dry_run: bool = False, only
     if jax.process_count() > 1:
         raise UserError("--distributed: a study is made of runs that fit one process each; share it out with --shard")
     root = Path(workdir or "DIR").expanduser().resolve()
+    check_own(workdir)
     cfg, shelf = resolve(cfg), Shelf()
     jobs = matrix(cfg, root / "runs")
     check(jobs, shelf)

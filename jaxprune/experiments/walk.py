@@ -14,10 +14,11 @@ from jaxprune.config.load import changes, to_yaml
 from jaxprune.config.sections import PruneConfig, TrainConfig
 from jaxprune.errors import UserError
 from jaxprune.experiments.environment import environment, versions
+from jaxprune.experiments.own_folder import check_own
 from jaxprune.experiments.program import Blueprint, compile_program
 from jaxprune.experiments.pruning_plan import named
 from jaxprune.experiments.shelf import Shelf
-from jaxprune.experiments.weights import Weights, completed, kept_model, lacking, left_behind, start_masks
+from jaxprune.experiments.weights import Weights, completed, kept_model, lacking, left_behind, say_pruned, start_masks
 from jaxprune.pruning.masks import apply_masks
 from jaxprune.training.checkpoint import Checkpoints
 from jaxprune.training.compile import Program, evaluate_all
@@ -123,6 +124,7 @@ def walk(
     """
     shelf = shelf or Shelf()
     with together("config and data"):
+        check_own(workdir)
         decisions = command.resolve(cfg, workdir)
         opened = command.open(decisions, shelf)
         ready = compile_run(opened, shelf)
@@ -232,6 +234,8 @@ def say_start(opened: Opened) -> None:
     weights = opened.start()
     if weights is not None:
         say_heads(weights, opened.blueprint)
+        if opened.decisions.masks == "fixed":
+            say_pruned(weights, opened.decisions.prune)
 
 
 def say_heads(weights: Weights, blueprint: Blueprint) -> None:
@@ -255,7 +259,7 @@ def first_state(opened: Opened, program: Program) -> TrainState:
     if weights is None:
         state = program.draw(blueprint.build().init, key)
     else:
-        say_heads(weights, blueprint)
+        say_start(opened)
         params = completed(weights, blueprint.build().init, key)
         masks = start_masks(params, weights, decisions.prune, lift=decisions.masks == "none")
         if decisions.masks == "lifted":

@@ -143,12 +143,12 @@ def kept_model(workdir: str | Path) -> Path | None:
 def shaped(wanted: ModelConfig, source: ModelConfig, name: str) -> ModelConfig:
     """`wanted` with the shape of the weights in `source`.
 
-    UserError when a shape field of `wanted` was set (differs from its default) to another value than the weights have.
+    UserError when a shape field of `wanted` was set to another value than the weights have.
     """
     changes = {}
     for field in (*SHAPE_FIELDS, *FUNCTION_FIELDS):
         value, default, theirs = getattr(wanted, field), ModelConfig.model_fields[field].default, getattr(source, field)
-        if field in SHAPE_FIELDS and value not in (default, theirs):
+        if field in SHAPE_FIELDS and field in wanted.model_fields_set and value != theirs:
             raise UserError(f"model.{field} = {value}, but {name} has {theirs}; remove model.{field}")
         changes[field] = theirs if field in SHAPE_FIELDS or value == default else value
     return wanted.model_copy(update=changes)
@@ -240,6 +240,18 @@ def left_behind(weights: Weights, init: Callable[[jax.Array], Any]) -> list[str]
     known |= leaf_shapes(record, weights.model, head="pretraining").keys()
     others = [path.rpartition("/")[0] for path in flatten_dict(weights.params, sep="/") if path not in known]
     return [*dict.fromkeys([*others, *(name.rpartition(".")[0] for name in weights.others)])]
+
+
+def say_pruned(weights: Weights, prune: PruneConfig) -> None:
+    """Say it where more of the source is pruned already than `prune` asks for."""
+    masks = [np.asarray(mask) for mask in jax.tree.leaves(weights.masks)]
+    if not masks or not prune.prunes or prune.amounts:
+        return
+    pruned = 1 - sum(map(np.count_nonzero, masks)) / sum(mask.size for mask in masks)
+    if pruned > prune.sparsity:
+        already = f"{100 * pruned:.1f} % of its masked weights are pruned already"
+        remedy = f"sparsity = {prune.sparsity:g} takes no more (masks = none lifts them)"
+        log.info("%s: %s; %s", weights.source, already, remedy)
 
 
 def there(prune: PruneConfig, weights: Weights) -> PruneConfig:

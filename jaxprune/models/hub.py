@@ -63,16 +63,18 @@ def _on_the_hub(path_or_name: str | Path) -> Iterator[str]:
     """The name of a model on the hub, whose errors become one line."""
     name = str(path_or_name)
     path = Path(name).expanduser()
-    if path.exists() or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise UserError(f"{name}: no such directory; give a Hugging Face model directory or hub name")
+    local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+    if local or path.exists() or ("/" in name and path.parent.is_dir()):
+        raise UserError(f"{name}: no such directory from {Path.cwd()}; give a Hugging Face model directory or hub name")
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    here = f"{name}: no directory in {Path.cwd()}, nor"
     try:
         yield name
     except LocalEntryNotFoundError as error:
-        raise UserError(f"{name}: neither a directory nor reachable on the hub ({_first_line(error)})") from None
+        raise UserError(f"{here} reached on the hub ({_first_line(error)})") from None
     except (OSError, ValueError) as error:  # unknown repository or revision, no access, not a valid name
-        raise UserError(f"{name}: neither a directory nor a model on the hub ({_first_line(error)})") from None
+        raise UserError(f"{here} a model on the hub ({_first_line(error)})") from None
 
 
 def _first_line(error: Exception) -> str:

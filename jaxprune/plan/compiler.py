@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import signal
+import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,11 +34,14 @@ def devices(where: Slice) -> list[Any]:
     if importlib.util.find_spec("libtpu") is None and not Path(os.environ.get("TPU_LIBRARY_PATH", "")).is_file():
         raise UserError("libtpu, the TPU compiler, is not installed; run `pip install 'jaxprune[tpu]'` on Linux")
     extra = {"chip_config_name": where.chip.config} if where.chip.config else {}
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=where.topology, **extra).devices
     except jax.errors.JaxRuntimeError as error:
         said = str(error).splitlines()[0]
         raise UserError(f"--topology {where.topology}: {said}; choose another shape") from None
+    if threading.current_thread() is threading.main_thread():  # libtpu's own handler prints a stack trace
+        signal.signal(signal.SIGTERM, handler)
     return list(found)
 
 

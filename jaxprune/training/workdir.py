@@ -85,7 +85,7 @@ class Workdir:
         if changed:
             raise UserError(
                 f"workdir {self.path}: made with another config ({'; '.join(changed)}); "
-                "use another --workdir, or the old values to resume"
+                f"use another --workdir (--init-from {self.path} goes on from it), or the old values to resume"
             )
 
     def write(self, name: str, text: str) -> None:

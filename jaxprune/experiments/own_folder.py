@@ -1,0 +1,20 @@
+"""A directory to write to is a new one, an empty one, or one that an earlier start of this tool made."""
+
+import re
+from pathlib import Path
+
+from jaxprune.errors import UserError
+
+_CONFIG = "config.yaml"
+_OURS_OR_LOGS = re.compile(r"\..*|.*\.(log|out|err)")  # locks, and what a shell was told to write there
+
+
+def check_own(workdir: Path | None) -> None:
+    """UserError where `workdir` holds what no run or study left there, so that nothing is mixed with a user's files."""
+    folder = Path(workdir).expanduser() if workdir else None
+    if folder is None or not folder.is_dir() or (folder / _CONFIG).is_file():
+        return
+    theirs = sorted(path.name for path in folder.iterdir() if not _OURS_OR_LOGS.fullmatch(path.name))
+    if theirs:
+        names = ", ".join(theirs[:3]) + (", ..." if len(theirs) > 3 else "")
+        raise UserError(f"--workdir {workdir}: holds {names} and no {_CONFIG} of a run; name a new or empty directory")
