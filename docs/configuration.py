@@ -12,17 +12,17 @@ HEAD = """# Every key of a config
 
 Made from the models in `jaxprune/config` by `python docs/configuration.py`; a test keeps it so.
 
-A config is a YAML file: `jaxprune COMMAND CONFIG.yaml --workdir DIR`. Any key can be set on the command line behind it,
-sections with a dot, words with hyphens: `--prune.sparsity 0.7 --batch-size 64`; lists with spaces: `--seeds 0 1 2`. What
-only a file can say (rows of a list, names of yours) is at the end of `jaxprune COMMAND --help`. An unknown key is an
-error, with the nearest that exists.
+A config is a YAML file: `jaxprune COMMAND CONFIG.yaml --workdir DIR`. Any key can be set on the command line behind it:
+sections with a dot, words with hyphens (`--prune.sparsity 0.7 --batch-size 64`), lists with spaces (`--seeds 0 1 2`).
+What only a file can say (rows of a list, names of yours) is at the end of `jaxprune COMMAND --help`. An unknown key is
+an error, with the nearest that exists.
 
 - **Paths** count from the directory in which the command runs, not from the file; `base:` alone counts from its file.
 - **`base: FILE`** takes that file's keys, and lays this file's over them, section by section.
 - **Fractions** are in [0, 1]: 0.7, not 70.
 - **Regexes** match a parameter's whole path, `encoder/layer_00/attention/query/kernel`; `jaxprune inspect` lists them.
-- The config of a run is kept in its workdir, whole, as `config.yaml`: run it again as it is. Of a run that was begun only
-  `train.log_every`, `train.eval_*`, `train.save_every`, `train.keep`, `mesh`, and the paths of data may change.
+- The config of a run is kept in its workdir, whole, as `config.yaml`: run it again as it is. Of a run that was begun,
+  only `train.log_every`, `train.eval_*`, `train.save_every`, `train.keep`, `mesh` and the paths of data may change.
 """
 
 
