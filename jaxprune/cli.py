@@ -38,6 +38,7 @@ Prune an encoder while it pre-trains, let it recover, fine-tune it, and measure 
   plan     CONFIG.yaml --topology v5e-8 [--json]          memory, FLOPs, collectives, time and cost on a TPU slice
 
 The same command again resumes. --dry-run checks a config and its data, prints what would happen and writes nothing.
+--quiet says nothing but results, warnings and errors.
 `jaxprune COMMAND --help` lists every key. JAXPRUNE_TRACEBACK=1 shows where an error came from.
 pretrain and finetune run on several hosts: the same command on each, with --distributed.
 Exit codes: 0 done, 2 wrong input, 74 the disk is full or fails, 75 stopped and saved, 76 a peer process was lost,
@@ -53,8 +54,10 @@ def main(argv: list[str] | None = None) -> int:
     if own_process and sys.argv[1:2] and sys.argv[1] in ("demo", "pretrain", "finetune", "study"):
         _use_huge_pages()
     argv = list(sys.argv[1:] if argv is None else argv)
+    quiet = "--quiet" in argv
+    argv = [word for word in argv if word != "--quiet"]
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("jaxprune").setLevel(logging.INFO)
+    logging.getLogger("jaxprune").setLevel(logging.WARNING if quiet else logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of its options there
     job = any(word.startswith("--distributed") for word in argv)
     compiles = argv[:1] and argv[0] in COMMANDS and not {"--help", "-h"} & {*argv}

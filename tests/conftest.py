@@ -60,3 +60,11 @@ def pretrained(tiny) -> Path:
     done = tiny.run("pretrain", tiny.pretrain_yaml(tiny.root / "pretrain.yaml"), "--workdir", workdir)
     assert done.code == 0, done.err
     return workdir
+
+
+@pytest.fixture
+def untimed(monkeypatch) -> None:
+    """Dry runs that compile and time nothing: they take a step to last a nanosecond per FLOP."""
+    from jaxprune.experiments.step_time import StepTime
+
+    monkeypatch.setattr("jaxprune.experiments.step_time.timed", lambda _: StepTime(1e-9, 1.0))

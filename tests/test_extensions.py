@@ -182,6 +182,7 @@ SHAPE = {
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("untimed")
 def test_a_config_uses_every_row(registered, tiny, tmp_path, capsys):
     """Prepare, pre-train while pruning, look at it, and fine-tune; what is kept is what the rows say."""
     data, run = tmp_path / "data", tmp_path / "run"

@@ -10,10 +10,11 @@ import pytest
 import jaxprune
 
 ROOT = Path(jaxprune.__file__).parent
-BOTTOM = {"errors", "files"}
+BOTTOM = {"errors", "files", "progress"}
 TABLE = {
     "errors": set(),
     "files": set(),
+    "progress": set(),
     "config": BOTTOM,
     "pruning": {"errors"},
     "optax": {"pruning", "errors"},
@@ -36,6 +37,7 @@ folder, registry, architecture, layers, paths. The first edition had 14."""
 BANNED = {
     "errors": {"jax", "numpy"},
     "files": {"jax", "numpy"},
+    "progress": {"jax", "numpy"},
     "config": {"jax", "flax", "optax", "numpy"},
     "data": {"jax", "flax", "optax", "torch"},
     "pruning": {"flax", "optax", "numpy", "transformers"},

@@ -150,6 +150,7 @@ def test_the_log_does_not_show_a_stop_and_every_start_is_kept(tiny, soft, tmp_pa
         assert start | {"step": 0, "command": ""} == whole | {"command": ""}
 
 
+@pytest.mark.usefixtures("untimed")
 def test_a_moved_data_folder_is_the_same_data(tiny, pretrained, tmp_path):
     """It is known by its fingerprint, not by its path."""
     before, after = shutil.copytree(tiny.data, tmp_path / "before"), tmp_path / "elsewhere" / "after"

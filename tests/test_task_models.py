@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -374,14 +375,17 @@ def test_a_grid_of_one_task_is_its_best_model(grid, first_tokens, tmp_path):
 # --- the dry run and bad input --------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("untimed")
 def test_a_dry_run_says_the_shape_of_batches_and_writes_nothing(grid, tmp_path, capsys):
     before = content(grid.root)
     for workdir in ([], ["--workdir", str(tmp_path / "run")], ["--workdir", str(grid.workdir)]):
         assert main(["finetune", str(grid.config), *workdir, "--dry-run"]) == 0
         out = capsys.readouterr().out
-        assert [line.split(":")[0] for line in out.splitlines()] == [task["name"] for task in grid.tasks.values()]
+        *lines, total = out.splitlines()
+        assert [line.split(":")[0] for line in lines] == [task["name"] for task in grid.tasks.values()]
+        assert re.fullmatch(r"\d+ runs, about \d+ s in all on this machine as busy as it is now", total)
         assert "topics: 24 train, 8 dev examples, 10.0 tokens on average, 15 at most; " in out
-        assert "; 2 runs of 3 steps of 8 examples in 8 rows of 16 tokens\n" in out
+        assert "; 2 runs of 3 steps of 8 examples in 8 rows of 16 tokens, " in out
     assert content(grid.root) == before and not (tmp_path / "run").exists()
 
 

@@ -17,10 +17,10 @@ from jaxprune.data.corpus import Reader, documents
 from jaxprune.data.corpus_files import size_hint, unread_files
 from jaxprune.data.holdout import held_out, text_hash
 from jaxprune.data.prepared_folder import claimed, clear, finished, interrupted, origin, recorded
-from jaxprune.data.progress_bar import progress
 from jaxprune.data.resume_point import RESUME_POINT
 from jaxprune.data.split_writer import SplitWriter, TokenizedDocument
 from jaxprune.data.tokenizer_pool import TokenizedChunk, tokenize_chunks
+from jaxprune.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,8 @@ def prepare(cfg: PrepareConfig, out: str | Path, special: SpecialTokens) -> dict
     with claimed(folder):
         begun = interrupted(cfg, folder, sources)
         try:
-            return _build(cfg, folder, special, sources, begun)
+            with Progress("prepare", "reading text", count=lambda chars: f"{chars / 1e6:,.1f} MB") as progress:
+                return _build(cfg, folder, special, sources, begun, progress)
         except BaseException:
             if (folder / RESUME_POINT).is_file():
                 log.warning("prepare: stopped; the same command goes on after the last full buffer")
@@ -58,13 +59,19 @@ def prepare(cfg: PrepareConfig, out: str | Path, special: SpecialTokens) -> dict
 
 
 def _build(
-    cfg: PrepareConfig, folder: AnyPath, special: SpecialTokens, sources: list[Any], begun: dict[str, Any] | None
+    cfg: PrepareConfig,
+    folder: AnyPath,
+    special: SpecialTokens,
+    sources: list[Any],
+    begun: dict[str, Any] | None,
+    progress: Progress,
 ) -> dict[str, Any]:
     if begun is None:
         for source in cfg.sources:  # what is bad shows before anything is written
             if source.kind != "builtin":
                 next(documents(source))
-        vocab = tokenizer.obtain(cfg.tokenizer, lambda: _training_texts(cfg), special)
+        with progress.during("reading the tokenizer" if cfg.tokenizer.path else "training a vocabulary"):
+            vocab = tokenizer.obtain(cfg.tokenizer, lambda: _training_texts(cfg), special)
         names = {f"tokenizer/{name}": content for name, content in tokenizer.files(vocab).items()}
         pieces = {name: data_manifest.write_file(folder, name, content) for name, content in names.items()}
     else:
@@ -83,16 +90,19 @@ def _build(
     warned = not cfg.next_sentence
     total = sum(size_hint(source) for source in cfg.sources)
     chunks = tokenize_chunks(reader.chunks(_CHUNK_CHARS), vocab, cfg.processes)
-    with closing(chunks), progress("prepare", total, counts["documents"], counts["chars"]) as advance:
+    progress.begin(total, counts["chars"])
+    progress.stage = "packing"
+    with closing(chunks):
         for chunk, reader_state in chunks:
             full = sum(writer.buffers for writer in writers.values())
             _add(cfg, chunk, writers, counts)
             warned = warned or _warned_of_single_sentences(cfg, counts)
-            advance(len(chunk.hashes), chunk.chars)
+            progress.update(counts["chars"], f"{counts['documents']:,} documents, {progress.rate / 1e6:.2f} MB/s")
             if sum(writer.buffers for writer in writers.values()) > full:
                 point = {"config": recorded(cfg), "sources": sources, "tokenizer": pieces, "counts": counts}
                 states = {split: writer.state() for split, writer in writers.items()}
                 resume_point.save(folder, point | {"reader": reader_state, "splits": states})
+    progress.stage = "writing"
     splits = {split: writer.finish() for split, writer in writers.items()}
     manifest = {
         "format": data_manifest.FORMAT,

@@ -21,7 +21,7 @@ from jaxprune.data.prepare import prepare
 from jaxprune.data.tasks import Task
 from jaxprune.experiments import task_run
 from jaxprune.experiments.environment import environment
-from jaxprune.experiments.pretrain import pretrain
+from jaxprune.experiments.pretrain import PRETRAIN
 from jaxprune.experiments.pruning_plan import plan_of
 from jaxprune.experiments.shelf import Shelf
 from jaxprune.experiments.walk import walk
@@ -44,10 +44,10 @@ def demo(workdir: Path, cfg: DemoConfig | None = None) -> Path:
             prepare(cfg.prepare, data, architecture_named(cfg.prepare.architecture).special_tokens)
         with _timed(timings, "pre-train the dense model"):
             dense_cfg = _with_data(cfg.dense, data)
-            pretrain(dense_cfg, directory / "dense")
+            walk(PRETRAIN, dense_cfg, directory / "dense", shelf)
         recoveries = {s: _recovery(cfg, data, directory / "dense", s) for s in cfg.sparsities}
         with _timed(timings, "prune to each sparsity and recover"):
-            results = {s: pretrain(run, directory / _name(s), shelf=shelf) for s, run in recoveries.items()}
+            results = {s: walk(PRETRAIN, run, directory / _name(s), shelf) for s, run in recoveries.items()}
             runs = [_run_record(directory / _name(s), s, result) for s, result in results.items() if result]
         with _timed(timings, "fine-tune each on two tasks"):
             scores = _finetune_all(cfg, directory, data, shelf)

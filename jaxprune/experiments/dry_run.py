@@ -1,52 +1,38 @@
 """What a run would do, from shapes alone: nothing is written, no weight is made."""
 
 import math
-import time
+import re
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
-from jaxprune.models import architecture_named
-
-
-def matmul_rate(size: int = 1024, seconds: float = 0.5) -> float:
-    """float32 FLOP/s of a square matrix product on the default device, measured for `seconds`."""
-    x = jnp.ones((size, size), jnp.float32)
-    product = jax.jit(jnp.matmul)
-    product(x, x).block_until_ready()
-    begin, runs = time.perf_counter(), 0
-    while time.perf_counter() - begin < seconds:
-        product(x, x).block_until_ready()
-        runs += 1
-    return runs * 2 * size**3 / (time.perf_counter() - begin)
+from jaxprune.experiments import step_time
+from jaxprune.progress import duration
 
 
 def describe_pretraining(ready: Any) -> None:
-    """Print parameters, masks, steps, tokens, memory and an estimate of time of a compiled run to standard output."""
+    """Print parameters, masks, steps, tokens, memory and an estimate of time of a run to standard output."""
     opened, program = ready
     cfg, data, plan = opened.decisions.cfg, opened.data.source, opened.plan
     console = Console()
     console.print(parameter_table(program.abstract.params, program.abstract.masks))
-    leaves = jax.tree.leaves(program.abstract)
-    state_bytes = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
-    sequences = cfg.steps * cfg.batch_size
-    count = architecture_named(cfg.model.architecture).train_flops
-    flops = sequences * count(cfg.model, seq_len=data.seq_len, predictions=data.predictions)
-    rate = matmul_rate() * len(program.mesh.devices.flat)
+    sequences, flops, speed = cfg.steps * cfg.batch_size, step_time.step_flops(ready), step_time.timed(ready)
+    compiling = step_time.COMPILED * speed.compile
+    estimate = duration(step_time.run_seconds(ready, speed) + compiling)
     table = Table("what", "how much", show_header=False, box=None)
     rows = [
         ("mesh", ", ".join(f"{axis} {size}" for axis, size in program.mesh.shape.items())),
-        ("state per device", f"{state_bytes / 2**20:,.1f} MiB"),
+        ("state per device", f"{step_time.state_bytes(program) / 2**20:,.1f} MiB"),
         ("training examples", f"{data.examples:,} of {data.seq_len} tokens"),
         ("predicted", f"{data.predicted_share:.1%} of the tokens, at most {data.predictions} of an example"),
         ("steps", f"{cfg.steps:,} of {cfg.batch_size} sequences"),
         ("tokens", f"{sequences * data.seq_len:,} ({sequences / data.examples:.2f} epochs)"),
         ("prunes", f"{len(plan)} between step {min(plan)} and {max(plan)}, to {plan[max(plan)]}" if plan else "none"),
-        ("arithmetic", f"{flops:.3g} FLOPs"),
-        ("time, estimated", f"{duration(flops / rate)} at this device's measured matrix-product rate, a lower bound"),
+        ("arithmetic", f"{cfg.steps * flops:.3g} FLOPs"),
+        ("time, estimated", f"{estimate} on this machine as busy as it is now"),
+        ("", f"a step {flops * speed.per_flop:.3g} s, measured; compiling {duration(compiling)}"),
     ]
     for row in rows:
         table.add_row(*row)
@@ -54,25 +40,29 @@ def describe_pretraining(ready: Any) -> None:
 
 
 def parameter_table(params: Any, masks: Any) -> Table:
-    """A row per parameter: path, shape, number of weights, prunable or not; totals below."""
-    table = Table("parameter", "shape", "weights", "prunable", show_footer=False)
-    total = prunable = 0
+    """A row per kind of parameter: path, shape, number of weights, prunable or not; totals below.
+
+    Parameters of several layers that are alike share a row: `encoder/layer_00..11/output/kernel`.
+    """
+    table = Table("parameter", "shape", "weights", "prunable", box=None)
+    total = prunable = arrays = 0
     flat = jax.tree_util.tree_leaves_with_path(params)
     kept = jax.tree.leaves(jax.tree.map(lambda _, m: m is not None, params, masks))
+    rows: dict[tuple[str, tuple[int, ...], bool], list[str]] = {}
     for (path, leaf), can in zip(flat, kept, strict=True):
         size = math.prod(leaf.shape)
-        total, prunable = total + size, prunable + size * can
+        total, prunable, arrays = total + size, prunable + size * can, arrays + can
         name = "/".join(str(part.key) for part in path)
-        table.add_row(name, " x ".join(map(str, leaf.shape)), f"{size:,}", "yes" if can else "")
-    table.add_section()
-    table.add_row(
-        f"{len(flat)} arrays, {sum(kept)} prunable", "", f"{total:,}", f"{prunable:,} ({prunable / total:.2%})"
-    )
+        rows.setdefault((_LAYER.sub("{}", name, count=1), leaf.shape, can), []).append(name)
+    for (pattern, shape, can), names in rows.items():
+        layers = [number[0] for name in names if (number := _LAYER.search(name))]
+        layer = layers[0] if len(layers) == 1 else f"{layers[0]}..{layers[-1]}" if layers else ""
+        weights = f"{len(names) * math.prod(shape):,}"
+        table.add_row(pattern.format(layer), " x ".join(map(str, shape)), weights, "yes" if can else "")
+    table.add_row(f"all {len(flat)} arrays", "", f"{total:,}", "")
+    table.add_row(f"the {arrays} prunable ones", "", f"{prunable:,}", f"{prunable / total:.2%}")
+    table.columns[0].overflow = "fold"
     return table
 
 
-def duration(seconds: float) -> str:
-    """`seconds` in the unit that people would say."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+_LAYER = re.compile(r"(?<=layer_)\d+")

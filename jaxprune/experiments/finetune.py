@@ -13,13 +13,16 @@ from jaxprune.config.load import changes, to_yaml
 from jaxprune.config.task import TaskEntry, task_name
 from jaxprune.data.metrics import METRICS
 from jaxprune.errors import UserError
+from jaxprune.experiments import step_time
 from jaxprune.experiments.environment import versions
 from jaxprune.experiments.own_folder import check_own
 from jaxprune.experiments.shelf import Shelf
+from jaxprune.experiments.summary import say_finetuned
 from jaxprune.experiments.task_model import write_tokenizer
 from jaxprune.experiments.task_run import decisions_of, describe_task, one_run, resolve, tuning, vocabulary_of
 from jaxprune.experiments.walk import begun, compile_run, read_start, say_start, walk
 from jaxprune.files import new_directory
+from jaxprune.progress import Progress, duration
 from jaxprune.training.processes import agree, together
 from jaxprune.training.workdir import owned_workdir
 
@@ -35,7 +38,8 @@ def finetune(cfg: FinetuneConfig, workdir: Path | None, *, dry_run: bool = False
     if not cfg.init_from:
         raise UserError("init_from is empty; give a jaxprune workdir, a Hugging Face directory or a hub name")
     shelf, command = Shelf(), tuning()
-    with together("config and data"):
+    name = Path(workdir).name if workdir else "dry run"
+    with Progress(name, "reading config and data"), together("config and data"):
         check_own(workdir)
         cfg = resolve(cfg, workdir).cfg
         own = str(Path(workdir).expanduser().absolute() / "tokenizer") if workdir else cfg.tokenizer
@@ -49,18 +53,23 @@ def finetune(cfg: FinetuneConfig, workdir: Path | None, *, dry_run: bool = False
     if not started:
         read_start(ready[0].opened)
     if dry_run or workdir is None:
+        speed = step_time.timed(max(ready, key=step_time.step_flops))  # the other tasks follow by their arithmetic
+        seconds = step_time.COMPILED * speed.compile * len(ready)
         for task_ready in reversed(ready):
-            describe_task(task_ready, len(grid) // len(ready))
+            seconds += describe_task(task_ready, len(grid) // len(ready), speed)
             if not started:
                 say_start(task_ready.opened)
+        print(f"{len(grid)} runs, about {duration(seconds)} in all on this machine as busy as it is now")
         return None
     records = []
     with owned_workdir(workdir, to_yaml(cfg), functools.partial(changes, FinetuneConfig)) as directory:
         if directory.owner and not Path(own).is_dir():
             write_tokenizer(vocabulary, cfg.model, Path(own))  # so that a resumed run needs nothing else
-        for run in grid:
-            records.append(walk(command, run, _folder(directory.path, run), shelf))
-            directory.write("results.csv", pandas.DataFrame(records).to_csv(index=False))
+        with Progress(name, "run", total=len(grid)) as progress:
+            for number, run in enumerate(grid, 1):
+                records.append(walk(command, run, _folder(directory.path, run), shelf))
+                progress.update(number)
+                directory.write("results.csv", pandas.DataFrame(records).to_csv(index=False))
         best = {name: _best([pair for pair in zip(grid, records) if pair[1]["task"] == name]) for name in first}
         for _, record in best.values():
             record["best"] = True
@@ -73,6 +82,8 @@ def finetune(cfg: FinetuneConfig, workdir: Path | None, *, dry_run: bool = False
                 if not (folder := _folder(directory.path, run) / "hf").is_dir():
                     log.warning("%s: is gone; delete %s and run the grid again to have it", folder, folder.parent)
         directory.finish({"runs": len(records)})
+    if directory.owner:
+        say_finetuned(Path(workdir), records, cfg.keep_weights)
     return records
 
 

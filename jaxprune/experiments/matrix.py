@@ -33,6 +33,12 @@ class Job(NamedTuple):
         """Whether it is a pre-training run; else it fine-tunes one task, learning rate and seed."""
         return isinstance(self.cfg, PretrainConfig)
 
+    @property
+    def shape(self) -> str:
+        """Equal for runs that differ in their seeds and starts alone: what is right with one is with all, and they take
+        as long."""
+        return self.cfg.model_dump_json(exclude={"init_from", "seed", "seeds"})
+
 
 def matrix(cfg: StudyConfig, runs: Path) -> list[Job]:
     """Every run of `cfg` with its workdir under `runs`, each after the runs it needs; the same list every time.

@@ -15,6 +15,7 @@ from jaxprune.experiments.dry_run import describe_pretraining
 from jaxprune.experiments.program import Blueprint
 from jaxprune.experiments.pruning_plan import included, plan_of
 from jaxprune.experiments.shelf import Shelf
+from jaxprune.experiments.summary import say_pretrained
 from jaxprune.experiments.walk import Command, Data, Decisions, Fitted, Opened, walk
 from jaxprune.experiments.weights import (
     absolute,
@@ -35,11 +36,12 @@ from jaxprune.training.processes import whole
 from jaxprune.training.sharding import check_batch, make_mesh, process_rows
 
 
-def pretrain(
-    cfg: PretrainConfig, workdir: Path | None, *, dry_run: bool = False, shelf: Shelf | None = None
-) -> dict[str, Any] | None:
+def pretrain(cfg: PretrainConfig, workdir: Path | None, *, dry_run: bool = False) -> dict[str, Any] | None:
     """Run `cfg` in `workdir`, or resume it there; returns what result.json holds, None for a dry run."""
-    return walk(PRETRAIN, cfg, workdir, shelf, dry_run=dry_run)
+    result = walk(PRETRAIN, cfg, workdir, dry_run=dry_run)
+    if result is not None and workdir is not None:
+        say_pretrained(Path(workdir), result)
+    return result
 
 
 def resolve(cfg: PretrainConfig, workdir: Path | None) -> Decisions:

@@ -25,7 +25,7 @@ from jaxprune.experiments.shelf import Shelf
 from jaxprune.experiments.walk import walk
 from jaxprune.experiments.weights import absolute, stored_config
 from jaxprune.files import write_atomically
-from jaxprune.training.progress import Bar
+from jaxprune.progress import Progress
 
 log = logging.getLogger("jaxprune")
 
@@ -48,10 +48,13 @@ def study(cfg: StudyConfig, workdir: Path | None, *, dry_run: bool = False, only
         raise UserError("--distributed: a study is made of runs that fit one process each; share it out with --shard")
     root = Path(workdir or "DIR").expanduser().resolve()
     check_own(workdir)
-    cfg, shelf = resolve(cfg), Shelf()
-    jobs = matrix(cfg, root / "runs")
-    check(jobs, shelf)
-    jobs = select(jobs, only, part)
+    with Progress(root.name, "checking every run"):
+        cfg, shelf = resolve(cfg), Shelf()
+        jobs = matrix(cfg, root / "runs")
+        check(jobs, shelf)
+        jobs = select(jobs, only, part)
+    if 0.0 not in cfg.conditions.pruned.sparsities:
+        log.warning("conditions.pruned.sparsities has no 0: without an unpruned model few claims can be told")
     if dry_run:
         from jaxprune.experiments.estimate import estimate
 
@@ -77,8 +80,11 @@ def make_report(root: Path) -> None:
     from jaxprune.experiments.tables import write_tables
     from jaxprune.reports.study_page import study_page
 
-    write_tables(root)
-    log.info("open %s", study_page(root))
+    with Progress(root.name, "measuring the models") as progress:
+        write_tables(root)
+        progress.stage = "drawing the page"
+        page = study_page(root)
+    log.info("open %s", page)
 
 
 def resolve(cfg: StudyConfig) -> StudyConfig:
@@ -105,7 +111,7 @@ def is_finished(workdir: Path) -> bool:
 
 def check(jobs: list[Job], shelf: Shelf) -> None:
     """UserError for what is wrong with any run of a study: its names, its plan, its data; before hours are spent."""
-    for job in jobs:
+    for job in {job.shape: job for job in reversed(jobs)}.values():
         try:
             pruner_of(job.cfg.prune, job.cfg.model)
             if isinstance(job.cfg, PretrainConfig):
@@ -124,7 +130,8 @@ def run(job: Job, runs: Path, shelf: Shelf) -> str:
     assert result is not None
     if job.pretrains:
         return f"dev loss {result['dev']['loss']:.3f}, sparsity {result['sparsity']:.3f}"
-    return f"{result['metric']} {result['score']:.3f}, {result['seconds_this_session']:.0f} s"
+    constant = ", the same answer for every example" if result["constant_predictions"] else ""
+    return f"{result['metric']} {result['score']:.3f}{constant}, {result['seconds_this_session']:.0f} s"
 
 
 def select(jobs: list[Job], only: str, part: str) -> list[Job]:
@@ -152,7 +159,8 @@ def run_all(jobs: list[Job], runs: Path, shelf: Shelf) -> None:
     """
     pending, lost = list(jobs), dict[str, str]()
     began = time.monotonic()
-    with Bar("study", total=len(jobs), done=0, quiet_seconds=float("inf")) as bar:
+    finished = sum(is_finished(runs / job.path) for job in jobs)
+    with Progress("study", "run", total=len(jobs), done=finished) as progress:
         while pending:
             later: list[Job] = []
             moved = False
@@ -178,7 +186,7 @@ def run_all(jobs: list[Job], runs: Path, shelf: Shelf) -> None:
                     continue
                 moved = True
                 done = sum(is_finished(runs / j.path) for j in jobs)
-                bar.update(done, job.path)
+                progress.update(done)
                 log.info("[%d/%d, %.0f min] %s: %s", done, len(jobs), (time.monotonic() - began) / 60, job.path, result)
             if later and not moved:
                 time.sleep(WAIT_SECONDS)

@@ -22,6 +22,7 @@ from jaxprune.data.own_task import read_task
 from jaxprune.data.task_batches import Encoded, TaskData, TaskIterator, encode, eval_batches, outputs
 from jaxprune.data.tasks import Task
 from jaxprune.errors import UserError
+from jaxprune.experiments import step_time
 from jaxprune.experiments.program import Blueprint
 from jaxprune.experiments.pruning_plan import included, plan_of, with_paths_of
 from jaxprune.experiments.shelf import Shelf
@@ -38,6 +39,7 @@ from jaxprune.experiments.weights import (
     stored_config,
 )
 from jaxprune.models import architecture_named
+from jaxprune.progress import duration
 from jaxprune.pruning.masks import apply_masks, sparsity
 from jaxprune.training.compile import evaluate_all
 from jaxprune.training.processes import whole
@@ -264,12 +266,15 @@ def _fingerprint(splits: Splits, cfg: FinetuneConfig) -> str:
     return digest.hexdigest()
 
 
-def describe_task(ready: Ready, runs: int = 1) -> None:
-    """Print what the runs of a task would do."""
+def describe_task(ready: Ready, runs: int = 1, speed: step_time.StepTime | None = None) -> float:
+    """Print what the runs of a task would do; the seconds that they would take at this speed, measured if not given."""
     opened = ready.opened
     cfg, (splits, shape) = opened.decisions.cfg, opened.data.source
+    seconds = runs * step_time.run_seconds(ready, speed or step_time.timed(ready))
     print(
         f"{splits.task.name}: {len(splits.train):,} train, {len(splits.dev):,} dev examples, "
         f"{splits.train.lengths.mean():.1f} tokens on average, {splits.train.lengths.max()} at most; {runs} runs of "
-        f"{opened.blueprint.steps:,} steps of {cfg.batch_size} examples in {shape.rows} rows of {shape.length} tokens"
+        f"{opened.blueprint.steps:,} steps of {cfg.batch_size} examples in {shape.rows} rows of {shape.length} tokens, "
+        f"{duration(seconds)}"
     )
+    return seconds

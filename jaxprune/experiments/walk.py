@@ -19,6 +19,7 @@ from jaxprune.experiments.program import Blueprint, compile_program
 from jaxprune.experiments.pruning_plan import named
 from jaxprune.experiments.shelf import Shelf
 from jaxprune.experiments.weights import Weights, completed, kept_model, lacking, left_behind, say_pruned, start_masks
+from jaxprune.progress import Progress
 from jaxprune.pruning.masks import apply_masks
 from jaxprune.training.checkpoint import Checkpoints
 from jaxprune.training.compile import Program, evaluate_all
@@ -108,7 +109,7 @@ class Command(NamedTuple):
     resolve: Callable[[Any, Path | None], Decisions]
     """(config, workdir) -> decisions; a workdir that was begun decides where the config leaves it open."""
     open: Callable[[Decisions, Shelf], Opened]
-    describe: Callable[[Ready], None]
+    describe: Callable[[Ready], Any]
     """The dry run."""
     finish: Callable[[Fitted], dict[str, Any]]
     """Write what comes out; what goes into result.json."""
@@ -123,21 +124,29 @@ def walk(
     deleted writes it again. `dry_run` describes the run and writes nothing.
     """
     shelf = shelf or Shelf()
-    with together("config and data"):
-        check_own(workdir)
-        decisions = command.resolve(cfg, workdir)
-        opened = command.open(decisions, shelf)
-        ready = compile_run(opened, shelf)
-    text = to_yaml(decisions.cfg)
-    agree({"config": text, "data": opened.data.fingerprint} | versions())
-    started = begun(workdir)
-    if not started:
-        read_start(opened)
-    if dry_run or workdir is None:
-        command.describe(ready)
+    with Progress(Path(workdir).name if workdir else "dry run", "reading config and data") as progress:
+        with together("config and data"):
+            check_own(workdir)
+            decisions = command.resolve(cfg, workdir)
+            progress.title = decisions.title or progress.title
+            opened = command.open(decisions, shelf)
+            ready = compile_run(opened, shelf)
+        text = to_yaml(decisions.cfg)
+        agree({"config": text, "data": opened.data.fingerprint} | versions())
+        started = begun(workdir)
         if not started:
-            say_start(opened)
-        return None
+            with progress.during("reading weights"):
+                read_start(opened)
+        if workdir is not None and not dry_run:
+            return _owned(command, ready, workdir, text, progress)
+    command.describe(ready)
+    if not started:
+        say_start(opened)
+    return None
+
+
+def _owned(command: Command, ready: Ready, workdir: Path, text: str, progress: Progress) -> dict[str, Any]:
+    decisions = ready.opened.decisions
     with owned_workdir(workdir, text, partial(changes, type(decisions.cfg))) as directory:
         before = directory.result()
         gone = bool(from_first(int(decisions.rewrites and kept_model(directory.path) is None)))
@@ -145,7 +154,9 @@ def walk(
             log.info("%s: finished before; nothing to do", directory.path)
             return before
         with within(ready.program.mesh):
-            result = command.finish(fit_run(ready, directory))
+            fitted = fit_run(ready, directory, progress)
+            with progress.during("writing what comes out"):
+                result = command.finish(fitted)
         if before is None:
             directory.finish(result)
         else:
@@ -176,7 +187,7 @@ def compile_run(opened: Opened, shelf: Shelf) -> Ready:
     return Ready(opened, program)
 
 
-def fit_run(ready: Ready, workdir: Workdir) -> Fitted:
+def fit_run(ready: Ready, workdir: Workdir, progress: Progress) -> Fitted:
     """Train, prune and recover, from the newest good checkpoint or from the start."""
     began = time.monotonic()
     opened, program = ready
@@ -192,7 +203,8 @@ def fit_run(ready: Ready, workdir: Workdir) -> Fitted:
     put = program.put_whole if data.whole else program.put
     with ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(workdir.path, keep=decisions.keep))
-        restored = checkpoints.restore(program.abstract)
+        with progress.during("reading the checkpoint"):
+            restored = checkpoints.restore(program.abstract)
         if restored is None and workdir.result() is not None:
             raise UserError(f"{workdir.path}: its hf/ is gone and so are its checkpoints; delete it, and run it again")
         if restored is None:
@@ -217,7 +229,7 @@ def fit_run(ready: Ready, workdir: Workdir) -> Fitted:
             cfg=decisions.train,
             records=records,
             checkpoints=checkpoints,
-            title=decisions.title or workdir.path.name,
+            progress=progress,
             window=Window(saved.get("window")),
             position={"data": data.fingerprint},
             evaluate=evaluate if data.dev else None,

@@ -13,11 +13,11 @@ import numpy as np
 
 from jaxprune.config.sections import TrainConfig
 from jaxprune.errors import Diverged, Preempted
+from jaxprune.progress import Progress
 from jaxprune.pruning.masks import sparsity as sparsity_of
 from jaxprune.training.checkpoint import Checkpoints
 from jaxprune.training.compile import Program
 from jaxprune.training.processes import Stop
-from jaxprune.training.progress import Bar
 from jaxprune.training.records import Records
 from jaxprune.training.state import TrainState
 from jaxprune.training.steps import added, means
@@ -65,7 +65,7 @@ def fit(
     cfg: TrainConfig,
     records: Records,
     checkpoints: Checkpoints,
-    title: str,
+    progress: Progress,
     frozen: Any = (),
     window: Window | None = None,
     position: Mapping[str, Any] | None = None,
@@ -77,14 +77,15 @@ def fit(
 
     After step i: check that it was finite, prune if the plan names i, log, evaluate, save, stop if asked to; a
     resumed run goes through the same sequence. `window` goes on from a checkpoint's; `position` is saved beside the
-    place in the data. Raises Preempted or Diverged.
+    place in the data. `progress` shows the newest step whose metrics are on the host: the device never waits for it.
+    Raises Preempted or Diverged.
     """
     step = int(state.step)
     window = window or Window(None)
     sparsity = sparsity_of(state.masks)
     in_flight: deque[tuple[int, dict[str, Any]]] = deque()
     ahead = _steps_in_flight()
-    since, shown, unlogged = time.monotonic(), "", 0
+    since, unlogged = time.monotonic(), 0
 
     def drain(limit: int) -> None:
         nonlocal unlogged
@@ -95,27 +96,31 @@ def fit(
                 raise Diverged(f"step {number}: loss or gradient is not finite; {_REMEDY}")
             window.add(metrics)
             unlogged += 1
+            rate = f", {tokens_per_step * progress.rate:,.0f} tokens/s" if tokens_per_step and progress.rate else ""
+            progress.stage = "training"
+            progress.update(number, f"loss {means(metrics, terms)['loss']:.3f}, sparsity {sparsity:.3f}{rate}")
 
     def prune() -> None:
         nonlocal state, sparsity
-        _check_finite(state, step)
-        state, report = program.prune(state, program.amounts(plan[step]), key)
-        sparsity = records.pruned(step, plan[step], report)
+        with progress.during("pruning"):
+            _check_finite(state, step)
+            state, report = program.prune(state, program.amounts(plan[step]), key)
+            sparsity = records.pruned(step, plan[step], report)
 
     def log() -> None:
-        nonlocal since, shown, unlogged
+        nonlocal since, unlogged
         values = means(window.sums, terms) | {"sparsity": sparsity}
         if learning_rate is not None:
             values["learning_rate"] = learning_rate(step - 1)
         values["tokens_per_second"] = tokens_per_step * unlogged / (time.monotonic() - since)
         records.metrics(step, values)
-        rate = f"{values['tokens_per_second']:,.0f} tokens/s  " if tokens_per_step else ""
-        shown = f"loss {values['loss']:.3f}  {rate}sparsity {sparsity:.3f}"
         window.clear()
         since, unlogged = time.monotonic(), 0
 
     first = step + 1
-    with Bar(title, total=steps, done=step) as bar, Stop() as stop:
+    progress.begin(steps, step)
+    progress.stage = "compiling"
+    with Stop() as stop:
         if step == 0 and 0 in plan:
             prune()
         while step < steps:
@@ -133,20 +138,20 @@ def fit(
                 prune()
             if log_now:
                 log()
-            if shown:
-                bar.update(step, shown)
             if evaluate is not None and eval_now:
                 before = time.monotonic()
-                records.metrics(step, {f"dev_{name}": value for name, value in evaluate(state).items()})
+                with progress.during("evaluating"):
+                    records.metrics(step, {f"dev_{name}": value for name, value in evaluate(state).items()})
                 since += time.monotonic() - before
             if save_now:
-                _check_finite(state, step)
-                beside = {"batches": batches.get_state(), "window": window.saved(), **(position or {})}
-                checkpoints.save(step, state, beside)
+                with progress.during("saving"):
+                    _check_finite(state, step)
+                    beside = {"batches": batches.get_state(), "window": window.saved(), **(position or {})}
+                    checkpoints.save(step, state, beside)
+                    if last or stopping:
+                        checkpoints.wait()
             if stopping and not last:
-                checkpoints.wait()
                 raise Preempted(f"step {step} of {steps} is saved; run the same command to resume")
-    checkpoints.wait()
     return state
 
 

@@ -1,0 +1,91 @@
+"""How long a run would take here: a few real steps of its program, and arithmetic; nothing is written."""
+
+import math
+import time
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxprune.models import architecture_named
+from jaxprune.progress import Progress
+
+SECONDS, REPEATS = 3.0, 20
+"""A measurement ends after so long, or so many steps."""
+MOST_FLOPS = 1e12
+"""Of a step that is timed on a CPU; a larger batch is cut, and the time scaled by the arithmetic."""
+EVALUATED = 1 / 3
+"""Of a training step, for the same batch: the forward pass alone."""
+COMPILED = 1.4
+"""To compile all steps of a run, of what the training step takes."""
+SAVED = 100e6
+"""Bytes of a checkpoint that are written, read back and summed up in a second."""
+
+
+class StepTime(NamedTuple):
+    """Of one program on this machine."""
+
+    per_flop: float
+    """Seconds for each FLOP of the model."""
+    compile: float
+    """Seconds to compile the training step."""
+
+
+def step_flops(ready: Any) -> float:
+    """FLOPs that the model of a run needs for one training step, forward and backward."""
+    cfg, data = ready.opened.decisions.cfg, ready.opened.data
+    count = architecture_named(cfg.model.architecture).train_flops
+    if data.dev is not None:
+        return cfg.batch_size * count(cfg.model, seq_len=data.source.seq_len, predictions=data.source.predictions)
+    shape = data.source[1]
+    return shape.rows * count(cfg.model, seq_len=shape.length, predictions=0)
+
+
+def timed(ready: Any) -> StepTime:
+    """The training step of a compiled run, measured from scratch on its own data."""
+    program, data, key = ready.program, ready.opened.data, jax.random.key(0)
+    batch, flops = next(data.batches()), step_flops(ready)
+    rows, least = len(next(iter(batch.values()))), len(program.mesh.devices.flat) * ready.opened.blueprint.accumulate
+    cut = rows
+    while jax.default_backend() == "cpu" and flops * cut / rows > MOST_FLOPS and cut % (2 * least) == 0:
+        cut //= 2
+    put = program.put_whole if data.whole else program.put
+    placed = put({name: value[:cut] for name, value in batch.items()})
+    state = program.draw(ready.opened.blueprint.build().init, key)
+    with Progress("dry run", "timing a step"):
+        began = time.perf_counter()
+        state = jax.block_until_ready(program.train(state, (), placed, key)[0])
+        first, began, count = time.perf_counter() - began, time.perf_counter(), 0
+        while count < REPEATS and (count < 1 or time.perf_counter() - began < SECONDS):
+            state = jax.block_until_ready(program.train(state, (), placed, key)[0])
+            count += 1
+    seconds = (time.perf_counter() - began) / count
+    return StepTime(seconds / (flops * cut / rows), max(0.0, first - seconds))
+
+
+def run_seconds(ready: Any, speed: StepTime) -> float:
+    """Seconds of a run's steps, prunes (each as long as a step), evaluations and checkpoints, compiling left out."""
+    opened = ready.opened
+    steps = opened.blueprint.steps + len(opened.plan) + EVALUATED * evaluated_batches(ready)
+    return steps * step_flops(ready) * speed.per_flop + saves(ready) * state_bytes(ready.program) / SAVED
+
+
+def evaluated_batches(ready: Any) -> int:
+    """Batches that a run evaluates."""
+    cfg, data = ready.opened.decisions.cfg, ready.opened.data
+    if data.dev is None:
+        splits, shape = data.source
+        parts = (splits.train, splits.dev) if cfg.train_loss else (splits.dev,)
+        return sum(-(-len(part.ids) // (shape.rows * shape.length)) for part in parts)
+    times = 1 + (cfg.steps // cfg.train.eval_every if cfg.train.eval_every else 0)
+    return times * cfg.train.eval_batches
+
+
+def saves(ready: Any) -> int:
+    """Checkpoints that a run writes, and the directory at its end."""
+    return 2 + ready.opened.blueprint.steps // ready.opened.decisions.train.save_every
+
+
+def state_bytes(program: Any) -> int:
+    """Bytes of a training state on each device."""
+    leaves = jax.tree.leaves(program.abstract)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
