@@ -3,6 +3,7 @@
 import argparse
 import errno
 import gc
+import importlib
 import logging
 import os
 import select
@@ -31,7 +32,7 @@ Prune an encoder while it pre-trains, let it recover, fine-tune it, and measure 
   finetune CONFIG.yaml --workdir DIR [--a.b value ...]    tasks x learning rates x seeds; a model per run, the best one
   predict  MODEL FILE [--out F.csv]                       label the texts of a file
   study    CONFIG.yaml --workdir DIR [--a.b value ...]    conditions x sparsities x tasks x seeds, and the report
-  report   DIR                                            the tables and the page of a study again
+  report   DIR [DIR ... --out DIR]                        the page of a run, of several side by side, of a study
   prune    SRC DST --sparsity 0.7 [--scope matrix]        one shot: Hugging Face directory in and out
   inspect  CKPT [--json]                                  sparsity per matrix and head, weights, memory
   diff     A B [--json]                                   mask distance, movement and cosine of two checkpoints
@@ -219,22 +220,9 @@ def _join(spec: str) -> None:
         logging.getLogger("jaxprune").setLevel(logging.WARNING)
 
 
-def _prepare(config, workdir: Path, *, dry_run: bool) -> None:
-    from jaxprune.experiments.prepare import prepare_data
-
-    prepare_data(config, workdir, dry_run=dry_run)
-
-
-def _pretrain(config, workdir: Path, *, dry_run: bool) -> None:
-    from jaxprune.experiments.pretrain import pretrain
-
-    pretrain(config, workdir, dry_run=dry_run)
-
-
-def _finetune(config, workdir: Path, *, dry_run: bool) -> None:
-    from jaxprune.experiments.finetune import finetune
-
-    finetune(config, workdir, dry_run=dry_run)
+def _experiment(module: str, name: str) -> Callable[..., object]:
+    """A function of `experiments/`, imported when it is called: the libraries behind it take seconds."""
+    return lambda *args, **more: getattr(importlib.import_module(f"jaxprune.experiments.{module}"), name)(*args, **more)
 
 
 def _study(argv: list[str]) -> None:
@@ -252,11 +240,16 @@ def _study(argv: list[str]) -> None:
 
 
 def _report(argv: list[str]) -> None:
-    parser = _Parser(prog="jaxprune report", description="Write the tables and the page of a study from its runs.")
-    parser.add_argument("dir", metavar="DIR", type=Path, help="the study's workdir")
-    from jaxprune.experiments.study import make_report
+    parser = _Parser(
+        prog="jaxprune report",
+        description="Write report.html and metrics.csv about a run, or about several side by side; of a study its "
+        "tables and its page, from the runs that are finished.",
+    )
+    parser.add_argument("sources", metavar="DIR", type=Path, nargs="+", help="the workdir of a run, a grid or a study")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="directory to write to; default: DIR, if it is one")
+    from jaxprune.experiments.run_report import report
 
-    make_report(parser.parse_args(argv).dir)
+    report(**vars(parser.parse_args(argv)))
 
 
 def _prune(argv: list[str]) -> None:
@@ -390,9 +383,9 @@ def _plan(argv: list[str]) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "demo": _demo,
-    "prepare": _configured("prepare", _prepare),
-    "pretrain": _configured("pretrain", _pretrain),
-    "finetune": _configured("finetune", _finetune),
+    "prepare": _configured("prepare", _experiment("prepare", "prepare_data")),
+    "pretrain": _configured("pretrain", _experiment("pretrain", "pretrain")),
+    "finetune": _configured("finetune", _experiment("finetune", "finetune")),
     "study": _study,
     "report": _report,
     "prune": _prune,

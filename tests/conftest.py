@@ -67,4 +67,4 @@ def untimed(monkeypatch) -> None:
     """Dry runs that compile and time nothing: they take a step to last a nanosecond per FLOP."""
     from jaxprune.experiments.step_time import StepTime
 
-    monkeypatch.setattr("jaxprune.experiments.step_time.timed", lambda _: StepTime(1e-9, 1.0))
+    monkeypatch.setattr("jaxprune.experiments.step_time.timed", lambda _: StepTime(1e-9, 1.0, 0.1))

@@ -355,7 +355,7 @@ def test_a_start_without_weights_is_one_line(grid, nothing_kept, tmp_path, capsy
     source, words = {
         "a run": (run, "kept no weights; fine-tune with keep_weights: true"),
         "its grid": (nothing_kept, "kept no weights; fine-tune with keep_weights: true"),
-        "a grid of several tasks": (grid.workdir, "holds a model for each task; name one of "),
+        "a grid of several tasks": (grid.workdir, "holds several models; name one of "),
     }[case]
     config = write_config(tmp_path / "c.yaml", source, [grid.tasks["similarity"]])
     for argv in (["finetune", config, "--workdir", tmp_path / "run"], ["predict", source, tmp_path / "x.csv"]):

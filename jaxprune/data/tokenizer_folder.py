@@ -50,7 +50,11 @@ def read_files(path: str, revision: str = "") -> dict[str, bytes]:
     folder = encoder_part(folder)
     contents = {name: (folder / name).read_bytes() for name in (*TOKENIZER_FILES, _MODEL) if (folder / name).is_file()}
     if not contents.keys() & {_WHOLE, *_TYPES}:
-        raise UserError(f"tokenizer.path {path}: holds neither tokenizer.json nor vocab.txt, nor {', '.join(_TYPES)}")
+        below = next(
+            (f"; take {folder / name}" for name in ("hf", "best/hf", "tokenizer") if (folder / name).is_dir()), ""
+        )
+        names = f"tokenizer.json nor vocab.txt, nor {', '.join(_TYPES)}"
+        raise UserError(f"tokenizer.path {path}: holds neither {names}{f'; take {below[0]}' if below else ''}")
     return contents
 
 

@@ -7,10 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-import jaxprune
 from jaxprune.config.commands import DemoConfig, FinetuneConfig, PretrainConfig
 from jaxprune.config.load import to_yaml
 from jaxprune.data import builtin
@@ -20,8 +18,8 @@ from jaxprune.data.mlm import PretrainData
 from jaxprune.data.prepare import prepare
 from jaxprune.data.tasks import Task
 from jaxprune.experiments import task_run
-from jaxprune.experiments.environment import environment
 from jaxprune.experiments.pretrain import PRETRAIN
+from jaxprune.experiments.provenance import provenance
 from jaxprune.experiments.pruning_plan import plan_of
 from jaxprune.experiments.shelf import Shelf
 from jaxprune.experiments.walk import walk
@@ -51,13 +49,14 @@ def demo(workdir: Path, cfg: DemoConfig | None = None) -> Path:
             runs = [_run_record(directory / _name(s), s, result) for s, result in results.items() if result]
         with _timed(timings, "fine-tune each on two tasks"):
             scores = _finetune_all(cfg, directory, data, shelf)
+        facts, _ = provenance([directory / "dense", *(directory / _name(s) for s in cfg.sparsities)])
         page = runs_page(
             runs,
             scores,
             out_dir=directory.path,
             title="What pruning does to a small BERT",
             plan={s: plan_of(run.prune, run.steps, "steps") for s, run in recoveries.items()},
-            facts=_facts(cfg, dense_cfg, data),
+            facts=_facts(cfg, dense_cfg, data) | facts,
             timings=timings,
             commands=["pip install jaxprune", "jaxprune demo"],
             config=text,
@@ -180,7 +179,7 @@ def _sample(rows: list[Any], count: int, seed: int) -> list[Any]:
 
 def _facts(cfg: DemoConfig, dense: PretrainConfig, data: Path) -> dict[str, str]:
     prepared = PretrainData(str(data), dense.data, split="train", batch_size=dense.batch_size, seed=dense.seed)
-    model, env = dense.model, environment()
+    model = dense.model
     tokens = (dense.steps * dense.batch_size + len(cfg.sparsities) * cfg.recover.steps * cfg.recover.batch_size) * (
         prepared.seq_len
     )
@@ -190,6 +189,4 @@ def _facts(cfg: DemoConfig, dense: PretrainConfig, data: Path) -> dict[str, str]
         f"{prepared.examples:,} examples of {prepared.seq_len}",
         "pre-training": f"{dense.steps:,} steps dense, then {cfg.recover.steps:,} per sparsity; {tokens:,} tokens",
         "pruning": f"magnitude, per matrix, cubic over {cfg.recover.prune.end} steps, hard masks",
-        "hardware": f"{env['cores']} cores, {', '.join(sorted(set(env['devices'])))}",
-        "versions": f"jaxprune {jaxprune.__version__}, jax {jax.__version__}, Python {env['python']}",
     }

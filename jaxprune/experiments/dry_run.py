@@ -18,9 +18,9 @@ def describe_pretraining(ready: Any) -> None:
     cfg, data, plan = opened.decisions.cfg, opened.data.source, opened.plan
     console = Console()
     console.print(parameter_table(program.abstract.params, program.abstract.masks))
-    sequences, flops, speed = cfg.steps * cfg.batch_size, step_time.step_flops(ready), step_time.timed(ready)
+    sequences, flops, speed = cfg.steps * cfg.batch_size, step_time.step_flops(opened), step_time.timed(ready)
     compiling = step_time.COMPILED * speed.compile
-    estimate = duration(step_time.run_seconds(ready, speed) + compiling)
+    estimate = duration(step_time.run_seconds(opened, speed) + compiling)
     table = Table("what", "how much", show_header=False, box=None)
     rows = [
         ("mesh", ", ".join(f"{axis} {size}" for axis, size in program.mesh.shape.items())),

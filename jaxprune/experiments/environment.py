@@ -1,9 +1,14 @@
 """What a run ran on: versions, devices, flags."""
 
+import datetime
+import functools
 import importlib.metadata
 import os
 import platform
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -38,5 +43,17 @@ def environment(**extra: Any) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
         "command": " ".join(sys.argv),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
         **extra,
     }
+
+
+@functools.cache
+def commit() -> str:
+    """The commit of the checkout that runs, `-dirty` behind it where files differ; empty where it is none."""
+    root = Path(jaxprune.__file__).parents[1]
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return ""
+    describe = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    return subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()

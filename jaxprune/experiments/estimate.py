@@ -1,6 +1,6 @@
 """What a study would do and how long it would take, from real steps of two of its programs; writes nothing."""
 
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 
 from rich.console import Console
@@ -11,7 +11,7 @@ from jaxprune.config.sections import ModelConfig
 from jaxprune.experiments import pretrain, step_time, task_run
 from jaxprune.experiments.matrix import Job
 from jaxprune.experiments.shelf import Shelf
-from jaxprune.experiments.walk import Ready, compile_run
+from jaxprune.experiments.walk import Opened, compile_run
 from jaxprune.experiments.weights import shallower, shaped, source_model
 from jaxprune.progress import Progress, duration
 
@@ -23,33 +23,34 @@ def estimate(jobs: list[Job], runs: Path, shelf: Shelf) -> None:
     reckoned from it by the arithmetic of their models.
     """
     models: dict[str, ModelConfig] = {}
-    todo: dict[str, Ready] = {}
+    todo: dict[str, Opened] = {}
     with Progress("dry run", "reading", total=len(jobs)) as progress:
         for number, job in enumerate(jobs, 1):
             models[job.path] = _model(job, models, runs)
             if not (runs / job.path / "result.json").is_file():
                 kind = (job.shape, models[job.path])
-                todo[job.path] = shelf.get("ready", kind, lambda job=job: _ready(job, models[job.path], shelf))
+                todo[job.path] = shelf.get("opened", kind, lambda job=job: _opened(job, models[job.path], shelf))
             progress.update(number)
-        speeds = {pretrains: step_time.timed(ready) for pretrains, ready in _weightiest(todo).items()}
-    seconds = {path: step_time.run_seconds(ready, speeds[_pretrains(ready)]) for path, ready in todo.items()}
-    programs = {ready.opened.blueprint.key(): speeds[_pretrains(ready)].compile for ready in todo.values()}
+        measured = _weightiest(todo).items()
+        speeds = {pretrains: step_time.timed(compile_run(opened, shelf)) for pretrains, opened in measured}
+    seconds = {path: step_time.run_seconds(opened, speeds[_pretrains(opened)]) for path, opened in todo.items()}
+    programs = {opened.blueprint.key(): speeds[_pretrains(opened)].compile for opened in todo.values()}
     _show(jobs, seconds, step_time.COMPILED * sum(programs.values()))
 
 
-def _pretrains(ready: Ready) -> bool:
-    return ready.opened.blueprint.head == "pretraining"
+def _pretrains(opened: Opened) -> bool:
+    return opened.blueprint.head == "pretraining"
 
 
-def _weightiest(todo: dict[str, Ready]) -> dict[bool, Ready]:
+def _weightiest(todo: dict[str, Opened]) -> dict[bool, Opened]:
     """Of pre-training and of fine-tuning a run with the shape on which most of the arithmetic goes."""
-    weights: Counter[tuple[bool, float]] = Counter()
-    of_shape: dict[tuple[bool, float], Ready] = {}
-    for ready in todo.values():
-        shape = (_pretrains(ready), step_time.step_flops(ready))
-        of_shape.setdefault(shape, ready)
-        weights[shape] += ready.opened.blueprint.steps * shape[1]
-    return {pretrains: of_shape[pretrains, flops] for (pretrains, flops), _ in reversed(weights.most_common())}
+    weights: defaultdict[tuple[bool, float], float] = defaultdict(float)
+    of_shape: dict[tuple[bool, float], Opened] = {}
+    for opened in todo.values():
+        shape = (_pretrains(opened), step_time.step_flops(opened))
+        of_shape.setdefault(shape, opened)
+        weights[shape] += opened.blueprint.steps * shape[1]
+    return {pretrains: of_shape[pretrains, flops] for pretrains, flops in sorted(weights, key=weights.__getitem__)}
 
 
 def _model(job: Job, models: dict[str, ModelConfig], runs: Path) -> ModelConfig:
@@ -63,12 +64,12 @@ def _model(job: Job, models: dict[str, ModelConfig], runs: Path) -> ModelConfig:
     return shaped(job.cfg.model, shallower(shape, layers, source), source)
 
 
-def _ready(job: Job, model: ModelConfig, shelf: Shelf) -> Ready:
+def _opened(job: Job, model: ModelConfig, shelf: Shelf) -> Opened:
     """A run of the job's shape that starts from scratch."""
     scratch = {"model": model, "init_from": ""} | ({"layers": ()} if job.pretrains else {})
     cfg = job.cfg.model_copy(update=scratch)
     command = pretrain.PRETRAIN if job.pretrains else task_run.tuning()
-    return compile_run(command.open(command.resolve(cfg, None), shelf), shelf)
+    return command.open(command.resolve(cfg, None), shelf)
 
 
 def _show(jobs: list[Job], seconds: dict[str, float], compiling: float) -> None:

@@ -53,7 +53,9 @@ def finetune(cfg: FinetuneConfig, workdir: Path | None, *, dry_run: bool = False
     if not started:
         read_start(ready[0].opened)
     if dry_run or workdir is None:
-        speed = step_time.timed(max(ready, key=step_time.step_flops))  # the other tasks follow by their arithmetic
+        speed = step_time.timed(
+            max(ready, key=lambda task: step_time.step_flops(task.opened))
+        )  # the other tasks follow by their arithmetic
         seconds = step_time.COMPILED * speed.compile * len(ready)
         for task_ready in reversed(ready):
             seconds += describe_task(task_ready, len(grid) // len(ready), speed)

@@ -66,7 +66,7 @@ def inspect_checkpoint(source: str, *, as_json: bool = False) -> dict[str, Any]:
     if as_json:
         _print_json(report)
         return report
-    columns = ("size", "kept", "sparsity", "mean", "std", "kept_std", "abs_mean")
+    columns = ("size", "sparsity", "mean", "std", "kept_std", "abs_mean")
     _print(
         f"{source}: {report['sparsity']:.6f} of {size:,} prunable weights are 0", "path", columns, report["matrices"]
     )
@@ -106,9 +106,10 @@ def diff_checkpoints(a: str, b: str, *, as_json: bool = False) -> dict[str, Any]
 
 def _print(title: str, first: str, columns: Iterable[Any], rows: Sequence[Mapping[Any, Any]]) -> None:
     columns = list(columns)
-    table = Table(first, title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
+    table.add_column(first, overflow="fold")
     for name in columns:
-        table.add_column(str(name), justify="right")
+        table.add_column(str(name), justify="right", no_wrap=True)
     for row in rows:
         table.add_row(str(row[first]), *(_cell(row.get(name)) for name in columns))
     Console(width=None if Console().is_terminal else 160).print(table)

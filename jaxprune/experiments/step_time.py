@@ -28,11 +28,13 @@ class StepTime(NamedTuple):
     """Seconds for each FLOP of the model."""
     compile: float
     """Seconds to compile the training step."""
+    save: float
+    """Seconds to write a checkpoint."""
 
 
-def step_flops(ready: Any) -> float:
+def step_flops(opened: Any) -> float:
     """FLOPs that the model of a run needs for one training step, forward and backward."""
-    cfg, data = ready.opened.decisions.cfg, ready.opened.data
+    cfg, data = opened.decisions.cfg, opened.data
     count = architecture_named(cfg.model.architecture).train_flops
     if data.dev is not None:
         return cfg.batch_size * count(cfg.model, seq_len=data.source.seq_len, predictions=data.source.predictions)
@@ -43,7 +45,7 @@ def step_flops(ready: Any) -> float:
 def timed(ready: Any) -> StepTime:
     """The training step of a compiled run, measured from scratch on its own data."""
     program, data, key = ready.program, ready.opened.data, jax.random.key(0)
-    batch, flops = next(data.batches()), step_flops(ready)
+    batch, flops = next(data.batches()), step_flops(ready.opened)
     rows, least = len(next(iter(batch.values()))), len(program.mesh.devices.flat) * ready.opened.blueprint.accumulate
     cut = rows
     while jax.default_backend() == "cpu" and flops * cut / rows > MOST_FLOPS and cut % (2 * least) == 0:
@@ -51,7 +53,7 @@ def timed(ready: Any) -> StepTime:
     put = program.put_whole if data.whole else program.put
     placed = put({name: value[:cut] for name, value in batch.items()})
     state = program.draw(ready.opened.blueprint.build().init, key)
-    with Progress("dry run", "timing a step"):
+    with Progress("timing", "a step of the run"):
         began = time.perf_counter()
         state = jax.block_until_ready(program.train(state, (), placed, key)[0])
         first, began, count = time.perf_counter() - began, time.perf_counter(), 0
@@ -59,19 +61,19 @@ def timed(ready: Any) -> StepTime:
             state = jax.block_until_ready(program.train(state, (), placed, key)[0])
             count += 1
     seconds = (time.perf_counter() - began) / count
-    return StepTime(seconds / (flops * cut / rows), max(0.0, first - seconds))
+    save = state_bytes(program) / SAVED
+    return StepTime(seconds / (flops * cut / rows), max(0.0, first - seconds), save)
 
 
-def run_seconds(ready: Any, speed: StepTime) -> float:
+def run_seconds(opened: Any, speed: StepTime) -> float:
     """Seconds of a run's steps, prunes (each as long as a step), evaluations and checkpoints, compiling left out."""
-    opened = ready.opened
-    steps = opened.blueprint.steps + len(opened.plan) + EVALUATED * evaluated_batches(ready)
-    return steps * step_flops(ready) * speed.per_flop + saves(ready) * state_bytes(ready.program) / SAVED
+    steps = opened.blueprint.steps + len(opened.plan) + EVALUATED * evaluated_batches(opened)
+    return steps * step_flops(opened) * speed.per_flop + saves(opened) * speed.save
 
 
-def evaluated_batches(ready: Any) -> int:
+def evaluated_batches(opened: Any) -> int:
     """Batches that a run evaluates."""
-    cfg, data = ready.opened.decisions.cfg, ready.opened.data
+    cfg, data = opened.decisions.cfg, opened.data
     if data.dev is None:
         splits, shape = data.source
         parts = (splits.train, splits.dev) if cfg.train_loss else (splits.dev,)
@@ -80,9 +82,9 @@ def evaluated_batches(ready: Any) -> int:
     return times * cfg.train.eval_batches
 
 
-def saves(ready: Any) -> int:
+def saves(opened: Any) -> int:
     """Checkpoints that a run writes, and the directory at its end."""
-    return 2 + ready.opened.blueprint.steps // ready.opened.decisions.train.save_every
+    return 2 + opened.blueprint.steps // opened.decisions.train.save_every
 
 
 def state_bytes(program: Any) -> int:

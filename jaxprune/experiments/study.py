@@ -22,6 +22,7 @@ from jaxprune.experiments.matrix import Job, matrix, shard, with_ancestors
 from jaxprune.experiments.own_folder import check_own
 from jaxprune.experiments.pruning_plan import plan_of, pruner_of
 from jaxprune.experiments.shelf import Shelf
+from jaxprune.experiments.study_report import make_report
 from jaxprune.experiments.walk import walk
 from jaxprune.experiments.weights import absolute, stored_config
 from jaxprune.files import write_atomically
@@ -73,18 +74,6 @@ def study(cfg: StudyConfig, workdir: Path | None, *, dry_run: bool = False, only
         make_report(root)
     if lost:
         raise lost
-
-
-def make_report(root: Path) -> None:
-    """Write `tables/` and `report.html` of a study, from its finished runs alone."""
-    from jaxprune.experiments.tables import write_tables
-    from jaxprune.reports.study_page import study_page
-
-    with Progress(root.name, "measuring the models") as progress:
-        write_tables(root)
-        progress.stage = "drawing the page"
-        page = study_page(root)
-    log.info("open %s", page)
 
 
 def resolve(cfg: StudyConfig) -> StudyConfig:

@@ -270,7 +270,7 @@ def describe_task(ready: Ready, runs: int = 1, speed: step_time.StepTime | None 
     """Print what the runs of a task would do; the seconds that they would take at this speed, measured if not given."""
     opened = ready.opened
     cfg, (splits, shape) = opened.decisions.cfg, opened.data.source
-    seconds = runs * step_time.run_seconds(ready, speed or step_time.timed(ready))
+    seconds = runs * step_time.run_seconds(opened, speed or step_time.timed(ready))
     print(
         f"{splits.task.name}: {len(splits.train):,} train, {len(splits.dev):,} dev examples, "
         f"{splits.train.lengths.mean():.1f} tokens on average, {splits.train.lengths.max()} at most; {runs} runs of "

@@ -121,14 +121,17 @@ def model_folder(source: str) -> str:
 
     UserError where a run has none, or a grid one for each task.
     """
-    cfg = stored_config(source)
-    if cfg is None:
+    cfg, place = stored_config(source), Path(source).expanduser()
+    if cfg is None and (not (place / "config.yaml").is_file() or (place / CONFIG).is_file()):
         return source
     if folder := kept_model(source):
         return str(folder)
-    several = sorted(str(path.parent) for path in Path(source).expanduser().glob(f"best/*/hf/{CONFIG}"))
+    several = next(filter(None, (sorted(place.glob(f"{below}/hf/{CONFIG}")) for below in ("best/*", "*", "*/*"))), ())
     if several:
-        raise UserError(f"{source}: holds a model for each task; name one of {', '.join(several)}")
+        names = ", ".join(str(path.parent) for path in several[:6])
+        raise UserError(f"{source}: holds several models; name one of {names}{', ...' if len(several) > 6 else ''}")
+    if cfg is None:
+        raise UserError(f"{source}: is no run with a model of its own; name the hf/ of one below it")
     if isinstance(cfg, FinetuneConfig) and not cfg.keep_weights:
         raise UserError(f"{source}: kept no weights; fine-tune with keep_weights: true")
     raise UserError(f"{source}: has no hf/, which a finished run has; run its command again")
@@ -201,10 +204,12 @@ def read_weights(source: str, revision: str = "", variant: str = "") -> Weights:
 
         with Checkpoints(Path(source).expanduser().absolute(), read_only=True) as checkpoints:
             restored = checkpoints.restore()
-        if restored is None:
+        if restored is not None:
+            params, masks = jax.device_get((restored[1]["params"], restored[1]["masks"]))
+            return Weights(cfg.model, params, masks, source)
+        if kept_model(source) is None:
             raise UserError(f"init_from = {source}: has no checkpoint yet; let its run save one first")
-        params, masks = jax.device_get((restored[1]["params"], restored[1]["masks"]))
-        return Weights(cfg.model, params, masks, source)
+        log.info("%s: its checkpoints are gone; its hf/ is read", source)
     read = read_folder(model_folder(source), head=None, revision=revision or None, variant=variant)
     return Weights(read.model, read.params, read.masks, source, read.others)
 

@@ -95,6 +95,7 @@ def runs_page(
         config=config,
         notes=notes,
         tables=tables,
+        links=[f"{name}.csv" for name in tables],
     )
 
 

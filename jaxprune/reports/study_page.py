@@ -1,6 +1,7 @@
 """The page of a study: every figure and table of the paper stands beside ours, under the claims they bear on."""
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -17,10 +18,11 @@ MARKS = {HOLDS: "good", FAILS: "bad", UNKNOWN: "open"}
 """Status -> CSS class."""
 
 
-def study_page(study: Path) -> Path:
+def study_page(study: Path, facts: Mapping[str, str] | None = None, commands: Sequence[str] = ()) -> Path:
     """Write `report.html` into the directory of a study from its `tables/*.csv` and `config.yaml` alone.
 
-    Missing runs and tables leave a gap that the page names. Also writes tables/claims.csv. Returns the page's path.
+    `facts` (versions, hardware, ...) and `commands` go to its foot. Missing runs and tables leave a gap that the page
+    names. Also writes tables/claims.csv. Returns the page's path.
     UserError when there is no table at all.
     """
     study = Path(study).expanduser()
@@ -56,10 +58,12 @@ def study_page(study: Path) -> Path:
         spread=model_sections.spread(ours),
         churn=model_sections.churn(ours),
         losses=model_sections.losses(ours),
-        facts=_facts(ours),
+        facts=_facts(ours) | {**(facts or {})},
         gaps=_gaps(ours, text),
         config=re.sub(r"(?<![\w./])/(?:[^\s/'\"]+/)+", ".../", text),  # without the folders of the machine that ran it
-        csv=sorted(path.name for path in (study / "tables").glob("*.csv")),
+        links=sorted(f"tables/{path.name}" for path in (study / "tables").glob("*.csv")),
+        timings={},
+        commands=commands,
     )
 
 
