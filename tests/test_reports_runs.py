@@ -13,7 +13,8 @@ import pytest
 from jaxprune.analysis.pruning_cost import FITTING, FREE, INFORMATION, pruning_cost
 from jaxprune.errors import UserError
 from jaxprune.reports.charts import Series, curves, matrix_map
-from jaxprune.reports.runs_page import headline, runs_page
+from jaxprune.reports.regimes import headline
+from jaxprune.reports.runs_page import runs_page
 from jaxprune.reports.svg import category, spaced
 
 KINDS = ("attention/query", "attention/key", "attention/value", "attention/output", "intermediate", "output")

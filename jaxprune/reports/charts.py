@@ -54,14 +54,12 @@ def curves(
     dashed: (height, name, colour) of horizontal lines. bands: (from, to, number) of shaded stretches of x, None reads
     as `?`. clip: cut the y axis at this quantile of all values, so that the first steps do not flatten the rest.
     """
-    longest = max((len(s.name) for s in series), default=0)
-    figure, axes = new_axes(height=252, right=max(0.97 - 0.021 * longest, 0.68))
+    longest = max((len(name) for name in (*(s.name for s in series), *(name for _, name, _ in dashed))), default=0)
+    figure, axes = new_axes(height=252, right=max(0.97 - 0.021 * longest, 0.6))
     for s in series:
         _draw(axes, s)
-    for height, name, color in dashed:
+    for height, _, color in dashed:
         axes.axhline(height, color=color, **DASHED)
-        where = {"xycoords": axes.get_yaxis_transform(), "xytext": (4, 3), "textcoords": "offset points"}
-        axes.annotate(name, (0.0, height), va="bottom", fontsize=10.5, color=INK["muted"], **where)
     axes.margins(x=0.03)
     if clip is not None:
         heights = np.concatenate([np.asarray(s.y, float) for s in series])
@@ -70,7 +68,8 @@ def curves(
         axes.set_ylim(low - pad, high + pad)
     if bands:
         _shade(axes, bands)
-    end_labels(axes, [(s.y[-1], s.name, s.color) for s in series if s.name and len(s.y)])
+    lines = [(height, name, INK["muted"]) for height, name, _ in dashed if name]
+    end_labels(axes, [*((s.y[-1], s.name, s.color) for s in series if s.name and len(s.y)), *lines])
     finish(axes, label, xlabel)
     if xlabel == SPARSITY:
         axes.set_xticks(_apart(sorted({x for s in series for x in s.x})))

@@ -47,6 +47,8 @@ class Verdict:
     why: str
     table: str
     """The table it is read from."""
+    asked: bool = True
+    """Whether the study measured what the claim is about at all."""
 
 
 class CannotTell(Exception):
@@ -57,11 +59,12 @@ def judge(tables: Tables) -> list[Verdict]:
     """All claims in the order of the paper; a table that is missing or too thin makes a `cannot tell` that says so."""
     verdicts, tables = [], complete(tables)
     for item, claim, table, rule in CLAIMS:
+        asked = True
         try:
             status, why = rule(tables)
         except CannotTell as missing:
-            status, why = UNKNOWN, str(missing)
-        verdicts.append(Verdict(item, claim, status, why, table))
+            status, why, asked = UNKNOWN, str(missing), False
+        verdicts.append(Verdict(item, claim, status, why, table, asked))
     return verdicts
 
 

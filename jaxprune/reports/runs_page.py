@@ -10,15 +10,15 @@ import numpy as np
 import pandas
 
 from jaxprune.analysis.intervals import seed_values
-from jaxprune.analysis.pruning_cost import FITTING, FITTING_RISE, FREE, INFORMATION, PruningCost, pruning_cost
+from jaxprune.analysis.pruning_cost import FITTING_RISE, FREE, PruningCost, pruning_cost
 from jaxprune.errors import UserError
 from jaxprune.reports.charts import Series, block_means, curves, matrix_map
 from jaxprune.reports.html_page import write_page
-from jaxprune.reports.number_text import is_number, listed, percent
+from jaxprune.reports.number_text import is_number, percent
+from jaxprune.reports.regimes import NAMES, headline, stretch
 from jaxprune.reports.svg import Figure, category, ordinal
 
 Row = Mapping[str, Any]
-NAMES = {FREE: "Free", INFORMATION: "Knowledge lost", FITTING: "Fitting hampered", None: "Cannot tell"}
 
 
 def runs_page(
@@ -99,38 +99,6 @@ def runs_page(
     )
 
 
-def headline(cost: PruningCost) -> str:
-    """The verdict in one sentence."""
-    if cost.why:
-        return f"Cannot tell what pruning costs: {cost.why}."
-    if len(cost.levels) < 2:
-        return "Only the unpruned model was measured."
-    free, first = cost.free_up_to, cost.levels[1]
-    lost, fitting, unknown = (cost.span(regime) for regime in (INFORMATION, FITTING, None))
-    parts = []
-    if free > 0:
-        parts.append(f"pruning up to {percent(free)} is free within the noise")
-    elif first.regime in (INFORMATION, FITTING):
-        parts.append(f"no sparsity measured is free: {percent(first.target)} already costs score")
-    if lost and (free > 0 or len(cost.levels) > 2):
-        parts.append(f"{stretch(lost, cost)} {'loses' if len(lost) == 1 else 'lose'} pre-training knowledge")
-    if fitting:
-        parts.append(f"{stretch(fitting, cost)} also {'hampers' if len(fitting) == 1 else 'hamper'} fitting the tasks")
-    if unknown:
-        parts.append(f"about {listed([*map(percent, unknown)])} the seeds do not tell")
-    text = "; ".join(parts)
-    return f"{text[0].upper()}{text[1:]}."
-
-
-def stretch(targets: Sequence[float], cost: PruningCost) -> str:
-    """Neighbouring measured targets in short: `up to 50 %`, `70 % to 90 %`; others one by one."""
-    measured = [level.target for level in cost.levels]
-    first, last, count = measured.index(targets[0]), percent(targets[-1]), len(targets)
-    if measured[first : first + count] == list(targets) and (count > 2 or first == 0):
-        return f"{percent(targets[0])} to {last}" if first else f"up to {last}" if count > 1 else last
-    return listed([*map(percent, targets)])
-
-
 def _at_floor(scores: Sequence[Row], cost: PruningCost) -> dict[float, list[str]]:
     """{target: tasks whose mean score is no better than the majority class's}."""
     cells, majority = seed_values(pandas.DataFrame(scores), "score", ["target"]), _majority(scores)
@@ -150,6 +118,8 @@ def _against_sparsity(runs: Sequence[Row], scores: Sequence[Row], cost: PruningC
     edges = [-math.inf, *((a + b) / 2 for a, b in itertools.pairwise(targets)), math.inf]
     bands: list[tuple[float, float, int | None]] = []
     for level, low, high in zip(cost.levels, edges, edges[1:]) if not cost.why and len(targets) > 1 else ():
+        if level.target == 0 and cost.levels[1].regime != FREE:  # unpruned is no regime
+            continue
         if bands and bands[-1][2] == level.regime:
             low = bands.pop()[0]
         bands.append((low, high, level.regime))

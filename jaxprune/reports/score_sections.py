@@ -8,6 +8,7 @@ from jaxprune.analysis.intervals import Estimate, Frame, difference, estimate, m
 from jaxprune.analysis.regression import fit_line
 from jaxprune.analysis.study_tables import CONDITIONS, MAIN, TASKS, Cells, Setting, Tables
 from jaxprune.reports.charts import Series, curves
+from jaxprune.reports.claims import CannotTell, pruned_cost
 from jaxprune.reports.number_text import NOTHING, fixed, percent, with_count, with_noise
 from jaxprune.reports.section import Cell, Grid, Published, Section
 from jaxprune.reports.svg import INK, Figure, category
@@ -19,19 +20,25 @@ fine-tuning."""
 
 def scores(ours: Tables, theirs: Tables) -> Section:
     """Fig 1 and Table 1."""
-    averages, printed = _averages(ours), _averages(theirs)
-    figures = [*averages, *_per_task(ours["runs"])]
-    return Section(figures, printed, [_table1(ours, theirs)], len(averages), bool(figures))
+    means, printed = _averages(ours), _averages(theirs)
+    figures = [*means, *_per_task(ours["runs"])]
+    return Section(figures, printed, [_table1(ours, theirs)], len(means), bool(figures))
 
 
-def _shared_tasks(runs: Frame) -> list[str]:
-    """The tasks that were scored in every setting without a switch."""
-    values = study.cells(runs, "accuracy")
+def counted_tasks(tables: Tables) -> list[str]:
+    """The tasks that means are over: those that verdicts rest on, where there are such, of the ones that were scored in
+    every setting without a switch."""
+    values = study.cells(tables["runs"], "accuracy")
     settings = {setting for setting, _ in values if setting[1] == MAIN.get(setting[0])}
-    return [task for task in study.tasks(runs) if all((setting, task) in values for setting in settings)]
+    shared = [task for task in study.tasks(tables["runs"]) if all((setting, task) in values for setting in settings)]
+    try:
+        judged = pruned_cost(tables).tasks
+    except CannotTell:
+        judged = ()
+    return [task for task in shared if task in judged] or shared
 
 
-def _by_condition(values: Cells, names: Sequence[str]) -> list[Series]:
+def by_condition(values: Cells, names: Sequence[str]) -> list[Series]:
     """A curve per condition: means over these tasks, with the intervals that the seeds leave."""
     lines = []
     for color, condition in enumerate(CONDITIONS):
@@ -48,12 +55,12 @@ def _mean(values: Cells, setting: Setting, names: Sequence[str]) -> Estimate:
 
 
 def _averages(tables: Tables) -> list[Figure]:
-    figures, names = [], _shared_tasks(tables["runs"])
+    figures, names = [], counted_tasks(tables)
     for column, what, label in (
         ("accuracy", "Accuracy", "dev accuracy (× 100)"),
         ("train_loss", "Training loss", "training loss (nats)"),
     ):
-        if lines := _by_condition(study.cells(tables["runs"], column), names):
+        if lines := by_condition(study.cells(tables["runs"], column), names):
             figures.append(curves(f"{what}, mean over {', '.join(names)}", lines, label))
     return figures
 
@@ -68,7 +75,7 @@ def _per_task(runs: Frame) -> list[Figure]:
             ("matthews", "Matthews correlation", [0.0], "chance"),
             ("spearman", "Spearman correlation", [0.0], "chance"),
         ):
-            if lines := _by_condition(study.cells(runs, column), [task]):
+            if lines := by_condition(study.cells(runs, column), [task]):
                 dashed = [(height, name, INK["muted"]) for height in floor]
                 figures.append(curves(f"{task}: {what}{as_it_is}", lines, "dev score (× 100)", dashed=dashed))
     return figures
@@ -78,7 +85,7 @@ def _table1(ours: Tables, theirs: Tables) -> Grid:
     """A row per condition and sparsity: accuracy and training loss of each task, ours above the published."""
     accuracy, loss, matthews = (study.cells(ours["runs"], name) for name in ("accuracy", "train_loss", "matthews"))
     printed, printed_loss = (study.cells(theirs["runs"], name) for name in ("accuracy", "train_loss"))
-    names, shared = [*TASKS, *study.tasks(study.trained(ours["runs"]))], _shared_tasks(ours["runs"])
+    names, shared = [*TASKS, *study.tasks(study.trained(ours["runs"]))], counted_tasks(ours)
     names, rows = list(dict.fromkeys(names)), []
     for condition in CONDITIONS:
         rows.append([condition.replace("_", " ")])
@@ -102,7 +109,7 @@ def _table1(ours: Tables, theirs: Tables) -> Grid:
     caption = (
         "Dev accuracy × 100 and training loss (nats); ± is half of the 95 % interval over n seeds. Last line: "
         "published accuracy / training loss, one run. Dev loss: of pre-training, nats. The mean is over "
-        f"{', '.join(shared) or 'no task'} here, over five tasks there."
+        f"{', '.join(shared) or 'no task'} here, as in the figures and the verdicts, over five tasks there."
     )
     return Grid(caption, head, rows)
 

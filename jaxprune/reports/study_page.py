@@ -1,4 +1,4 @@
-"""The page of a study: every figure and table of the paper stands beside ours, under the claims they bear on."""
+"""The page of a study: what came out, then the paper's claims that it bears on, figures beside the published ones."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,10 @@ from jaxprune.analysis.study_tables import Tables, read_tables, setting_of, writ
 from jaxprune.errors import UserError
 from jaxprune.reports import finetuning_sections, model_sections, score_sections
 from jaxprune.reports.claims import FAILS, HOLDS, UNKNOWN, judge
+from jaxprune.reports.evidence import shown
 from jaxprune.reports.html_page import write_page
 from jaxprune.reports.number_text import percent
+from jaxprune.reports.outcome_section import cost_of, outcome, what_ran
 from jaxprune.reports.published import published_tables
 
 MARKS = {HOLDS: "good", FAILS: "bad", UNKNOWN: "open"}
@@ -31,21 +33,29 @@ def study_page(study: Path, facts: Mapping[str, str] | None = None, commands: Se
         raise UserError(f"{study}: has no tables/*.csv; `jaxprune report {study}` makes them from finished runs")
     config = study / "config.yaml"
     text = config.read_text(encoding="utf-8") if config.is_file() else ""
+    judged = [shown(verdict, ours) for verdict in judge(ours)]
     claims = [
-        {key: getattr(here, key) for key in ("item", "claim", "status", "why")}
+        {key: getattr(here, key) for key in ("item", "claim", "status", "why", "asked")}
         | {"published": there.status}
         | {"published_why": there.why if len(theirs[there.table]) else "the paper prints no values"}
-        for here, there in zip(judge(ours), judge(theirs), strict=True)
+        for here, there in zip(judged, judge(theirs), strict=True)
     ]
     write_table(study / "tables" / "claims.csv", claims)
-    held, failed, unknown = ([claim["status"] for claim in claims].count(status) for status in MARKS)
-    total = f"Of {len(claims)} claims of the paper"
+    asked = [
+        {**claim, "number": i, "mark": MARKS[claim["status"]]} for i, claim in enumerate(claims, 1) if claim["asked"]
+    ]
+    cost, sentence = cost_of(ours)
     return write_page(
         study / "report.html",
         "study.html.j2",
-        title="Compressing BERT, run again",
-        headline=f"{total}, {held} hold here, {failed} fail and {unknown} cannot be told.",
-        claims=[{**claim, "number": i, "mark": MARKS[claim["status"]]} for i, claim in enumerate(claims, 1)],
+        title=study.resolve().name,
+        headline=sentence,
+        what_ran=what_ran(ours),
+        outcome=outcome(ours, cost),
+        cost=cost,
+        claims=asked,
+        counts={status: [claim["status"] for claim in asked].count(status) for status in MARKS},
+        not_asked=[claim for claim in claims if not claim["asked"]],
         scores=score_sections.scores(ours, theirs),
         transfer=score_sections.transfer(ours, theirs),
         switches=score_sections.switches(ours),

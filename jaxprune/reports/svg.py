@@ -91,14 +91,20 @@ def finish(axes: Any, label: str, xlabel: str) -> None:
         axis.set_major_locator(MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]))
         if "%" in text or "× 100" in text:
             axis.set_major_formatter(lambda value, _: f"{100 * value:.3g}")
-        elif axis is axes.xaxis:
-            axis.set_major_formatter(lambda value, _: f"{value:,.6g}")
+        else:
+            axis.set_major_formatter(_tick)
     axes.grid(axis="y", color=INK["grid"], lw=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(INK["muted"])
     axes.tick_params(axis="both", length=0, labelsize=11.5, labelcolor=INK["muted"])
     axes.tick_params(axis="x", length=3, color=INK["muted"])
+
+
+def _tick(value: float, _: object) -> str:
+    """A number as short as an axis needs it: 0.25, 1,500, 80k."""
+    text = f"{value / 1000:,.6g}k" if abs(value) >= 10_000 else f"{value:,.6g}"
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def spaced(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:

@@ -1,6 +1,8 @@
 """Copy the tables and the page of a study, and print the tables of its README.md.
 
 python results/study_mini/build.py runs/study_mini/study results/study_mini
+Without the study, the page again from the tables and the config that lie here:
+python results/study_mini/build.py results/study_mini
 """
 
 import csv
@@ -16,7 +18,21 @@ from jaxprune.analysis import study_tables as study
 from jaxprune.analysis.intervals import Estimate, difference, estimate, mean_of
 from jaxprune.reports.claims import pruned_cost
 from jaxprune.reports.number_text import with_noise
+from jaxprune.reports.study_page import study_page
 from jaxprune.training.workdir import read_records
+
+FACTS = {
+    "versions": "jaxprune 0.1.0, jax 0.10.2, Python 3.11.7",
+    "hardware": "2 cores of an AMD EPYC, shared with other jobs",
+    "date": "2026-11-24",
+    "commit": "a67d435",
+}
+"""Of this study, whose workdirs recorded neither date nor commit."""
+COMMANDS = (
+    "jaxprune prepare configs/study_mini/prepare.yaml --workdir runs/study_mini/data",
+    "jaxprune pretrain configs/study_mini/dense.yaml --workdir runs/study_mini/dense",
+    "jaxprune study configs/study_mini/study.yaml --workdir runs/study_mini/study",
+)
 
 
 def main(place: Path, out: Path) -> None:
@@ -25,6 +41,7 @@ def main(place: Path, out: Path) -> None:
         shutil.copy(path, out / "tables" / path.name)
     page = (place / "report.html").read_text(encoding="utf-8")
     (out / "report.html").write_text(page, encoding="utf-8")
+    shutil.copy(place / "config.yaml", out / "config.yaml")
     dense(Path(yaml.safe_load((place / "config.yaml").read_text(encoding="utf-8"))["dense"]), out)
     tables = study.read_tables(out / "tables")
     known = pruned_cost(tables).tasks
@@ -111,4 +128,7 @@ def points(change: Estimate | None) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    if len(sys.argv) == 2:
+        print(study_page(Path(sys.argv[1]), FACTS, COMMANDS))
+    else:
+        main(Path(sys.argv[1]), Path(sys.argv[2]))
