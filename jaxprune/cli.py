@@ -26,7 +26,7 @@ usage: jaxprune COMMAND ...
 
 Prune an encoder while it pre-trains, let it recover, fine-tune it, and measure what pruning did to transfer.
 
-  demo [--workdir DIR]                                    the whole story in minutes, on text this machine has
+  demo [--model DIR] [--workdir DIR]                      the whole story in minutes, on text this machine has
   prepare  CONFIG.yaml --workdir DIR [--a.b value ...]    documents -> training examples
   pretrain CONFIG.yaml --workdir DIR [--a.b value ...]    pre-train, prune, recover
   finetune CONFIG.yaml --workdir DIR [--a.b value ...]    tasks x learning rates x seeds; a model per run, the best one
@@ -330,9 +330,13 @@ def _demo(argv: list[str]) -> None:
         "and write report.html. About 6 minutes on 2 CPU cores.",
     )
     parser.add_argument("--workdir", type=Path, default=Path("runs/demo"), help="default: %(default)s")
+    parser.add_argument(
+        "--model", default="", metavar="DIR", help="prune this model, in as much time: a Hugging Face one"
+    )
     from jaxprune.experiments.demo import demo
 
-    demo(parser.parse_args(argv).workdir)
+    known = parser.parse_args(argv)
+    demo(known.workdir, model=known.model)
 
 
 def _inspect(argv: list[str]) -> None:

@@ -3,11 +3,14 @@
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from jaxprune.config import (
     DataConfig,
@@ -22,7 +25,7 @@ from jaxprune.config import (
     TokenizerConfig,
     TrainConfig,
 )
-from jaxprune.experiments.demo import demo
+from jaxprune.experiments.demo import demo, sized_for
 from jaxprune.training.workdir import read_records
 
 pytestmark = pytest.mark.slow
@@ -63,9 +66,9 @@ TINY = DemoConfig(
 )
 
 
-def run_demo(tiny, place):
+def run_demo(tiny, place, *model):
     """The tiny demo in a process of its own, which compiles quickly on one device."""
-    command = [sys.executable, __file__, str(place)]
+    command = [sys.executable, __file__, str(place), *map(str, model)]
     done = subprocess.run(command, capture_output=True, text=True, env=tiny.environment(), check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(place / "report.html")
@@ -104,5 +107,33 @@ def test_demo(tiny, tmp_path):
         demo(tmp_path / "demo", TINY.model_copy(update={"packages": 4}))
 
 
+def test_the_same_story_of_a_pre_trained_model(tiny, pretrained, tmp_path):
+    """The model is one without a pruned weight."""
+    folder = shutil.copytree(pretrained / "hf", tmp_path / "tiny-bert")
+    (folder / "masks.safetensors").unlink()
+    tensors = load_file(folder / "model.safetensors")
+    tensors = {name: np.where(values == 0, np.float32(0.01), values) for name, values in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    run_demo(tiny, tmp_path / "demo", folder)
+    html = (tmp_path / "demo" / "report.html").read_text()
+    assert "What pruning does to tiny-bert" in html and "jaxprune demo --model tiny-bert" in html
+    assert not (tmp_path / "demo" / "dense").exists()
+    for sparsity in (0, 0.5, 0.9):
+        result = json.loads((tmp_path / "demo" / f"sparsity-{sparsity:g}" / "result.json").read_text())
+        assert result["sparsity"] == pytest.approx(sparsity, abs=1e-3)
+    paths = [path / "tokenizer.json" for path in (folder, tmp_path / "demo" / "data" / "tokenizer")]
+    assert len({json.dumps(json.loads(path.read_text())["model"]["vocab"]) for path in paths}) == 1
+
+
+def test_a_larger_model_gets_fewer_steps_and_examples(pretrained, tmp_path):
+    small = sized_for(TINY, str(pretrained / "hf"))
+    config = json.loads((pretrained / "hf" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_size": 768, "num_hidden_layers": 12}))
+    large = sized_for(DemoConfig(), str(tmp_path))
+    assert (small.recover.steps, small.train_examples) == (TINY.recover.steps, TINY.train_examples)
+    assert (large.recover.steps, large.train_examples) == (10, 64)
+    assert 0 < large.recover.prune.end < large.recover.steps and large.sparsities[0] == 0
+
+
 if __name__ == "__main__":
-    print(demo(Path(sys.argv[1]), TINY))
+    print(demo(Path(sys.argv[1]), TINY, model="".join(sys.argv[2:])))

@@ -190,10 +190,13 @@ class FinetuneConfig(Section):
 class DemoConfig(Section):
     """The demo: text that every machine has, a small BERT, a few sparsities, two tasks; minutes on 2 CPU cores."""
 
+    model: str = ""
+    """A pre-trained model to prune, a Hugging Face directory or hub name; empty pre-trains a small BERT."""
     prepare: PrepareConfig = PrepareConfig(
         sources=(SourceConfig(kind="builtin", max_chars=4_000_000),),
         tokenizer=TokenizerConfig(train_size=2048),
         seq_len=64,
+        next_sentence=False,
         dev_fraction=0.05,
     )
     """Documentation text of the standard library and the installed packages."""

@@ -155,7 +155,7 @@ def _owned(command: Command, ready: Ready, workdir: Path, text: str, progress: P
             return before
         with within(ready.program.mesh):
             fitted = fit_run(ready, directory, progress)
-            with progress.during("writing what comes out"):
+            with progress.during("scoring and writing"):
                 result = command.finish(fitted)
         if before is None:
             directory.finish(result)
