@@ -90,6 +90,17 @@ def test_tables_are_printed_whole(pretrained, dense, capsys):
     assert QUERY in text and "hamming" in text and "random: 0.333" in text and "…" not in text
 
 
+def test_a_narrow_terminal_gets_short_names_not_cut_ones(pretrained, dense, capsys, monkeypatch):
+    for name, value in {"TTY_COMPATIBLE": "1", "COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb"}.items():
+        monkeypatch.setenv(name, value)
+    for argv in (["inspect", pretrained], ["diff", dense, pretrained]):
+        lines = run(capsys, *argv).splitlines()
+        table = [line for line in lines if not line.startswith((str(pretrained), "a = "))]
+        assert max(map(len, table)) <= 80 and not any("…" in line for line in lines)
+        names = [line[:20].strip() for line in table if line.startswith(("00 ", "word embeddings ", "pooler "))]
+        assert {"00 query", "00 attention output", "pooler"} <= {*names}
+
+
 @pytest.mark.parametrize("absent", ["bert.pooler.", "cls."])
 def test_what_is_not_in_the_file_is_not_counted(dense, tmp_path, capsys, caplog, absent):
     folder = shutil.copytree(dense, tmp_path / "folder")

@@ -47,6 +47,15 @@ def kinds(paths: Iterable[str]) -> dict[str, str]:
     return {path: short(module) for path, module in modules.items()}
 
 
+def short_names(paths: Iterable[str]) -> dict[str, str]:
+    """{path: its layer and its kind}: `03 attention output`, `word embeddings`; two paths never share a name."""
+    paths = list(paths)
+    kind = kinds(paths)
+    layers = {path: layer_of(path) for path in paths}
+    names = {path: kind[path] if (layer := layers[path]) is None else f"{layer:02d} {kind[path]}" for path in paths}
+    return names if len({*names.values()}) == len(names) else {path: path for path in paths}
+
+
 def _module(path: str) -> tuple[str, ...]:
     parts = tuple(_LAYER.sub("", path, count=1).split("/"))
     return parts[:-1] or parts

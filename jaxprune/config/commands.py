@@ -194,25 +194,27 @@ class DemoConfig(Section):
     """A pre-trained model to prune, a Hugging Face directory or hub name; empty pre-trains a small BERT."""
     prepare: PrepareConfig = PrepareConfig(
         sources=(SourceConfig(kind="builtin", max_chars=4_000_000),),
-        tokenizer=TokenizerConfig(train_size=2048),
+        tokenizer=TokenizerConfig(train_size=1024),
         seq_len=64,
         next_sentence=False,
         dev_fraction=0.05,
     )
     """Documentation text of the standard library and the installed packages."""
     dense: PretrainConfig = PretrainConfig(
-        steps=1500,
+        steps=2000,
         batch_size=32,
         data=DataConfig(),
         model=ModelConfig(
-            vocab_size=2048,
+            vocab_size=1024,
             hidden_size=64,
             num_hidden_layers=2,
             num_attention_heads=2,
             intermediate_size=256,
             max_position_embeddings=64,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
         ),
-        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100),
+        optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=100),
         train=TrainConfig(save_every=10_000, eval_batches=40),
     )
     """Pre-training of the dense model that every sparsity starts from."""
@@ -222,6 +224,7 @@ class DemoConfig(Section):
         steps=300,
         batch_size=32,
         data=DataConfig(),
+        model=ModelConfig(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
         prune=PruneConfig(end=150, every=10, scope="matrix"),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=20),
         train=TrainConfig(save_every=10_000, eval_batches=40),

@@ -12,7 +12,7 @@ from rich.table import Table
 from jaxprune.analysis import weights
 from jaxprune.analysis.heads import head_sparsity
 from jaxprune.analysis.mask_distance import mask_distance
-from jaxprune.analysis.paths import flat
+from jaxprune.analysis.paths import flat, short_names
 from jaxprune.analysis.rank_movement import RANDOM, movement
 from jaxprune.config.sections import ModelConfig, PruneConfig
 from jaxprune.experiments.pruning_plan import included
@@ -93,26 +93,39 @@ def diff_checkpoints(a: str, b: str, *, as_json: bool = False) -> dict[str, Any]
     if as_json:
         _print_json(report)
         return report
-    columns = ("sparsity_a", "sparsity_b", "hamming", "iou", "ratio", "movement", "movement_std", "cosine")
-    _print(f"a = {a}, b = {b}", "path", columns, rows)
+    columns = ("sparsity_a", "sparsity_b", "hamming", "iou", "ratio", "movement", "cosine")
+    _print(f"a = {a}, b = {b}", "path", columns, rows, names={"sparsity_a": "in a", "sparsity_b": "in b"})
     print(f"b keeps {changed['regrown']:,} weights that a prunes, and prunes {changed['newly_pruned']:,} that a keeps")
     print(
-        "hamming: share of the weights that one side keeps and the other prunes; ratio: that / what independent masks\n"
-        "give; iou: kept by both / by either; movement: in the order of |w|, as a share of all places "
-        f"(random: {RANDOM:.3f})"
+        "in a, in b: sparsity; hamming: share of the weights that one side keeps and the\n"
+        "other prunes; ratio: that / what independent masks give; iou: kept by both / by\n"
+        f"either; movement: in the order of |w|, as a share of all places (random: {RANDOM:.3f})"
     )
     return report
 
 
-def _print(title: str, first: str, columns: Iterable[Any], rows: Sequence[Mapping[Any, Any]]) -> None:
+def _print(
+    title: str,
+    first: str,
+    columns: Iterable[Any],
+    rows: Sequence[Mapping[Any, Any]],
+    names: Mapping[Any, str] | None = None,
+) -> None:
+    """A table with `names` over its columns; where the terminal is too narrow for whole paths, with short ones."""
     columns = list(columns)
+    heads = [first, *((names or {}).get(column, str(column)) for column in columns)]
+    cells = [[str(row[first]), *(_cell(row.get(column)) for column in columns)] for row in rows]
+    console = Console(width=None if Console().is_terminal else 160)
+    if sum(max(map(len, column)) + 1 for column in zip(heads, *cells, strict=True)) > console.width:
+        short = short_names(line[0] for line in cells)
+        cells = [[short[path], *numbers] for path, *numbers in cells]
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
-    table.add_column(first, overflow="fold")
-    for name in columns:
-        table.add_column(str(name), justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(str(row[first]), *(_cell(row.get(name)) for name in columns))
-    Console(width=None if Console().is_terminal else 160).print(table)
+    table.add_column(heads[0], overflow="fold")
+    for head in heads[1:]:
+        table.add_column(head, justify="right", no_wrap=True)
+    for line in cells:
+        table.add_row(*line)
+    console.print(table)
 
 
 def _cell(value: Any) -> str:
