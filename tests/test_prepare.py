@@ -1,5 +1,6 @@
 """Packing and preparing: BERT's statistics, no lost text, and files that can be trusted."""
 
+import hashlib
 import json
 import math
 import os
@@ -305,12 +306,45 @@ def test_leftovers_are_replaced(corpus, tmp_path):
     prepare(config(corpus), tmp_path / "whole")
     out = tmp_path / "out"
     (out / "tokenizer").mkdir(parents=True)
-    ours = ["train-00009.ids.npy", "manifest.json.tmp", ".manifest.json.tmp", ".train-00000.ids.npy.tmp"]
-    for name in (*ours, "train-00000.ids.npy.tmp", "tokenizer/old", "notes.md"):
+    ours = ["train-00009.ids.npy", "train-00000.ids.npy", "tokenizer/old"]
+    (out / ".prepare.files").write_text("\n".join([*ours, "dev-00000.ids.npy"]))
+    for name in (*ours, ".dev-00000.ids.npy.tmp", "tokenizer/.old.tmp", "notes.md"):
         (out / name).write_text("old")
     prepare(config(corpus), out)
     assert tree(out).pop("notes.md") == b"old"
     assert {k: v for k, v in tree(out).items() if k != "notes.md"} == tree(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["tokenizer/vocab.txt", "tokenizer/my notes", "train-00007.ids.npy", "progress.npz"])
+@pytest.mark.parametrize("fails", [True, False])
+def test_what_no_prepare_wrote_is_never_removed(corpus, tmp_path, name, fails):
+    """Also where the command is refused for something else, and beside what an interrupted one left."""
+    out = tmp_path / "out"
+    (out / "tokenizer").mkdir(parents=True)
+    (out / name).write_text("mine")
+    (out / ".prepare.files").write_text("train-00000.ids.npy\n")
+    (out / "train-00000.ids.npy").write_text("left")
+    before = tree(out)
+    change = {"sources": (SourceConfig(path=str(tmp_path / "missing")),)} if fails else {}
+    message = "no such file" if fails else f"out/{name}: is there, and no prepare wrote it; choose another directory"
+    with pytest.raises(UserError, match=message):
+        prepare(config(corpus, **change), out)
+    assert {key: value for key, value in tree(out).items() if key in before} == before
+
+
+def test_a_prepare_that_finds_another_has_finished_meanwhile_keeps_its_data(corpus, tmp_path, monkeypatch):
+    """The other one began and ended between this one's look at the directory and its lock."""
+    claimed, states = preparing.claimed, []
+
+    def late(folder):
+        monkeypatch.setattr(preparing, "claimed", claimed)
+        prepare(config(corpus), folder)
+        states.append(tree(folder))
+        return claimed(folder)
+
+    monkeypatch.setattr(preparing, "claimed", late)
+    manifest = prepare(config(corpus), tmp_path / "out")
+    assert [tree(tmp_path / "out")] == states and manifest["files"].keys() <= states[0].keys()
 
 
 SCRIPT = """
@@ -378,6 +412,24 @@ def test_bad_input_leaves_nothing(corpus, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         prepare(config(corpus), out)
     assert not out.parent.exists()
+
+
+def test_much_data_is_read_once_and_again_when_it_was_touched(corpus, tmp_path, monkeypatch):
+    """Above a limit of bytes; a bit that flips with inode and times as they were would need `jaxprune check`."""
+    out = tmp_path / "out"
+    files = prepare(config(corpus), out)["files"]
+    monkeypatch.setattr(data_manifest, "_HASH_LIMIT", 100)
+    digest, read = hashlib.file_digest, []
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, kind: (read.append(file.name), digest(file, kind))[1])
+    for count in (len(files), 0):
+        data_manifest.verify(out, files)
+        assert len(read) == count
+        read.clear()
+    shard = out / "train-00000.ids.npy"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"~")
+    with pytest.raises(UserError, match=f"{shard}: damaged, its SHA-256"):
+        data_manifest.verify(out, files)
+    assert read == [str(shard)]
 
 
 def test_equal_documents_fall_in_one_split(tmp_path, corpus):

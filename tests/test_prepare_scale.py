@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +18,9 @@ import pytest
 
 from jaxprune.config import DataConfig, PrepareConfig, SourceConfig, TokenizerConfig
 from jaxprune.config.special_tokens import SpecialTokens
-from jaxprune.data import bucket, data_manifest, mlm, resume_point, split_writer, tokenizer_pool
+from jaxprune.data import bucket, data_manifest, mlm, resume_point, split_writer, tokenizer_pool, written_names
 from jaxprune.data import prepare as preparing
+from jaxprune.data.bucket import any_path
 from jaxprune.data.corpus import Reader, documents
 from jaxprune.data.example_shards import ExampleShards
 from jaxprune.data.resume_point import RESUME_POINT
@@ -183,6 +185,7 @@ def test_another_config_or_version_does_not_go_on(corpus, tmp_path, monkeypatch,
         with pytest.raises(KeyboardInterrupt):
             prepare(config(corpus), out)
     before = tree(out)
+    shutil.copytree(out, tmp_path / "begun")
     with pytest.raises(UserError, match=r"begun with another config: seed \(0 there, 1 here\)"):
         prepare(config(corpus, seed=1), out)
     assert tree(out) == before
@@ -194,7 +197,8 @@ def test_another_config_or_version_does_not_go_on(corpus, tmp_path, monkeypatch,
     prepare(config(corpus), out)
     assert "starting over with the versions of now" in caplog.text
     monkeypatch.undo()
-    (out / "manifest.json").unlink()
+    shutil.rmtree(out)
+    shutil.copytree(tmp_path / "begun", out)
     (out / RESUME_POINT).write_bytes(b"PK")
     caplog.clear()
     prepare(config(corpus), out)
@@ -337,6 +341,7 @@ def test_a_bucket_holds_what_a_disk_holds(corpus, tmp_path, monkeypatch, small):
         with pytest.raises(KeyboardInterrupt):
             prepare(cfg, url)
     fs = fsspec.filesystem("memory")
+    written_names.note(any_path(url), "train-99999.ids.npy")
     fs.pipe_file(f"{url}/train-99999.ids.npy", b"left over")
     manifest = prepare(cfg, Path(url))  # as the command line gives it, with one slash lost
     fs.get(url, str(tmp_path / "copy"), recursive=True)

@@ -2,21 +2,28 @@
 
 import hashlib
 import json
+import logging
+from contextlib import suppress
 from typing import Any
 
 from jaxprune.config.special_tokens import SpecialTokens
 from jaxprune.data import bucket
 from jaxprune.data.bucket import AnyPath
+from jaxprune.data.written_names import note
 from jaxprune.errors import UserError
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-_HASH_LIMIT = 4 << 30  # bytes up to which opening a directory reads every file
+_READ = ".verified.json"
+_HASH_LIMIT = 4 << 30  # bytes up to which opening a directory reads every file every time
 _REMEDY = "delete the directory and run `jaxprune prepare` again"
 
 
 def write_file(folder: AnyPath, name: str, content: bytes) -> dict[str, Any]:
-    """Write a file; its size and hash, as the manifest holds them."""
+    """Write a file; its size and hash, as the manifest holds them. UserError where another's file has its name."""
+    note(folder, name)
     bucket.write(folder / name, content)
     return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
@@ -55,18 +62,37 @@ def special_tokens(folder: AnyPath, manifest: dict[str, Any]) -> SpecialTokens:
 def verify(folder: AnyPath, files: dict[str, dict[str, Any]], *, hashes: bool | None = None) -> None:
     """Check files against what a manifest holds, name -> {size, sha256}.
 
-    Sizes always; hashes if asked, or (None) if all files are below 4 GiB together.
+    Sizes always; hashes if asked, or (None) of all files below 4 GiB together, and of more than that at their first
+    use: a file that was read, and is the same by inode and times, is not read again.
     Errors: UserError that names the damaged file.
     """
-    if hashes is None:
-        hashes = sum(expected["size"] for expected in files.values()) <= _HASH_LIMIT
+    remember = hashes is None and sum(expected["size"] for expected in files.values()) > _HASH_LIMIT
+    read = _read_before(folder) if remember else {}
+    stamps: dict[str, Any] = {}
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():
             raise UserError(f"{path}: missing; {_REMEDY}")
         if (size := path.stat().st_size) != expected["size"]:
             raise UserError(f"{path}: damaged, {size} bytes instead of {expected['size']}; {_REMEDY}")
-        if hashes:
+        stamps[name] = _stamp(path, expected) if remember else None
+        if hashes is not False and (not remember or stamps[name] != read.get(name)):
+            if remember:
+                log.info("%s: reading it once to see that it is whole", path)
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
                     raise UserError(f"{path}: damaged, its SHA-256 is not the manifest's; {_REMEDY}")
+    if remember and stamps != read:
+        with suppress(OSError):  # a folder that cannot be written is read at every start
+            bucket.write(folder / _READ, json.dumps(stamps).encode())
+
+
+def _read_before(folder: AnyPath) -> dict[str, Any]:
+    with suppress(OSError, ValueError):
+        return dict(json.loads((folder / _READ).read_bytes()))
+    return {}
+
+
+def _stamp(path: AnyPath, expected: dict[str, Any]) -> list[Any]:
+    stat: Any = path.stat()
+    return [stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns, expected["sha256"]]

@@ -20,6 +20,7 @@ from jaxprune.data.prepared_folder import claimed, clear, finished, interrupted,
 from jaxprune.data.resume_point import RESUME_POINT
 from jaxprune.data.split_writer import SplitWriter, TokenizedDocument
 from jaxprune.data.tokenizer_pool import TokenizedChunk, tokenize_chunks
+from jaxprune.data.written_names import forget
 from jaxprune.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -35,8 +36,9 @@ def prepare(cfg: PrepareConfig, out: str | Path, special: SpecialTokens) -> dict
     `out` then holds shards of the splits `train` and `dev`, `tokenizer/`, and `manifest.json`, which is written last.
     Documents are held out by the hash of their text, so equal texts fall in one split. If `out` already holds this very
     data nothing is done; an interrupted prepare goes on after its last full buffer, to the same bytes. A URL has no
-    lock: run one prepare at a time. Errors: UserError on bad input (nothing is left behind if no buffer was full) and
-    where `out` was prepared, or begun, with another config. `special`: the architecture's special tokens.
+    lock: run one prepare at a time. Errors: UserError on bad input (nothing is left behind if no buffer was full),
+    where `out` was prepared, or begun, with another config, and where it holds files of others with the same names.
+    `special`: the architecture's special tokens.
     """
     folder = any_path(out)
     if (folder / data_manifest.MANIFEST).is_file():
@@ -46,6 +48,8 @@ def prepare(cfg: PrepareConfig, out: str | Path, special: SpecialTokens) -> dict
         if unread := unread_files(source):
             log.warning("prepare: %s", unread)
     with claimed(folder):
+        if (folder / data_manifest.MANIFEST).is_file():  # another process has finished meanwhile
+            return finished(cfg, folder)
         begun = interrupted(cfg, folder, sources)
         try:
             with Progress("prepare", "reading text", count=lambda chars: f"{chars / 1e6:,.1f} MB") as progress:
@@ -120,6 +124,7 @@ def _build(
     }
     data_manifest.write_manifest(folder, manifest)
     (folder / RESUME_POINT).unlink(missing_ok=True)
+    forget(folder)
     log.info("prepare: %s examples to train on, %s to evaluate", splits["train"]["examples"], splits["dev"]["examples"])
     return manifest
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import logging
+import os
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ from jaxprune.data.bucket import AnyPath
 from jaxprune.data.corpus_files import listing
 from jaxprune.data.data_manifest import read_manifest, verify
 from jaxprune.data.resume_point import RESUME_POINT
+from jaxprune.data.written_names import check_ours, forget, noted
 from jaxprune.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,8 @@ def claimed(folder: AnyPath) -> Iterator[None]:
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not lock.exists() or not os.path.samestat(lock.stat(), os.fstat(file.fileno())):
+                raise BlockingIOError  # its owner went, and took it along
         except BlockingIOError as error:
             raise UserError(f"{folder}: another prepare is writing here; wait for it") from error
         try:
@@ -71,13 +75,20 @@ def finished(cfg: PrepareConfig, folder: AnyPath) -> dict[str, Any]:
         sources = manifest["sources"]
     _check_same(folder, manifest, cfg, sources, "prepared")
     verify(folder, manifest["files"], hashes=False)
-    (folder / RESUME_POINT).unlink(missing_ok=True)
+    if RESUME_POINT in noted(folder):  # a kill came right behind the manifest
+        (folder / RESUME_POINT).unlink(missing_ok=True)
+    forget(folder)
     log.info("prepare: %s is already prepared with this config; nothing to do", folder)
     return manifest
 
 
 def interrupted(cfg: PrepareConfig, folder: AnyPath, sources: list[Any]) -> dict[str, Any] | None:
-    """Where an interrupted prepare of this very data can go on; else the directory is cleared of what is ours."""
+    """Where an interrupted prepare of this very data can go on; else the directory is cleared of what it wrote.
+
+    UserError, with nothing removed, where files of others have names that a prepare writes.
+    """
+    check_ours(folder, [path.name for path in folder.glob("*") if _WRITTEN.fullmatch(path.name)])
+    check_ours(folder, [f"tokenizer/{path.name}" for path in (folder / "tokenizer").glob("[!.]*")])
     begun = resume_point.load(folder)
     if begun is None:
         clear(folder)
@@ -117,16 +128,18 @@ def _flat(tree: Any, key: str = "") -> dict[str, Any]:
     return {key: tree}
 
 
-_OURS = re.compile(r"\.?((train|dev)-\d{5}\.(ids|info)\.npy|manifest\.json|progress\.npz)(\.tmp)?")
+_WRITTEN = re.compile(r"(train|dev)-\d{5}\.(ids|info)\.npy|manifest\.json|progress\.npz")
 
 
 def clear(folder: AnyPath, keep: Collection[str] = ()) -> None:
-    """Remove what an unfinished prepare left, but for the names to keep; files of others stay."""
-    ours = [(path.name, path) for path in folder.glob("*") if _OURS.fullmatch(path.name)]
-    ours += [(f"tokenizer/{path.name}", path) for path in (folder / "tokenizer").glob("*")]
-    for name, path in ours:
-        if name not in keep:
-            path.unlink()
+    """Remove what an unfinished prepare wrote, but for the names to keep; files of others stay."""
+    for name in noted(folder) - {*keep}:
+        folder_name, _, file_name = name.rpartition("/")
+        (folder / name).unlink(missing_ok=True)
+        if isinstance(folder, Path):
+            (folder / folder_name / f".{file_name}.tmp").unlink(missing_ok=True)
+    if not keep:
+        forget(folder)
     if isinstance(folder, Path):
         with suppress(OSError):
             (folder / "tokenizer").rmdir()

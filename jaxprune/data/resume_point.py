@@ -12,6 +12,7 @@ import numpy as np
 import jaxprune
 from jaxprune.data import bucket
 from jaxprune.data.bucket import AnyPath
+from jaxprune.data.written_names import note
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ def save(folder: AnyPath, point: dict[str, Any]) -> None:
     text = json.dumps({"versions": versions(), **point}, default=name_of)
     content = io.BytesIO()
     np.savez(content, allow_pickle=False, text=np.frombuffer(text.encode(), np.uint8), **arrays)
+    note(folder, RESUME_POINT)
     bucket.write(folder / RESUME_POINT, content.getvalue())
 
 
