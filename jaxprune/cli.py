@@ -1,25 +1,21 @@
 """The command line: parses arguments, calls one function, turns errors into one line and an exit code."""
 
 import argparse
-import errno
 import gc
 import importlib
 import logging
 import os
-import select
+import re
 import sys
-import time
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import jaxprune
-from jaxprune.errors import EXIT_DISK, EXIT_PEER, UserError
+from jaxprune.errors import UserError
+from jaxprune.exit_code import exit_code_of, leave, open_streams, quiet_threads
 
 EXIT_USER = UserError.exit_code
-_LAST_SECONDS = 3.0  # below processes.SILENT_SECONDS
-_DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 USAGE = """\
 usage: jaxprune COMMAND ...
@@ -36,14 +32,16 @@ Prune an encoder while it pre-trains, let it recover, fine-tune it, and measure 
   prune    SRC DST --sparsity 0.7 [--scope matrix]        one shot: Hugging Face directory in and out
   inspect  CKPT [--json]                                  sparsity per matrix and head, weights, memory
   diff     A B [--json]                                   mask distance, movement and cosine of two checkpoints
+  check    DIR                                            is a workdir, data or a model as it was written
   plan     CONFIG.yaml --topology v5e-8 [--json]          memory, FLOPs, collectives, time and cost on a TPU slice
 
-The same command again resumes. --dry-run checks a config and its data, prints what would happen and writes nothing.
+The same command again resumes; of pretrain and finetune, --from-scratch moves the old run away and begins anew.
+--dry-run checks a config and its data, prints what would happen and writes nothing.
 --quiet says nothing but results, warnings and errors.
 `jaxprune COMMAND --help` lists every key. JAXPRUNE_TRACEBACK=1 shows where an error came from.
 pretrain and finetune run on several hosts: the same command on each, with --distributed.
-Exit codes: 0 done, 2 wrong input, 74 the disk is full or fails, 75 stopped and saved, 76 a peer process was lost,
-77 diverged, 78 no readable checkpoint.
+Exit codes: 0 done, 2 wrong input, 71 too little memory or too few open files, 74 the disk is full or fails, 75 stopped
+and saved, 76 a peer process was lost, 77 diverged, 78 no readable checkpoint.
 """
 
 
@@ -51,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     own_process = argv is None
     if own_process:
+        open_streams()
         gc.set_threshold(100_000)  # imports make a million objects that stay: looking for garbage takes a sixth of them
     if own_process and sys.argv[1:2] and sys.argv[1] in ("demo", "pretrain", "finetune", "study"):
         _use_huge_pages()
@@ -59,16 +58,21 @@ def main(argv: list[str] | None = None) -> int:
     argv = [word for word in argv if word != "--quiet"]
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("jaxprune").setLevel(logging.WARNING if quiet else logging.INFO)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of its options there
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells of its options there, and errors that it raises
+    quiet_threads()
     job = any(word.startswith("--distributed") for word in argv)
     compiles = argv[:1] and argv[0] in COMMANDS and not {"--help", "-h"} & {*argv}
-    if own_process and compiles and not job:  # of a job only the first process would write what all of them read
-        from jaxprune.experiments.compilation_cache import keep_programs
 
-        keep_programs()
-    code = _run(argv, job)
+    def command() -> int:
+        if own_process and compiles and not job:  # of a job only the first process would write what all of them read
+            from jaxprune.experiments.compilation_cache import keep_programs
+
+            keep_programs()
+        return _answer(argv)
+
+    code = exit_code_of(command, f"jaxprune {argv[0]}" if argv else "jaxprune", job=job)
     if code and job:
-        _leave(code)
+        leave(code)
     return code
 
 
@@ -89,63 +93,6 @@ def _answer(argv: list[str]) -> int:
         return int(stop.code or 0)
 
 
-def _run(argv: list[str], job: bool) -> int:
-    try:
-        code = _answer(argv)
-        sys.stdout.flush()
-        return code
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
-        if isinstance(error, BrokenPipeError) and _reader_left():
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-        code = EXIT_PEER if job and _is_lost_peer(error) else _exit_code(error)
-        if code is None or os.environ.get("JAXPRUNE_TRACEBACK"):
-            if not job:
-                raise
-            traceback.print_exc()  # raising would wait for peers at exit
-            return code or 1
-        message = str(error)
-        if isinstance(error, OSError):
-            remedy = "make room or choose another disk" if code == EXIT_DISK else "choose another path"
-            message = f"{error.filename2 or error.filename or 'disk'}: {error.strerror}; {remedy}, and run again"
-        if code == EXIT_PEER:
-            message = f"a peer process was lost; run the same command on all hosts to resume ({_one_line(error)})"
-        print(f"jaxprune {argv[0]}: {message}", file=sys.stderr)
-        return code
-
-
-def _reader_left() -> bool:
-    """Whether standard output is a pipe that nobody reads any more, as `| head` leaves it."""
-    poll = select.poll()
-    poll.register(sys.stdout, 0)
-    return bool(poll.poll(0))
-
-
-def _is_lost_peer(error: Exception) -> bool:
-    """Whether a collective failed since another process is gone; memory that ran out is a failure of this one."""
-    return type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and "RESOURCE_EXHAUSTED" not in str(error)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
-
-
-def _leave(code: int) -> None:
-    """End one process of a job at once: an orderly exit would wait for peers that may be gone.
-
-    Process 0 serves the others; it goes last, so that each can still say why it ends.
-    """
-    import jax
-
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if jax.distributed.is_initialized() and jax.process_index() == 0:
-        time.sleep(_LAST_SECONDS)
-    os._exit(code)
-
-
 def _use_huge_pages() -> None:
     """Start this process over, once, with huge pages for malloc.
 
@@ -157,16 +104,6 @@ def _use_huge_pages() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def _exit_code(error: Exception) -> int | None:
-    """The documented code of an error (errors.py); None for a defect, which keeps its traceback."""
-    if isinstance(error, OSError):
-        if error.errno in _DISK:
-            return EXIT_DISK
-        paths = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
-        return EXIT_USER if isinstance(error, paths) and error.filename is not None else None
-    return getattr(error, "exit_code", None)
-
-
 class _Parser(argparse.ArgumentParser):
     """Raises a one-line error instead of printing the usage."""
 
@@ -174,32 +111,44 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see `jaxprune --help`")
 
 
-def _configured(command: str, run: Callable[..., object], more: str = "") -> Callable[[list[str]], int]:
-    """A command that takes CONFIG, --workdir, --dry-run and overrides of any key, besides the flags in `more`."""
+def _configured(
+    command: str, run: Callable[..., object], more: str = "", *, anew: bool = False
+) -> Callable[[list[str]], int]:
+    """A command that takes CONFIG, --workdir, --dry-run and overrides of any key, besides the flags in `more`.
+
+    `anew`: it takes --from-scratch too.
+    """
 
     def call(argv: list[str]) -> int:
         from jaxprune.config import COMMANDS as MODELS
         from jaxprune.config.load import parse
 
         parser = _Parser(add_help=False, allow_abbrev=False)
-        parser.add_argument("--workdir", type=Path)
+        parser.add_argument("--workdir")
         parser.add_argument("--dry-run", action="store_true")
         parser.add_argument("--distributed", nargs="?", const="auto")
+        if anew:
+            parser.add_argument("--from-scratch", action="store_true")
         known, overrides = parser.parse_known_args(argv)
         if known.distributed and known.distributed.endswith((".yaml", ".yml")):  # it stood before the config
             overrides.insert(0, known.distributed)
             known.distributed = "auto"
         path = Path(overrides.pop(0)) if overrides and not overrides[0].startswith("-") else None
-        prog = " ".join(filter(None, [f"jaxprune {command} CONFIG.yaml --workdir DIR [--dry-run]", more]))
+        flags = ("[--from-scratch]" if anew else "", more)
+        prog = " ".join(filter(None, [f"jaxprune {command} CONFIG.yaml --workdir DIR [--dry-run]", *flags]))
         wants_help = "--help" in overrides or "-h" in overrides
         if path is None and not wants_help:
             raise UserError(f"no config; usage: {prog} [--a.b value ...], see `jaxprune {command} --help`")
         config = parse(MODELS[command], path, overrides, prog=prog, offers=_offers)
-        if known.workdir is None and not known.dry_run:
-            raise UserError("--workdir is missing; name the directory to write to")
+        if known.workdir == "" or (known.workdir is None and not known.dry_run):
+            raise UserError("--workdir is missing or empty; name the directory to write to")
+        if command != "prepare" and (url := re.match("([a-z][a-z0-9+.-]*):/", known.workdir or "")):
+            remedy = "give a local directory, or where the bucket is mounted"
+            raise UserError(f"--workdir {known.workdir}: {command} does not write to {url[1]}:// ; {remedy}")
         if known.distributed:
             _join(known.distributed)
-        run(config, known.workdir, dry_run=known.dry_run)
+        scratch = {"from_scratch": known.from_scratch} if anew else {}
+        run(config, Path(known.workdir) if known.workdir else None, dry_run=known.dry_run, **scratch)
         return 0
 
     return call
@@ -348,6 +297,15 @@ def _inspect(argv: list[str]) -> None:
     inspect_checkpoint(**vars(parser.parse_args(argv)))
 
 
+def _check(argv: list[str]) -> int:
+    parser = _Parser(prog="jaxprune check", description="Say whether a directory is as it was written, or what works.")
+    parser.add_argument("dir", metavar="DIR", type=Path, help="workdir, prepared data, or Hugging Face directory")
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from jaxprune.experiments.check import check
+
+    return check(parser.parse_args(argv).dir)
+
+
 def _diff(argv: list[str]) -> None:
     parser = _Parser(prog="jaxprune diff", description="Tables about what lies between two checkpoints of one shape.")
     for name in ("a", "b"):
@@ -388,13 +346,14 @@ def _plan(argv: list[str]) -> None:
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "demo": _demo,
     "prepare": _configured("prepare", _experiment("prepare", "prepare_data")),
-    "pretrain": _configured("pretrain", _experiment("pretrain", "pretrain")),
-    "finetune": _configured("finetune", _experiment("finetune", "finetune")),
+    "pretrain": _configured("pretrain", _experiment("pretrain", "pretrain"), anew=True),
+    "finetune": _configured("finetune", _experiment("finetune", "finetune"), anew=True),
     "study": _study,
     "report": _report,
     "prune": _prune,
     "predict": _predict,
     "inspect": _inspect,
     "diff": _diff,
+    "check": _check,
     "plan": _plan,
 }

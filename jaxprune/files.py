@@ -1,9 +1,10 @@
-"""Files and directories that are whole or not there."""
+"""Files and directories that are whole or not there, and whether they are still as they were written."""
 
+import hashlib
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,7 +13,7 @@ from typing import BinaryIO
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write that replaces a local `path` in one move at the end.
 
-    A kill leaves the old one or the new one; OSError names `path`.
+    A kill leaves the old one or the new one, and so does a power cut once this returns; OSError names `path`.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -21,6 +22,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        sync_directory(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         _name(error, temporary, path)
@@ -53,6 +55,47 @@ def new_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         _name(error, temporary, path)
         raise
+
+
+def set_aside(path: Path, ending: str) -> Path:
+    """Rename a file or directory to its name and `.ending`, with a number where that is taken; the new name."""
+    aside, number = path.with_name(f"{path.name}.{ending}"), 1
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}.{ending}{number}")
+    return path.rename(aside)
+
+
+def sync_directory(path: Path) -> None:
+    """Let a power cut not undo what was renamed in a directory; some file systems cannot, and that is no error."""
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def checksums(directory: Path) -> dict[str, list[int | str]]:
+    """{relative name: [bytes, SHA-256]} of all files below a directory."""
+    return {str(path.relative_to(directory)): checksum(path) for path in sorted(directory.rglob("*")) if path.is_file()}
+
+
+def checksum(path: Path) -> list[int | str]:
+    """[bytes, SHA-256] of a file."""
+    with path.open("rb") as file:
+        return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+
+
+def damage(directory: Path, expected: Mapping[str, list[int | str]]) -> str | None:
+    """Which of the `expected` files is missing or not as its checksum says, the first of several; None if none is."""
+    for name, sums in sorted(expected.items()):
+        path = directory / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != sums[0] or checksum(path) != sums:
+            return f"{name} has changed since it was written"
+    return None
 
 
 def _name(error: BaseException, temporary: Path, path: Path) -> None:

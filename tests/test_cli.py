@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from workflow import write_yaml
 
@@ -17,7 +18,8 @@ from jaxprune.cli import EXIT_USER, main
 from jaxprune.config.sections import ModelConfig
 from jaxprune.data.mlm import PretrainData
 from jaxprune.data.tasks import TASKS
-from jaxprune.errors import EXIT_DISK, UserError
+from jaxprune.errors import EXIT_DISK, EXIT_PEER, CheckpointError, UserError
+from jaxprune.exit_code import exit_code_of
 from jaxprune.experiments.own_folder import check_own
 from jaxprune.models import ARCHITECTURES
 from jaxprune.pruning import CRITERIA, METHODS, SCHEDULES, SCOPES, STRUCTURES
@@ -296,6 +298,8 @@ def test_usage_errors(tiny, tmp_path, refused):
     path = tiny.pretrain_yaml(tmp_path / "c.yaml")
     refused("pretain", path, say=["'pretain' is no command", "pretrain"])
     refused("pretrain", path, say=["--workdir is missing"])
+    refused("pretrain", path, "--workdir", "", say=["--workdir is missing or empty"])
+    refused("pretrain", path, "--workdir", "gs://b/run", say=["--workdir gs://b/run: pretrain does not write to gs://"])
     refused("pretrain", path, "--workdir", say=["--workdir", "expected one argument"])
     refused("pretrain", "--workdir", tmp_path / "run", say=["no config", "jaxprune pretrain --help"])
     refused("pretrain", tmp_path / "none.yaml", "--workdir", tmp_path / "run", say=["none.yaml", "no such file"])
@@ -378,12 +382,32 @@ def test_a_job_finds_its_config(tiny, tmp_path, monkeypatch, words, spec):
     calls = []
     monkeypatch.setattr(cli, "_join", calls.append)
     monkeypatch.setattr(
-        "jaxprune.experiments.pretrain.pretrain", lambda config, workdir, dry_run: calls.append((config.seed, workdir))
+        "jaxprune.experiments.pretrain.pretrain", lambda config, workdir, **_: calls.append((config.seed, workdir))
     )
     monkeypatch.chdir(tmp_path)
     tiny.pretrain_yaml(tmp_path / "c.yaml", seed=7)
     assert main(["pretrain", *words.split(), "--workdir", "run"]) == 0
     assert calls == [spec, (3 if "--seed" in words else 7, Path("run"))]
+
+
+@pytest.mark.parametrize(("heard", "code"), [(True, 1), (False, EXIT_PEER)])
+def test_a_lost_peer_is_known_by_whatever_call_notices_it(monkeypatch, capsys, heard, code):
+    """A collective that failed, behind whatever it is wrapped in; any other defect as soon as a peer is silent."""
+
+    def wrapped():
+        try:
+            raise jax.errors.JaxRuntimeError("UNAVAILABLE: barrier async_write_complete")
+        except jax.errors.JaxRuntimeError as error:
+            raise CheckpointError("checkpoint under /run: Timed out") from error
+
+    def defect():
+        raise TimeoutError("nobody answered")
+
+    monkeypatch.setattr("jaxprune.experiments.environment.peer_is_lost", lambda: not heard)
+    assert exit_code_of(wrapped, "jaxprune pretrain", job=True) == EXIT_PEER
+    assert capsys.readouterr().err.startswith("jaxprune pretrain: a peer process was lost; run the same command on all")
+    assert exit_code_of(defect, "jaxprune pretrain", job=True) == code
+    assert ("Traceback" in capsys.readouterr().err) == heard
 
 
 FULL = """

@@ -18,7 +18,7 @@ from jaxprune.config import FinetuneConfig
 from jaxprune.config.load import read_yaml, validate
 from jaxprune.data.metrics import score
 from jaxprune.data.tasks import TASKS
-from jaxprune.errors import Preempted
+from jaxprune.errors import CheckpointError, Preempted, UserError
 from jaxprune.experiments import finetune, walk
 from jaxprune.models import architecture_named
 from jaxprune.models.folder import read_folder
@@ -141,9 +141,19 @@ def test_stopped_and_resumed_it_ends_as_if_it_had_not_been(tiny, pretrained, tmp
         ended.set()
         thread.join()
     assert not (stopped / "result.json").exists() and 5 <= len(read_records(stopped / "metrics.jsonl")) < 36
+    shutil.copytree(tmp_path / "stopped", tmp_path / "alone")
     results = finetune.finetune(cfg, tmp_path / "stopped")
     assert finetune.finetune(cfg, tmp_path / "stopped") == results  # finished: left alone
-    expected = finetune.finetune(cfg, tmp_path / "alone")
+    shutil.rmtree(alone / "checkpoints")
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=f"{alone}: trained before, .* --from-scratch"):
+            finetune.finetune(cfg, tmp_path / "alone")
+    pieces = tmp_path / "alone" / "tokenizer" / "tokenizer.json"
+    pieces.write_text(pieces.read_text().replace("[UNK]", "[UNC]"))
+    with pytest.raises(UserError, match="alone: tokenizer/tokenizer.json has changed since it was written; put it"):
+        finetune.finetune(cfg, tmp_path / "alone")
+    expected = finetune.finetune(cfg, tmp_path / "alone", from_scratch=True)
+    assert (tmp_path / "alone" / "before" / "1" / "SST-2" / alone.name / "metrics.jsonl").exists()
     for result, other in zip(results, expected, strict=True):
         assert result["seconds_this_session"] > 0 and result["sparsity"] > 0
         assert result | {"seconds_this_session": 0} == other | {"seconds_this_session": 0}

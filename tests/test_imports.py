@@ -25,7 +25,8 @@ TABLE = {
     "plan": {"config", "training", "errors"},
     "reports": BOTTOM | {"analysis"},
     "experiments": BOTTOM | {"config", "pruning", "data", "models", "training", "analysis", "plan", "reports"},
-    "cli": {"config", "experiments", "errors"},
+    "exit_code": {"errors", "experiments"},
+    "cli": {"config", "experiments", "errors", "exit_code"},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -17,10 +17,12 @@ from workflow import Running
 from jaxprune.cli import EXIT_USER, main
 from jaxprune.config import PretrainConfig
 from jaxprune.config.load import read_yaml, validate
-from jaxprune.errors import CheckpointError, Diverged, Preempted
+from jaxprune.errors import CheckpointError, Diverged, Preempted, UserError
 from jaxprune.experiments.pretrain import blueprint_of
 from jaxprune.experiments.program import compile_program
+from jaxprune.experiments.weights import model_folder
 from jaxprune.training.checkpoint import Checkpoints
+from jaxprune.training.manifest import read_manifest, update_manifest
 from jaxprune.training.workdir import read_records
 
 pytestmark = pytest.mark.slow
@@ -273,6 +275,8 @@ def interrupted(pretrained, tmp_path):
     workdir = shutil.copytree(pretrained, tmp_path / "run")
     (workdir / "result.json").unlink()
     shutil.rmtree(workdir / "hf")
+    state = read_manifest(workdir).state
+    update_manifest(workdir, state={name: state[name] for name in ("config.yaml", "run.json")}, files={})
     return workdir
 
 
@@ -300,15 +304,48 @@ def test_a_flipped_bit_in_the_newest_checkpoint(tiny, pretrained, interrupted):
     assert_same_run(interrupted, pretrained)
 
 
-def test_no_good_checkpoint_stops_the_run_and_loses_nothing(tiny, interrupted, capsys):
+def test_no_good_checkpoint_stops_the_run_until_asked_to_begin_anew(tiny, pretrained, interrupted, capsys):
     for step in (8, 10, 12):
         flip(interrupted, step)
     kept = (interrupted / "metrics.jsonl").read_bytes()
     argv = ["pretrain", str(tiny.root / "pretrain.yaml"), "--workdir", str(interrupted)]
     assert main(argv) == CheckpointError.exit_code
-    assert "[8, 10, 12]" in capsys.readouterr().err
-    assert (interrupted / "metrics.jsonl").read_bytes() == kept
     assert len([*(interrupted / "checkpoints").glob("*.corrupt")]) == 3
+    capsys.readouterr()
+    for _ in range(2):
+        assert main(argv) == CheckpointError.exit_code
+        err = capsys.readouterr().err
+        assert f"{interrupted}: trained before" in err and "--from-scratch" in err
+        shutil.rmtree(interrupted / "checkpoints")
+    assert (interrupted / "metrics.jsonl").read_bytes() == kept
+    begun = tiny.run(*argv, "--from-scratch")
+    assert begun.code == 0 and f"what was here is in {interrupted / 'before' / '1'} now" in begun.err, begun.err
+    assert (interrupted / "before" / "1" / "metrics.jsonl").read_bytes() == kept
+    assert_same_run(interrupted, pretrained)
+
+
+def test_records_and_state_that_were_changed_are_written_again(tiny, pretrained, interrupted):
+    """Whatever was flipped, cut or deleted is said, and what it was comes back."""
+    metrics = interrupted / "metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes().replace(b"loss", b"lost", 1))
+    (interrupted / "prunes.jsonl").write_bytes((interrupted / "prunes.jsonl").read_bytes()[:-40])
+    (interrupted / "run.json").unlink()
+    config = interrupted / "config.yaml"
+    config.write_text(config.read_text().replace("steps: 12", "steps: 13"))
+    done = tiny.run("pretrain", tiny.root / "pretrain.yaml", "--workdir", interrupted)
+    assert done.code == 0, done.err
+    for name in ("metrics.jsonl", "prunes.jsonl", "config.yaml"):
+        assert f"{name}: has changed since it was written; moved to {name}.changed; written again as it was" in done.err
+    assert f"{interrupted / 'run.json'}: is gone; written again as it was" in done.err
+    assert_same_run(interrupted, pretrained)
+    assert len(starts(interrupted)) == 2 and config.read_bytes() == (pretrained / "config.yaml").read_bytes()
+
+
+def test_a_config_that_changed_while_its_file_was_gone_is_refused(tiny, interrupted, capsys):
+    (interrupted / "config.yaml").unlink()
+    argv = ["pretrain", str(tiny.root / "pretrain.yaml"), "--workdir", str(interrupted), "--seed", "1"]
+    assert main(argv) == EXIT_USER
+    assert "seed: 0 -> 1" in capsys.readouterr().err
 
 
 def test_a_kill_before_the_result_costs_nothing(tiny, pretrained, interrupted):
@@ -389,9 +426,19 @@ def test_a_finished_run_writes_its_model_again_or_says_what_to_do(tiny, pretrain
     assert done.code == 0 and f"{workdir}: finished before, but its hf/ was gone: written again" in done.err
     assert {path.name: path.read_bytes() for path in (workdir / "hf").iterdir()} == files
     assert {name: (workdir / name).read_bytes() for name in kept} == kept
-    for name in ("hf", "checkpoints", "integrity"):
+    content = bytearray(files["model.safetensors"])
+    content[-9] ^= 1
+    (workdir / "hf" / "model.safetensors").write_bytes(content)
+    assert main(["inspect", str(workdir / "hf")]) == 0  # a folder of its own has no manifest
+    with pytest.raises(UserError, match=f"{workdir}: hf/model.safetensors has changed since it was written; run its"):
+        model_folder(str(workdir))
+    done = tiny.run(*argv)
+    assert done.code == 0 and "moved to hf.damaged" in done.err and "written again" in done.err, done.err
+    assert {path.name: path.read_bytes() for path in (workdir / "hf").iterdir()} == files
+    assert (workdir / "hf.damaged" / "model.safetensors").read_bytes() == content
+    for name in ("hf", "checkpoints"):
         shutil.rmtree(workdir / name)
     done = tiny.run(*argv)
-    assert done.code == EXIT_USER and done.err.count("\n") == 1, done.err
-    assert f"{workdir}: its hf/ is gone and so are its checkpoints; delete it, and run it again" in done.err
+    assert done.code == CheckpointError.exit_code, done.err
+    assert f"{workdir}: trained before" in done.err and "--from-scratch" in done.err
     assert not (workdir / "hf").exists() and (workdir / "result.json").read_bytes() == kept["result.json"]

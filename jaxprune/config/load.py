@@ -4,7 +4,7 @@ import contextlib
 import difflib
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -39,6 +39,8 @@ class _StrictLoader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise UserError(f"line {key_node.start_mark.line + 1}: a list or mapping is no key; quote it")
             if key in seen:
                 raise UserError(f"line {key_node.start_mark.line + 1}: key {key!r} stands twice; remove one")
             seen.add(key)
@@ -52,9 +54,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_BYTES:
         raise UserError(f"config {path}: {path.stat().st_size} bytes; a config has at most {MAX_BYTES}")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_StrictLoader)
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"config {path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+    return parse_yaml(text, path)
+
+
+def parse_yaml(text: str, path: Path) -> dict[str, Any]:
+    """The mapping in the text of the YAML file `path`, as `read_yaml` has it."""
+    try:
+        content = yaml.load(text, Loader=_StrictLoader)
+    except RecursionError:
+        raise UserError(f"config {path}: nested too deeply; write it flatter") from None
     except yaml.YAMLError as error:
         raise UserError(f"config {path}: {' '.join(str(error).split())}") from None
     except ValueError as error:

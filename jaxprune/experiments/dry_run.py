@@ -16,7 +16,7 @@ def describe_pretraining(ready: Any) -> None:
     """Print parameters, masks, steps, tokens, memory and an estimate of time of a run to standard output."""
     opened, program = ready
     cfg, data, plan = opened.decisions.cfg, opened.data.source, opened.plan
-    console = Console()
+    console = Console(markup=False)
     console.print(parameter_table(program.abstract.params, program.abstract.masks))
     sequences, flops, speed = cfg.steps * cfg.batch_size, step_time.step_flops(opened), step_time.timed(ready)
     compiling = step_time.COMPILED * speed.compile

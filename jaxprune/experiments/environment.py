@@ -25,6 +25,11 @@ def join(spec: str) -> bool:
     return processes.is_first()
 
 
+def peer_is_lost() -> bool:
+    """Whether another process of the job turns out to be gone (see `processes.peer_is_lost`)."""
+    return processes.peer_is_lost()
+
+
 def versions() -> dict[str, str]:
     """Versions that all processes of a job must share."""
     return {"jaxprune": jaxprune.__version__, "jax": jax.__version__, "jaxlib": importlib.metadata.version("jaxlib")}

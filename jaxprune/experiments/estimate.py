@@ -73,7 +73,7 @@ def _opened(job: Job, model: ModelConfig, shelf: Shelf) -> Opened:
 
 
 def _show(jobs: list[Job], seconds: dict[str, float], compiling: float) -> None:
-    console = Console()
+    console = Console(markup=False)
     table = Table("run", "time, estimated", box=None)
     table.columns[0].overflow = "fold"  # never cut: names of runs are alike but for their ends
     for job in jobs:

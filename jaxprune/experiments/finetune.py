@@ -12,7 +12,7 @@ from jaxprune.config.commands import FinetuneConfig
 from jaxprune.config.load import changes, to_yaml
 from jaxprune.config.task import TaskEntry, task_name
 from jaxprune.data.metrics import METRICS
-from jaxprune.errors import UserError
+from jaxprune.errors import Diverged, UserError
 from jaxprune.experiments import step_time
 from jaxprune.experiments.environment import versions
 from jaxprune.experiments.own_folder import check_own
@@ -21,19 +21,22 @@ from jaxprune.experiments.summary import say_finetuned
 from jaxprune.experiments.task_model import write_tokenizer
 from jaxprune.experiments.task_run import decisions_of, describe_task, one_run, resolve, tuning, vocabulary_of
 from jaxprune.experiments.walk import begun, compile_run, read_start, say_start, walk
-from jaxprune.files import new_directory
+from jaxprune.files import damage, new_directory
 from jaxprune.progress import Progress, duration
+from jaxprune.training.manifest import check_whole, damage_of, files_below, read_manifest
 from jaxprune.training.processes import agree, together
 from jaxprune.training.workdir import owned_workdir
 
 log = logging.getLogger("jaxprune")
 
 
-def finetune(cfg: FinetuneConfig, workdir: Path | None, *, dry_run: bool = False) -> list[dict[str, Any]] | None:
+def finetune(
+    cfg: FinetuneConfig, workdir: Path | None, *, dry_run: bool = False, from_scratch: bool = False
+) -> list[dict[str, Any]] | None:
     """Run the whole grid in `workdir`; finished runs are not run again. Returns a record per run, as in results.csv.
 
     The best run of a task by its main metric on the dev set is marked, and its model copied to `best/hf` (of several
-    tasks to `best/TASK/hf`).
+    tasks to `best/TASK/hf`). `from_scratch` moves what is there to `before/` in it and begins anew.
     """
     if not cfg.init_from:
         raise UserError("init_from is empty; give a jaxprune workdir, a Hugging Face directory or a hub name")
@@ -41,15 +44,17 @@ def finetune(cfg: FinetuneConfig, workdir: Path | None, *, dry_run: bool = False
     name = Path(workdir).name if workdir else "dry run"
     with Progress(name, "reading config and data"), together("config and data"):
         check_own(workdir)
-        cfg = resolve(cfg, workdir).cfg
+        cfg = resolve(cfg, None if from_scratch else workdir).cfg
         own = str(Path(workdir).expanduser().absolute() / "tokenizer") if workdir else cfg.tokenizer
-        vocabulary = vocabulary_of(cfg, own)
+        if workdir and not from_scratch:
+            check_whole(Path(workdir).expanduser(), "tokenizer", "put it back, or begin anew with --from-scratch")
+        vocabulary = vocabulary_of(cfg, "" if from_scratch else own)
         shelf.get("vocabulary", own, lambda: vocabulary)
         grid = [one_run(cfg.model_copy(update={"tokenizer": own}), *cell) for cell in _cells(cfg)]
         first = {task_name(run.tasks[0]): run for run in reversed(grid)}  # bad data of any task is said before any runs
         ready = [compile_run(command.open(decisions_of(run), shelf), shelf) for run in first.values()]
     agree({"config": to_yaml(cfg)} | versions())
-    started = workdir is not None and all(begun(_folder(workdir, run)) for run in grid)
+    started = workdir is not None and not from_scratch and all(begun(_folder(workdir, run)) for run in grid)
     if not started:
         read_start(ready[0].opened)
     if dry_run or workdir is None:
@@ -64,15 +69,25 @@ def finetune(cfg: FinetuneConfig, workdir: Path | None, *, dry_run: bool = False
         print(f"{len(grid)} runs, about {duration(seconds)} in all on this machine as busy as it is now")
         return None
     records = []
-    with owned_workdir(workdir, to_yaml(cfg), functools.partial(changes, FinetuneConfig)) as directory:
+    anew = ("tokenizer", *first) if from_scratch else None
+    with owned_workdir(workdir, to_yaml(cfg), functools.partial(changes, FinetuneConfig), anew=anew) as directory:
         if directory.owner and not Path(own).is_dir():
             write_tokenizer(vocabulary, cfg.model, Path(own))  # so that a resumed run needs nothing else
+            directory.list_outputs()
+        done, diverged = [], []
         with Progress(name, "run", total=len(grid)) as progress:
             for number, run in enumerate(grid, 1):
-                records.append(walk(command, run, _folder(directory.path, run), shelf))
+                folder = _folder(directory.path, run)
+                try:
+                    records.append(walk(command, run, folder, shelf))
+                    done.append(run)
+                except Diverged as error:  # on every process alike
+                    log.warning("%s: %s", folder, error)
+                    diverged.append(folder)
                 progress.update(number)
                 directory.write("results.csv", pandas.DataFrame(records).to_csv(index=False))
-        best = {name: _best([pair for pair in zip(grid, records) if pair[1]["task"] == name]) for name in first}
+        pairs = {name: [pair for pair in zip(done, records) if pair[1]["task"] == name] for name in first}
+        best = {name: _best(runs) for name, runs in pairs.items() if runs}
         for _, record in best.values():
             record["best"] = True
         directory.write("results.csv", pandas.DataFrame(records).fillna({"best": False}).to_csv(index=False))
@@ -80,9 +95,14 @@ def finetune(cfg: FinetuneConfig, workdir: Path | None, *, dry_run: bool = False
             for name, (run, _) in best.items():
                 model = _folder(directory.path, run) / "hf"
                 _keep_both(model, directory / "best" / (name if len(first) > 1 else "") / "hf")
-            for run in grid:
-                if not (folder := _folder(directory.path, run) / "hf").is_dir():
-                    log.warning("%s: is gone; delete %s and run the grid again to have it", folder, folder.parent)
+            for run in done:
+                folder = _folder(directory.path, run)
+                if problem := _lost(folder / "hf"):
+                    log.warning("%s: %s; delete %s and run the grid again to have it", folder, problem, folder)
+        if diverged:
+            raise Diverged(
+                f"{len(diverged)} of {len(grid)} runs diverged, the first {diverged[0]}; all others are done"
+            )
         directory.finish({"runs": len(records)})
     if directory.owner:
         say_finetuned(Path(workdir), records, cfg.keep_weights)
@@ -104,11 +124,18 @@ def _best(runs: list[tuple[FinetuneConfig, dict[str, Any]]]) -> tuple[FinetuneCo
 
 
 def _keep_both(model: Path, best: Path) -> None:
-    """Copy the best run's `model` to `best`; where it was deleted, that copy back to it. UserError without either."""
-    source, target = (model, best) if model.is_dir() else (best, model)
-    if not source.is_dir():
+    """Copy the best run's `model` to `best`; where it is lost, that copy back to it. UserError without either."""
+    problem = _lost(model)
+    source, target = (best, model) if problem else (model, best)
+    expected = files_below(read_manifest(model.parent), "hf")
+    if problem and (not best.is_dir() or damage(best, expected)):
         remedy = f"delete {model.parent} and run again, which trains that run anew"
-        raise UserError(f"{model}: is gone, the best run's model, and no copy of it in {best}; {remedy}")
+        raise UserError(f"{model.parent}: {problem}, the best run's model, and no copy of it in {best}; {remedy}")
     target.parent.mkdir(parents=True, exist_ok=True)
     with new_directory(target) as temporary:
         shutil.copytree(source, temporary, dirs_exist_ok=True)
+
+
+def _lost(model: Path) -> str | None:
+    """What is wrong with the `hf/` of a finished run, or None."""
+    return damage_of(model.parent, model.name) or (None if model.is_dir() else f"{model.name} is gone")

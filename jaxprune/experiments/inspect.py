@@ -115,7 +115,7 @@ def _print(
     columns = list(columns)
     heads = [first, *((names or {}).get(column, str(column)) for column in columns)]
     cells = [[str(row[first]), *(_cell(row.get(column)) for column in columns)] for row in rows]
-    console = Console(width=None if Console().is_terminal else 160)
+    console = Console(width=None if Console().is_terminal else 160, markup=False)
     if sum(max(map(len, column)) + 1 for column in zip(heads, *cells, strict=True)) > console.width:
         short = short_names(line[0] for line in cells)
         cells = [[short[path], *numbers] for path, *numbers in cells]

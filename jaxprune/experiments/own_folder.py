@@ -4,15 +4,16 @@ import re
 from pathlib import Path
 
 from jaxprune.errors import UserError
+from jaxprune.training.manifest import MANIFEST
 
 _CONFIG = "config.yaml"
-_OURS_OR_LOGS = re.compile(r"\..*|.*\.(log|out|err)")  # locks, and what a shell was told to write there
+_OURS_OR_LOGS = re.compile(r"\..*|.*\.(log|out|err)|before")  # locks, what a shell was told to write, moved runs
 
 
 def check_own(workdir: Path | None) -> None:
     """UserError where `workdir` holds what no run or study left there, so that nothing is mixed with a user's files."""
     folder = Path(workdir).expanduser() if workdir else None
-    if folder is None or not folder.is_dir() or (folder / _CONFIG).is_file():
+    if folder is None or not folder.is_dir() or any((folder / name).is_file() for name in (_CONFIG, MANIFEST)):
         return
     theirs = sorted(path.name for path in folder.iterdir() if not _OURS_OR_LOGS.fullmatch(path.name))
     if theirs:

@@ -36,9 +36,14 @@ from jaxprune.training.processes import whole
 from jaxprune.training.sharding import check_batch, make_mesh, process_rows
 
 
-def pretrain(cfg: PretrainConfig, workdir: Path | None, *, dry_run: bool = False) -> dict[str, Any] | None:
-    """Run `cfg` in `workdir`, or resume it there; returns what result.json holds, None for a dry run."""
-    result = walk(PRETRAIN, cfg, workdir, dry_run=dry_run)
+def pretrain(
+    cfg: PretrainConfig, workdir: Path | None, *, dry_run: bool = False, from_scratch: bool = False
+) -> dict[str, Any] | None:
+    """Run `cfg` in `workdir`, or resume it there; returns what result.json holds, None for a dry run.
+
+    `from_scratch` moves a run that is there to `before/` in it and begins anew.
+    """
+    result = walk(PRETRAIN, cfg, workdir, dry_run=dry_run, from_scratch=from_scratch)
     if result is not None and workdir is not None:
         say_pretrained(Path(workdir), result)
     return result

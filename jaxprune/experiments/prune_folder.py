@@ -119,7 +119,7 @@ def _print(counts: Counts, weights: Weights, verbose: bool) -> None:
     matrices = encoder_matrices(architecture_named(weights.model.architecture), sizes)
     for name, paths in (("the encoder's matrices", matrices), ("all weights", sizes)):
         _add(table, name, [counts.get(path, (sizes[path], sizes[path])) for path in paths])
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def _kind(path: str) -> str:

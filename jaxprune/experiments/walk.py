@@ -19,11 +19,13 @@ from jaxprune.experiments.program import Blueprint, compile_program
 from jaxprune.experiments.pruning_plan import named
 from jaxprune.experiments.shelf import Shelf
 from jaxprune.experiments.weights import Weights, completed, kept_model, lacking, left_behind, say_pruned, start_masks
+from jaxprune.files import set_aside
 from jaxprune.progress import Progress
 from jaxprune.pruning.masks import apply_masks
 from jaxprune.training.checkpoint import Checkpoints
 from jaxprune.training.compile import Program, evaluate_all
 from jaxprune.training.loop import Batches, Window, fit
+from jaxprune.training.manifest import damage_of, last_saved
 from jaxprune.training.optimizer import learning_rate_at, with_peak_rate
 from jaxprune.training.processes import agree, from_first, together
 from jaxprune.training.records import Records
@@ -116,41 +118,51 @@ class Command(NamedTuple):
 
 
 def walk(
-    command: Command, cfg: Any, workdir: Path | None, shelf: Shelf | None = None, *, dry_run: bool = False
+    command: Command,
+    cfg: Any,
+    workdir: Path | None,
+    shelf: Shelf | None = None,
+    *,
+    dry_run: bool = False,
+    from_scratch: bool = False,
 ) -> dict[str, Any] | None:
     """Run `cfg` in `workdir`, or resume it there; what result.json holds, at once where it is finished.
 
     Everything that can be wrong with the input is checked before the workdir is made. A finished run whose `hf/` was
-    deleted writes it again. `dry_run` describes the run and writes nothing.
+    deleted or damaged writes it again. `dry_run` describes the run and writes nothing; `from_scratch` begins anew.
     """
     shelf = shelf or Shelf()
     with Progress(Path(workdir).name if workdir else "dry run", "reading config and data") as progress:
         with together("config and data"):
             check_own(workdir)
-            decisions = command.resolve(cfg, workdir)
+            decisions = command.resolve(cfg, None if from_scratch else workdir)
             progress.title = decisions.title or progress.title
             opened = command.open(decisions, shelf)
             ready = compile_run(opened, shelf)
         text = to_yaml(decisions.cfg)
         agree({"config": text, "data": opened.data.fingerprint} | versions())
-        started = begun(workdir)
+        started = not from_scratch and begun(workdir)
         if not started:
             with progress.during("reading weights"):
                 read_start(opened)
         if workdir is not None and not dry_run:
-            return _owned(command, ready, workdir, text, progress)
+            anew = () if from_scratch else None
+            return _owned(command, ready, workdir, text, progress, anew)
     command.describe(ready)
     if not started:
         say_start(opened)
     return None
 
 
-def _owned(command: Command, ready: Ready, workdir: Path, text: str, progress: Progress) -> dict[str, Any]:
+def _owned(
+    command: Command, ready: Ready, workdir: Path, text: str, progress: Progress, anew: tuple[str, ...] | None
+) -> dict[str, Any]:
     decisions = ready.opened.decisions
-    with owned_workdir(workdir, text, partial(changes, type(decisions.cfg))) as directory:
+    with owned_workdir(workdir, text, partial(changes, type(decisions.cfg)), anew=anew) as directory:
         before = directory.result()
-        gone = bool(from_first(int(decisions.rewrites and kept_model(directory.path) is None)))
+        gone = bool(from_first(int(before is not None and decisions.rewrites and model_is_lost(directory))))
         if before is not None and not gone:
+            directory.list_new_outputs()
             log.info("%s: finished before; nothing to do", directory.path)
             return before
         with within(ready.program.mesh):
@@ -160,13 +172,23 @@ def _owned(command: Command, ready: Ready, workdir: Path, text: str, progress: P
         if before is None:
             directory.finish(result)
         else:
+            directory.list_outputs()
             log.info("%s: finished before, but its hf/ was gone: written again", directory.path)
     return before or result
 
 
+def model_is_lost(workdir: Workdir) -> bool:
+    """Whether the model of a finished run is gone, or damaged: then its owner moves it away, and says so."""
+    problem = damage_of(workdir.path, "hf")
+    if problem is not None and workdir.owner and (hf := workdir / "hf").is_dir():
+        log.warning("%s: %s; moved to %s", workdir.path, problem, set_aside(hf, "damaged").name)
+    return problem is not None or kept_model(workdir.path) is None
+
+
 def begun(workdir: Path | None) -> bool:
     """Whether a run in this workdir goes on from what it saved, or is finished, on every process."""
-    saved = workdir is not None and any((Path(workdir).expanduser() / name).exists() for name in _SAVED)
+    path = Path(workdir).expanduser() if workdir is not None else None
+    saved = path is not None and (any((path / name).exists() for name in _SAVED) or last_saved(path) is not None)
     return bool(from_first(int(saved)))
 
 
@@ -206,7 +228,7 @@ def fit_run(ready: Ready, workdir: Workdir, progress: Progress) -> Fitted:
         with progress.during("reading the checkpoint"):
             restored = checkpoints.restore(program.abstract)
         if restored is None and workdir.result() is not None:
-            raise UserError(f"{workdir.path}: its hf/ is gone and so are its checkpoints; delete it, and run it again")
+            raise UserError(f"{workdir.path}: its hf/ is gone and so are its checkpoints; begin anew: --from-scratch")
         if restored is None:
             step, state, saved = 0, first_state(opened, program), {}
         else:
@@ -216,7 +238,8 @@ def fit_run(ready: Ready, workdir: Workdir, progress: Progress) -> Fitted:
             batches.set_state(saved["batches"])
             log.info("%s: resuming at step %d of %d", workdir.path.name, step, blueprint.steps)
         workdir.add_start(environment(seed=decisions.seed, mesh=dict(program.mesh.shape), step=step))
-        records = stack.enter_context(Records(workdir, step=step))
+        beside = checkpoints.beside(step) if restored is not None else None
+        records = stack.enter_context(Records(workdir, step=step, saved=beside))
         state = fit(
             state,
             batches,

@@ -12,7 +12,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxprune.config.commands import FinetuneConfig, PretrainConfig
-from jaxprune.config.load import read_yaml, validate
+from jaxprune.config.load import parse_yaml, read_yaml, validate
 from jaxprune.config.sections import ModelConfig, PruneConfig
 from jaxprune.data.tokenizer import Vocabulary
 from jaxprune.errors import UserError
@@ -25,6 +25,7 @@ from jaxprune.models.other_files import CONFIG
 from jaxprune.models.paths import layer_name
 from jaxprune.models.tensors import leaf_shapes, tensor_name
 from jaxprune.models.weights import read_masks
+from jaxprune.training.manifest import check_whole, read_manifest
 
 log = logging.getLogger("jaxprune")
 
@@ -53,12 +54,26 @@ def absolute(path: str, before: str = "") -> str:
     return full if path and (Path(full).exists() or full == before) else path
 
 
+def run_of(source: str | Path) -> tuple[Path, int | None]:
+    """The workdir that a source names, and the step where it is one checkpoint of it (`RUN/checkpoints/8`)."""
+    path = Path(source).expanduser()
+    if path.parent.name == "checkpoints" and path.name.isdigit():
+        return path.parent.parent, int(path.name)
+    return path, None
+
+
 def stored_config(workdir: str | Path | None) -> Any:
-    """The config that a pre-training or fine-tuning workdir was made with; None where `workdir` is none."""
-    path = Path(workdir).expanduser() / "config.yaml" if workdir else None
-    if path is None or not path.is_file():
+    """The config that a pre-training or fine-tuning workdir was made with; None where `workdir` is none.
+
+    It is what the workdir's manifest holds, where that has one: config.yaml may have been edited, or be gone.
+    """
+    if not workdir:
         return None
-    content = read_yaml(path)
+    folder = run_of(workdir)[0]
+    path, text = folder / "config.yaml", read_manifest(folder).state.get("config.yaml")
+    if text is None and not path.is_file():
+        return None
+    content = read_yaml(path) if text is None else parse_yaml(text, path)
     kinds = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
     kind = kinds.get(content.get("command", ""))
     return validate(kind, content, str(path)) if kind else None
@@ -119,12 +134,16 @@ def _matches(path: str, regexes: Iterable[str]) -> bool:
 def model_folder(source: str) -> str:
     """The Hugging Face directory that `kept_model` finds in a workdir; any other source as it is.
 
-    UserError where a run has none, or a grid one for each task.
+    UserError where a run has none, or a grid one for each task, or it is not as it was written.
     """
     cfg, place = stored_config(source), Path(source).expanduser()
     if cfg is None and (not (place / "config.yaml").is_file() or (place / CONFIG).is_file()):
         return source
-    if folder := kept_model(source):
+    run, step = run_of(source)
+    if step is not None:
+        raise UserError(f"{source}: is one checkpoint, which is no Hugging Face directory; give {run}")
+    if folder := kept_model(run):
+        check_whole(run, str(folder.relative_to(run)), "run its command again, which puts it right, or put it back")
         return str(folder)
     several = next(filter(None, (sorted(place.glob(f"{below}/hf/{CONFIG}")) for below in ("best/*", "*", "*/*"))), ())
     if several:
@@ -139,7 +158,7 @@ def model_folder(source: str) -> str:
 
 def kept_model(workdir: str | Path) -> Path | None:
     """The Hugging Face directory that a run left: its `hf/`, of a grid of one task the best run's; None without."""
-    folders = (Path(workdir).expanduser() / name for name in ("hf", "best/hf"))
+    folders = (run_of(workdir)[0] / name for name in ("hf", "best/hf"))
     return next((folder for folder in folders if (folder / CONFIG).is_file()), None)
 
 
@@ -195,19 +214,20 @@ def folder_beside(source: str, revision: str = "") -> Path | None:
 def read_weights(source: str, revision: str = "", variant: str = "") -> Weights:
     """What `source` holds; `variant` as in `read_folder`.
 
-    Of a pre-training workdir that is its newest good checkpoint, with dense values under soft masks; of a fine-tuning
-    run the model that it kept.
+    Of a pre-training workdir that is its newest checkpoint, or the one that is named (`RUN/checkpoints/8`), with dense
+    values under soft masks; of a fine-tuning run the model that it kept.
     """
     cfg = stored_config(source)
     if isinstance(cfg, PretrainConfig):
-        from jaxprune.training.checkpoint import Checkpoints
+        from jaxprune.training.checkpoint import Checkpoints, steps_in
 
-        with Checkpoints(Path(source).expanduser().absolute(), read_only=True) as checkpoints:
-            restored = checkpoints.restore()
-        if restored is not None:
-            params, masks = jax.device_get((restored[1]["params"], restored[1]["masks"]))
-            return Weights(cfg.model, params, masks, source)
-        if kept_model(source) is None:
+        run, step = run_of(source)
+        if step is not None or steps_in(run) or kept_model(run) is None:
+            with Checkpoints(run.absolute(), read_only=True) as checkpoints:
+                restored = checkpoints.restore(step=step)
+            if restored is not None:
+                params, masks = jax.device_get((restored[1]["params"], restored[1]["masks"]))
+                return Weights(cfg.model, params, masks, source)
             raise UserError(f"init_from = {source}: has no checkpoint yet; let its run save one first")
         log.info("%s: its checkpoints are gone; its hf/ is read", source)
     read = read_folder(model_folder(source), head=None, revision=revision or None, variant=variant)

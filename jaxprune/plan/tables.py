@@ -8,7 +8,7 @@ from rich.table import Table
 
 def show(report: dict[str, Any]) -> None:
     """Print a plan, as `plan.make_plan` returns it, to standard output."""
-    console = Console()
+    console = Console(markup=False)
     where, batch, model = report["slice"], report["batch"], report["model"]
     head = _table("the run")
     head.add_row("slice", f"{where['topology']}, {where['chips']} {where['chip']} chips")

@@ -147,7 +147,7 @@ def fit(
                 with progress.during("saving"):
                     _check_finite(state, step)
                     beside = {"batches": batches.get_state(), "window": window.saved(), **(position or {})}
-                    checkpoints.save(step, state, beside)
+                    checkpoints.save(step, state, beside, records.content())
                     if last or stopping:
                         checkpoints.wait()
             if stopping and not last:

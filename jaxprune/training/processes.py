@@ -9,8 +9,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -59,12 +59,14 @@ def _watch() -> None:
     """End this process with EXIT_PEER once another is silent: a collective that waits for it may never return.
 
     Every process counts up in the job's key-value store, which Orbax uses too. Where process 0 itself is gone, JAX
-    aborts the others at once, with a message of its own.
+    aborts the others at once, with a message of its own; where it is stopped, the store does not answer.
     """
     from jax._src import distributed
 
     client: Any = distributed.global_state.client
     me, beat = jax.process_index(), 0
+    answered = [time.monotonic()]
+    threading.Thread(target=_watch_store, args=(answered,), name="store", daemon=True).start()
     last: dict[str, tuple[str, float]] = {}
     while True:
         beat += 1
@@ -72,17 +74,50 @@ def _watch() -> None:
             client.key_value_set(f"{_BEATS}/{me}", str(beat), allow_overwrite=True)
             beats = client.key_value_dir_get(_BEATS)
         except Exception:  # process 0 is gone, or this one is leaving
+            answered.clear()
             return
-        now = time.monotonic()
+        answered[0] = now = time.monotonic()
         for name, value in beats:
             if last.get(name, ("", 0.0))[0] != value:
                 last[name] = (value, now)
             elif now - last[name][1] > SILENT_SECONDS:
-                lost = name.rsplit("/", 1)[-1]
-                said = f"process {lost} of {jax.process_count()} was lost: silent for {SILENT_SECONDS:.0f} s"
-                print(f"jaxprune: {said}; run the same command on all hosts to resume", file=sys.stderr, flush=True)
-                os._exit(EXIT_PEER)
+                _end_without(name.rsplit("/", 1)[-1])
         time.sleep(_BEAT_SECONDS)
+
+
+def _watch_store(answered: list[float]) -> None:
+    """End this process once the store has not answered for too long; until `answered` is empty."""
+    while answered:
+        if time.monotonic() - answered[0] > SILENT_SECONDS:
+            _end_without("0")
+        time.sleep(_BEAT_SECONDS)
+
+
+def _end_without(lost: str) -> NoReturn:
+    said = f"process {lost} of {jax.process_count()} was lost: silent for {SILENT_SECONDS:.0f} s"
+    with suppress(OSError, ValueError):
+        print(f"jaxprune: {said}; run the same command on all hosts to resume", file=sys.stderr, flush=True)
+    os._exit(EXIT_PEER)
+
+
+def peer_is_lost() -> bool:
+    """False once every process of the job was heard of again; else this one ends with EXIT_PEER (see `_watch`)."""
+    if not jax.distributed.is_initialized() or jax.process_count() == 1:
+        return False
+    from jax._src import distributed
+
+    client: Any = distributed.global_state.client
+    deadline = time.monotonic() + SILENT_SECONDS + 2 * _BEAT_SECONDS
+    try:
+        first = dict(client.key_value_dir_get(_BEATS))
+        while time.monotonic() < deadline:
+            time.sleep(_BEAT_SECONDS)
+            now = dict(client.key_value_dir_get(_BEATS))
+            if all(now[name] != beat for name, beat in first.items()):
+                return False
+    except Exception:  # process 0 is gone
+        return True
+    return True
 
 
 def is_first() -> bool:
@@ -131,7 +166,7 @@ def _gather(x: np.ndarray) -> np.ndarray:
 
 
 class Stop:
-    """SIGTERM or SIGINT asks for a stop instead of killing, so that the step in flight can finish and be saved.
+    """SIGTERM, SIGHUP or SIGINT asks for a stop instead of killing, so that the step in flight can finish and be saved.
 
     SIGINT after either raises KeyboardInterrupt; as Python raises that between bytecodes only, and a compilation may
     take minutes, a process that is still in native code a second later is ended with exit code 130, as by a kill. In a
@@ -146,8 +181,11 @@ class Stop:
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT,) if self._job else (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._ask)
+            for number in (
+                (signal.SIGHUP, signal.SIGINT) if self._job else (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
+            ):
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+                    self._before[number] = signal.signal(number, self._ask)
             reader, self._wakeup = os.pipe()
             os.set_blocking(self._wakeup, False)
             self._wakeup_before = signal.set_wakeup_fd(self._wakeup)

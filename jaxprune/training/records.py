@@ -1,6 +1,9 @@
 """What a run writes while it trains: JSON lines and TensorBoard files."""
 
 import math
+import os
+import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,20 +13,39 @@ from jaxprune.pruning.interface import PruneReport
 from jaxprune.pruning.names import path_of
 from jaxprune.training.workdir import Workdir
 
+_FLUSH_SECONDS = 60.0
+NAMES = ("metrics.jsonl", "prunes.jsonl")
+
 
 class Records:
-    """Writes metrics and prunes of one run; after a restart, continues behind `step` without doubling a line."""
+    """Writes metrics and prunes of one run; after a restart, continues behind `step` without doubling a line.
 
-    def __init__(self, workdir: Workdir, *, step: int):
+    `saved` is what `content` was when that step was saved: a file that no longer begins so is written again. Everything
+    is written by the thread that trains: one of the clock's or the disk's moods would leave it waiting for another.
+    """
+
+    def __init__(self, workdir: Workdir, *, step: int, saved: Mapping[str, bytes] | None = None):
         self._workdir = workdir
         self._board: Any = None
         if not workdir.owner:
             return
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
 
-        for name in ("metrics.jsonl", "prunes.jsonl"):
-            workdir.rewind(name, step or -1)  # from the start: a prune of step 0 is done again
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        for name in NAMES:
+            if saved and name in saved:
+                workdir.rewind_to(name, saved[name])
+            else:
+                workdir.rewind(name, step or -1)  # from the start: a prune of step 0 is done again
+        (workdir / "tensorboard").mkdir(exist_ok=True)
+        self._board = EventsWriter(str(workdir / "tensorboard" / "events"), f".{os.getpid()}")
+        self._flushed = time.monotonic()
+        start = _events().SessionLog(status=_events().SessionLog.START)
+        self._write(_events().Event(step=step + 1, session_log=start))  # hides what is drawn behind
+
+    def content(self) -> dict[str, bytes]:
+        """Name -> content of the files of lines."""
+        paths = [self._workdir / name for name in NAMES] if self._workdir.owner else []
+        return {path.name: path.read_bytes() for path in paths if path.exists()}
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """A line of metrics.jsonl and a point per value in TensorBoard."""
@@ -52,9 +74,19 @@ class Records:
         return sparsity
 
     def _draw(self, step: int, values: dict[str, float]) -> None:
-        if self._board:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+        if not self._board:
+            return
+        from tensorboardX.summary import scalar
+
+        for name, value in values.items():
+            self._write(_events().Event(step=step, summary=scalar(name, value)))
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:  # it waits for the disk
+            self._board.flush()
+            self._flushed = time.monotonic()
+
+    def _write(self, event: Any) -> None:
+        event.wall_time = time.time()
+        self._board.write_event(event)
 
     def __enter__(self) -> "Records":
         return self
@@ -62,6 +94,13 @@ class Records:
     def __exit__(self, *_: object) -> None:
         if self._board:
             self._board.close()
+
+
+def _events() -> Any:
+    """The classes of TensorBoard's events."""
+    from tensorboardX.proto import event_pb2
+
+    return event_pb2
 
 
 def _leaves(tree: Any) -> dict[str, Any]:

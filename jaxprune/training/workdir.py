@@ -2,19 +2,29 @@
 
 import fcntl
 import json
+import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from jaxprune.errors import InUse, UserError
 from jaxprune.files import write_atomically
+from jaxprune.training.manifest import MANIFEST, list_files, read_manifest, restore_file, restore_state, write_state
 from jaxprune.training.processes import is_first, together
 
+log = logging.getLogger("jaxprune")
+
 _SHARED_SECONDS = 20.0  # network file systems show a new file late
+OUTPUTS = ("hf", "best", "tokenizer", "dev_predictions.npz")
+"""What runs leave for other programs."""
+_OURS = (
+    *("checkpoints", "integrity", "hf", "best", "tensorboard", "dev_predictions.npz", "results.csv", "result.json"),
+    *("metrics.jsonl", "prunes.jsonl", "run.json", "config.yaml", MANIFEST),
+)
 
 
 class Workdir:
@@ -43,6 +53,7 @@ class Workdir:
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         self._lock.flush()
+        restore_state(self.path)
 
     def __enter__(self) -> "Workdir":
         return self
@@ -73,19 +84,28 @@ class Workdir:
         kept = [line for line in path.read_text().splitlines() if _step(line) <= step]
         write_atomically(path, "".join(line + "\n" for line in kept))
 
+    def rewind_to(self, name: str, content: bytes) -> None:
+        """Drop what was added behind `content`; a file that does not begin with it is written again, which is said."""
+        path = self / name
+        if path.is_file() and path.read_bytes().startswith(content):
+            os.truncate(path, len(content))
+        else:
+            restore_file(path, content)
+
     def check_same(self, name: str, text: str, compare: Callable[[str, str], list[str]]) -> None:
         """Write `text` to a new file; UserError when the file is there and `compare(old, new)` lists differences."""
         path = self / name
         if not self.owner:
             return
         if not path.exists():
-            write_atomically(path, text)
+            write_state(self.path, name, text)
             return
         changed = compare(path.read_text(), text)
         if changed:
             raise UserError(
                 f"workdir {self.path}: made with another config ({'; '.join(changed)}); "
-                f"use another --workdir (--init-from {self.path} goes on from it), or the old values to resume"
+                f"use another --workdir (--init-from {self.path} goes on from it), the old values to resume, or "
+                "--from-scratch to begin anew"
             )
 
     def write(self, name: str, text: str) -> None:
@@ -95,9 +115,11 @@ class Workdir:
 
     def add_start(self, start: dict[str, Any]) -> None:
         """Add what a start runs on to run.json, below the starts before."""
+        if not self.owner:
+            return
         path = self / "run.json"
-        starts = json.loads(path.read_text())["starts"] if self.owner and path.exists() else []
-        self.write("run.json", json.dumps({"starts": [*starts, start]}, indent=1) + "\n")
+        starts = json.loads(path.read_text())["starts"] if path.exists() else []
+        write_state(self.path, "run.json", json.dumps({"starts": [*starts, start]}, indent=1) + "\n")
 
     def result(self) -> dict[str, Any] | None:
         """What a finished run wrote last, or None."""
@@ -105,14 +127,43 @@ class Workdir:
         return json.loads(path.read_text()) if path.exists() else None
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Write result.json, which marks the run as finished."""
-        self.write("result.json", json.dumps(result, indent=1) + "\n")
+        """Write result.json, which marks the run as finished, and list what the run leaves."""
+        if self.owner:
+            write_state(self.path, "result.json", json.dumps(result, indent=1) + "\n")
+            self.list_outputs()
+
+    def list_outputs(self) -> None:
+        """Record the checksums of what the run leaves."""
+        if self.owner:
+            list_files(self.path, *OUTPUTS)
+
+    def list_new_outputs(self) -> None:
+        """Record them where a kill came between the result and its manifest."""
+        if self.owner and "result.json" not in read_manifest(self.path).state:
+            write_state(self.path, "result.json", (self / "result.json").read_text())
+            self.list_outputs()
+
+    def begin_anew(self, *more: str) -> None:
+        """Move all that a run wrote here, and `more`, to a folder of `before/`, so that nothing of it counts."""
+        ours = [path for name in (*_OURS, *more) if (path := self / name).exists()]
+        if not ours:
+            return
+        number = 1
+        while (folder := self / "before" / str(number)).exists():
+            number += 1
+        folder.mkdir(parents=True)
+        for path in ours:  # what says that the run has trained goes last
+            path.rename(folder / path.name)
+        log.warning("%s: what was here is in %s now; beginning anew", self.path, folder)
 
 
 @contextmanager
-def owned_workdir(path: str | Path, config: str, compare: Callable[[str, str], list[str]]) -> Iterator[Workdir]:
+def owned_workdir(
+    path: str | Path, config: str, compare: Callable[[str, str], list[str]], *, anew: Sequence[str] | None = None
+) -> Iterator[Workdir]:
     """The workdir of a run with this config: process 0 owns it, and all processes must see it.
 
+    `anew` begins a new run where another was, beside whose files it names more (see `Workdir.begin_anew`).
     UserError on every process when it is in use, made with another config (see `Workdir.check_same`), or not shared.
     """
     workdir = Workdir(path, owner=False)
@@ -120,8 +171,10 @@ def owned_workdir(path: str | Path, config: str, compare: Callable[[str, str], l
         if is_first():
             workdir = Workdir(path)
             try:
+                if anew is not None:
+                    workdir.begin_anew(*anew)
                 workdir.check_same("config.yaml", config, compare)
-            except UserError:
+            except BaseException:
                 workdir.close()
                 raise
     with workdir:
