@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -24,7 +25,7 @@ from jaxprune.errors import UserError
 from jaxprune.experiments import task_run
 from jaxprune.experiments.matrix import Job, matrix, shard
 from jaxprune.experiments.shelf import Shelf
-from jaxprune.experiments.study import _seeds_added, select
+from jaxprune.experiments.study import _keep_config, _seeds_added, select
 from jaxprune.experiments.task_run import schedule
 from jaxprune.experiments.weights import completed
 from jaxprune.models.bert import bert
@@ -436,6 +437,14 @@ def test_a_study_may_grow_but_not_change(config, shared, capsys):
     assert "recover.steps: 8 -> 9" in capsys.readouterr().err
     assert main([*argv, "--conditions.random.sparsities", "0.5", "0.9"]) == 0
     assert yaml.safe_load((shared / "config.yaml").read_text())["conditions"]["random"]["sparsities"] == [0.5, 0.9]
+
+
+def test_processes_that_begin_at_once_write_one_config(tmp_path):
+    """Threads, each with a lock of its own, stand for them."""
+    with ThreadPoolExecutor(8) as threads:
+        [*threads.map(lambda _: _keep_config(study(tasks=[{"name": "SST-2"}]), tmp_path / "study"), range(64))]
+    assert yaml.safe_load((tmp_path / "study" / "config.yaml").read_text())["command"] == "study"
+    assert {path.name for path in (tmp_path / "study").iterdir()} <= {"config.yaml", ".lock"}
 
 
 def test_tasks_may_get_seeds_and_company_alone():

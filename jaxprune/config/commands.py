@@ -213,6 +213,7 @@ class DemoConfig(Section):
             max_position_embeddings=64,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
+            initializer_range=0.1,  # 0.02 suits a width of 768; here attention would begin as a plain mean
         ),
         optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=100),
         train=TrainConfig(save_every=10_000, eval_batches=40),

@@ -100,8 +100,7 @@ def sized_for(cfg: DemoConfig, model: str) -> DemoConfig:
     examples = _between(MIN_EXAMPLES, TUNING_FLOPS / (passes * of_example), cfg.train_examples)
     rate = {"optimizer": OptimizerConfig(learning_rate=1e-4, warmup_steps=2)}
     prune = cfg.recover.prune.model_copy(update={"end": steps // 2, "every": max(1, steps // 10)})
-    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    recover = {"steps": steps, "batch_size": rows, "prune": prune, "model": ModelConfig(**dropout), **rate}
+    recover = {"steps": steps, "batch_size": rows, "prune": prune, **rate}  # its model has no dropout
     tuning = {"learning_rates": (1e-4,), "epochs": EPOCHS, "batch_size": 16}
     return cfg.model_copy(
         update={

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from filelock import FileLock
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from jaxprune.config.commands import PretrainConfig
@@ -215,7 +216,8 @@ def _keep_config(cfg: StudyConfig, root: Path) -> None:
                 "use another --workdir, or the old values to resume"
             )
     root.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, to_yaml(cfg))
+    with FileLock(root / ".lock"):  # processes that share a study begin at once
+        write_atomically(path, to_yaml(cfg))
 
 
 def _seeds_added(old: StudyConfig, new: StudyConfig) -> bool:

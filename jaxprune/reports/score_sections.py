@@ -13,7 +13,7 @@ from jaxprune.reports.number_text import NOTHING, fixed, percent, with_count, wi
 from jaxprune.reports.section import Cell, Grid, Published, Section
 from jaxprune.reports.svg import INK, Figure, category
 
-NAMES = dict(zip(CONDITIONS, ("pruned", "masks lifted", "tuned first", "random"), strict=True))
+NAMES: dict[str, str] = dict(zip(CONDITIONS, ("pruned", "masks lifted", "tuned first", "random"), strict=True))
 """Short names for figures: `masks lifted` is the paper's information deletion, `tuned first` its pruning after
 fine-tuning."""
 
