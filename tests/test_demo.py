@@ -128,7 +128,7 @@ def test_the_same_story_of_a_pre_trained_model(tiny, pretrained, tmp_path):
 def test_a_larger_model_gets_fewer_steps_and_examples(pretrained, tmp_path):
     small = sized_for(TINY, str(pretrained / "hf"))
     config = json.loads((pretrained / "hf" / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_size": 768, "num_hidden_layers": 12}))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_size": 1024, "num_hidden_layers": 24}))
     large = sized_for(DemoConfig(), str(tmp_path))
     assert (small.recover.steps, small.train_examples) == (TINY.recover.steps, TINY.train_examples)
     assert (large.recover.steps, large.train_examples) == (10, 64)
