@@ -20,6 +20,9 @@ COMPILED = 1.4
 SAVED = 100e6
 """Bytes of a checkpoint that are written, read back and summed up in a second."""
 
+AROUND = 6.0
+"""Seconds of any run before its first step and after its last: reading, first arrays, small programs, `hf/`."""
+
 
 class StepTime(NamedTuple):
     """Of one program on this machine."""
@@ -66,9 +69,10 @@ def timed(ready: Any) -> StepTime:
 
 
 def run_seconds(opened: Any, speed: StepTime) -> float:
-    """Seconds of a run's steps, prunes (each as long as a step), evaluations and checkpoints, compiling left out."""
+    """Seconds of a run: its steps, prunes (each as long as a step), evaluations, checkpoints, and what is around them;
+    compiling left out."""
     steps = opened.blueprint.steps + len(opened.plan) + EVALUATED * evaluated_batches(opened)
-    return steps * step_flops(opened) * speed.per_flop + saves(opened) * speed.save
+    return AROUND + steps * step_flops(opened) * speed.per_flop + saves(opened) * speed.save
 
 
 def evaluated_batches(opened: Any) -> int:
