@@ -33,6 +33,7 @@ Prune an encoder while it pre-trains, let it recover, fine-tune it, and measure 
   inspect  CKPT [--json]                                  sparsity per matrix and head, weights, memory
   diff     A B [--json]                                   mask distance, movement and cosine of two checkpoints
   check    DIR                                            is a workdir, data or a model as it was written
+  doctor   [--workdir DIR]                                what a run would find on this machine
   plan     CONFIG.yaml --topology v5e-8 [--json]          memory, FLOPs, collectives, time and cost on a TPU slice
 
 The same command again resumes; of pretrain and finetune, --from-scratch moves the old run away and begins anew.
@@ -306,6 +307,14 @@ def _check(argv: list[str]) -> int:
     return check(parser.parse_args(argv).dir)
 
 
+def _doctor(argv: list[str]) -> int:
+    parser = _Parser(prog="jaxprune doctor", description="Say what a run would find on this machine.")
+    parser.add_argument("--workdir", type=Path, default=Path(), help="directory to write to; default: this one")
+    from jaxprune.experiments.doctor import doctor
+
+    return doctor(parser.parse_args(argv).workdir)
+
+
 def _diff(argv: list[str]) -> None:
     parser = _Parser(prog="jaxprune diff", description="Tables about what lies between two checkpoints of one shape.")
     for name in ("a", "b"):
@@ -355,5 +364,6 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "inspect": _inspect,
     "diff": _diff,
     "check": _check,
+    "doctor": _doctor,
     "plan": _plan,
 }

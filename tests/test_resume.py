@@ -113,7 +113,7 @@ def test_killed_at_random_steps_it_ends_with_the_same_bits(tiny, pretrained, sof
         assert code == -signal.SIGKILL, err
         assert not (tmp_path / "run" / "result.json").exists()
     done = tiny.run("pretrain", config, "--workdir", tmp_path / "run")
-    assert done.code == 0 and "resuming at step" in done.err, done.err
+    assert done.code == 0 and "(bitwise)" in done.err and "resuming at step" in done.err, done.err
     assert_same_run(tmp_path / "run", reference)
 
 

@@ -16,6 +16,7 @@ from jaxprune.errors import UserError
 from jaxprune.experiments.environment import environment, versions
 from jaxprune.experiments.own_folder import check_own
 from jaxprune.experiments.program import Blueprint, compile_program
+from jaxprune.experiments.promise import promise
 from jaxprune.experiments.pruning_plan import named
 from jaxprune.experiments.shelf import Shelf
 from jaxprune.experiments.weights import Weights, completed, kept_model, lacking, left_behind, say_pruned, start_masks
@@ -236,8 +237,11 @@ def fit_run(ready: Ready, workdir: Workdir, progress: Progress) -> Fitted:
             if saved["data"] != data.fingerprint:
                 raise UserError(f"{data.key}: changed since this run began; put the old data back")
             batches.set_state(saved["batches"])
-            log.info("%s: resuming at step %d of %d", workdir.path.name, step, blueprint.steps)
-        workdir.add_start(environment(seed=decisions.seed, mesh=dict(program.mesh.shape), step=step))
+        here = environment(seed=decisions.seed, mesh=dict(program.mesh.shape), step=step)
+        if restored is not None:
+            words = promise(here, workdir.last_start())
+            log.info("%s: resuming at step %d of %d (%s)", workdir.path.name, step, blueprint.steps, words)
+        workdir.add_start(here)
         beside = checkpoints.beside(step) if restored is not None else None
         records = stack.enter_context(Records(workdir, step=step, saved=beside))
         state = fit(

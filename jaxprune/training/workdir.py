@@ -113,6 +113,11 @@ class Workdir:
         if self.owner:
             write_atomically(self / name, text)
 
+    def last_start(self) -> dict[str, Any] | None:
+        """What the newest start in run.json ran on, None without one."""
+        path = self / "run.json"
+        return json.loads(path.read_text())["starts"][-1] if path.exists() else None
+
     def add_start(self, start: dict[str, Any]) -> None:
         """Add what a start runs on to run.json, below the starts before."""
         if not self.owner:
