@@ -1,14 +1,10 @@
 """Config files: strict, inherited, overridden, and every error in one line that helps."""
 
-import re
-import subprocess
-import sys
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import get_origin
 
 import pytest
-import yaml
 
 from jaxprune.config import COMMANDS, DataConfig, FinetuneConfig, PretrainConfig
 from jaxprune.config.file_keys import file_keys, sections_in
@@ -72,22 +68,6 @@ def test_help_describes_every_key_once(command, capsys):
         assert hidden or f"--{key.replace('_', '-')}" in flags, key
     if command == "study":
         assert {"tasks.-.seeds", "tasks.-.own.*", "switches.NAME.condition", "conditions.pruned.before"} <= {*alone}
-
-
-def test_the_page_of_all_keys_is_made_from_the_models():
-    """Else: python docs/configuration.py > docs/configuration.md."""
-    docs = Path(__file__).resolve().parent.parent / "docs"
-    made = subprocess.run([sys.executable, docs / "configuration.py"], capture_output=True, text=True, check=True)
-    assert made.stdout == (docs / "configuration.md").read_text()
-
-
-@pytest.mark.parametrize("page", sorted((CONFIGS[0].parents[2] / "docs").glob("*.md")), ids=lambda page: page.name)
-def test_configs_in_docs_are_configs(page):
-    """Every YAML block that names its command."""
-    for block in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL):
-        content = yaml.safe_load(block)
-        if "command" in content:
-            validate(COMMANDS[content["command"]], content, page.name)
 
 
 def test_resolved_yaml_reads_back_equal(tmp_path):
