@@ -143,7 +143,7 @@ def _fields(model: Any, location: Sequence[str]) -> list[str]:
         if get_origin(model) is dict:
             next(parts, None)
             model = get_args(model)[1]
-    return list(model.model_fields)
+    return list(model.model_fields) if _is_section(model) else []
 
 
 def parse(model: type[C], path: Path | None, overrides: Sequence[str], *, prog: str, offers: Offers | None = None) -> C:

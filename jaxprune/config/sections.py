@@ -1,9 +1,9 @@
 """Sections of a config file. The only place in jaxprune where defaults live; imports no jax."""
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -12,6 +12,23 @@ class Section(BaseModel):
     """A frozen group of settings: unknown keys are errors, every field says what it means and in which unit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false for numbers, as which pydantic takes them."""
+        items = value if isinstance(value, list | tuple) else [value]
+        types = _types(cls.model_fields[info.field_name or ""].annotation)
+        if any(isinstance(item, bool) for item in items) and types & {int, float} and bool not in types:
+            raise ValueError("true and false are no numbers")
+        return value
+
+
+def _types(annotation: Any) -> set[type]:
+    """The plain types in an annotation."""
+    if isinstance(annotation, type) and not get_args(annotation):
+        return {annotation}
+    return set().union(*map(_types, get_args(annotation)))
 
 
 class ModelConfig(Section):
