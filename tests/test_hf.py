@@ -533,6 +533,9 @@ def test_tensors_that_are_not_this_bert(make, tensors, changes, message):
         ({"num_attention_heads": 5}, "num_attention_heads = 5 does not divide hidden_size = 32"),
         ({"hidden_size": "wide"}, "hidden_size = 'wide'"),
         ({"num_hidden_layers": 0}, "num_hidden_layers = 0"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000: .* less than or equal to 1000"),
+        ({"hidden_size": 10**12}, "hidden_size = 1000000000000: .* less than or equal to 1048576"),
+        ({"num_hidden_layers": True}, "num_hidden_layers = True: true and false are no numbers"),
         ({"num_hidden_layers": 3}, r"bert.encoder.layer.2.\S+: tensor missing; .* not a whole bert of \S+ = 3, hidden"),
         ({"vocab_size": None}, r"word_embeddings.weight: shape \(97, 32\), but the config asks for \(30522, 32\)"),
     ],
@@ -550,8 +553,17 @@ def test_a_config_that_is_not_json(tmp_path, text):
         read_config(tmp_path)
 
 
+def twice(raw: bytes) -> bytes:
+    """Another entry under the name of one that is there."""
+    size = int.from_bytes(raw[:8], "little")
+    header = raw[8 : 8 + size].rstrip()
+    name, entry = next(pair for pair in json.loads(header).items() if pair[0] != "__metadata__")
+    header = header[:-1] + b"," + json.dumps({name: entry}).encode()[1:]
+    return len(header).to_bytes(8, "little") + header + raw[8 + size :]
+
+
 @pytest.mark.parametrize(
-    "damage", [lambda raw: raw[: len(raw) // 2], lambda raw: b"\xff" * 16 + raw[16:], lambda raw: b""]
+    "damage", [lambda raw: raw[: len(raw) // 2], lambda raw: b"\xff" * 16 + raw[16:], lambda raw: b"", twice]
 )
 def test_a_damaged_safetensors_file(make, damage):
     path = make() / "model.safetensors"

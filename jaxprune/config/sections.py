@@ -36,17 +36,17 @@ class ModelConfig(Section):
 
     architecture: str = "bert"
     """Kind of model, Hugging Face's `model_type`."""
-    vocab_size: int = Field(default=30522, ge=8)
+    vocab_size: int = Field(default=30522, ge=8, le=2**31 - 1)
     """Rows of the word embedding table; at least the tokenizer's vocabulary."""
-    hidden_size: int = Field(default=768, ge=1)
+    hidden_size: int = Field(default=768, ge=1, le=2**20)
     """Width D of the residual stream."""
-    num_hidden_layers: int = Field(default=12, ge=1)
+    num_hidden_layers: int = Field(default=12, ge=1, le=1000)
     """Number of encoder layers."""
-    num_attention_heads: int = Field(default=12, ge=1)
+    num_attention_heads: int = Field(default=12, ge=1, le=2**20)
     """Heads per layer; divides hidden_size."""
-    intermediate_size: int = Field(default=3072, ge=1)
+    intermediate_size: int = Field(default=3072, ge=1, le=2**24)
     """Width of the feed-forward layer."""
-    max_position_embeddings: int = Field(default=512, ge=8)
+    max_position_embeddings: int = Field(default=512, ge=8, le=2**24)
     """Rows of the position table: the longest sequence in tokens, and with RoBERTa `pad_token_id` + 1 more."""
     type_vocab_size: int = Field(default=2, ge=1)
     """Number of segment types."""

@@ -113,7 +113,7 @@ def _read(path: Path) -> Tensors:
     try:
         with safe_open(path, framework="np"):  # checks sizes, shapes and offsets
             header = _header(path)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error}); fetch it again") from None
     header.pop("__metadata__", None)
     content = np.asarray(np.memmap(path, np.uint8, "r"))
@@ -133,7 +133,13 @@ def _numpy_type(name: str) -> np.dtype:
 
 def _header(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
-        return json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return json.loads(file.read(int.from_bytes(file.read(8), "little")), object_pairs_hook=_each_once)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(keys := dict(pairs)) < len(pairs):
+        raise ValueError("a name stands twice in its header")
+    return keys
 
 
 def _named(name: str, variant: str) -> str:
