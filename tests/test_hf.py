@@ -209,7 +209,8 @@ def test_hub_names_are_fetched_file_by_file(make, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
     read_folder("some/bert", head="pretraining", revision="v1")
-    assert asked == [("some/bert", name, "v1") for name in ("config.json", "model.safetensors", "masks.safetensors")]
+    files = ("modules.json", "config.json", "model.safetensors", "masks.safetensors")
+    assert asked == [("some/bert", name, "v1") for name in files]
 
 
 def test_a_config_without_model_type_names_its_class(tmp_path):

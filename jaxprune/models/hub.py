@@ -1,5 +1,6 @@
 """Files of a model: in a local directory, or on the Hugging Face hub under a name."""
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,11 +22,15 @@ def find_file(path_or_name: str | Path, filename: str, revision: str | None = No
         path = encoder_part(folder) / filename
         return path if path.is_file() else None
     with _on_the_hub(path_or_name) as name:
-        modules = _fetched(name, MODULES, revision)
-        part = first_module(modules.read_bytes()) if modules else ""
-        if part and _fetched(name, f"{part}/{MODEL_CONFIG}", revision):
-            filename = f"{part}/{filename}"
-        return _fetched(name, filename, revision)
+        return _fetched(name, _part(name, revision) + filename, revision)
+
+
+@functools.cache
+def _part(name: str, revision: str | None) -> str:
+    """What `encoder_part` is in a hub model: `0_Transformer/` in the old layout, else ""; asked once."""
+    modules = _fetched(name, MODULES, revision)
+    part = first_module(modules.read_bytes()) if modules else ""
+    return f"{part}/" if part and _fetched(name, f"{part}/{MODEL_CONFIG}", revision) else ""
 
 
 def _fetched(name: str, filename: str, revision: str | None) -> Path | None:
