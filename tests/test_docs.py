@@ -1,6 +1,7 @@
 """What the pages in docs/ say is what is there."""
 
 import re
+import shlex
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 import yaml
 from workflow import ROOT
 
+from jaxprune.cli import main
 from jaxprune.config import COMMANDS
 from jaxprune.config.load import validate
 
@@ -27,6 +29,40 @@ def test_configs_in_docs_are_configs(page):
         content = yaml.safe_load(block)
         if "command" in content:
             validate(COMMANDS[content["command"]], content, page.name)
+
+
+CALLS = {
+    "prepare": "prepare.prepare_data",
+    "pretrain": "pretrain.pretrain",
+    "finetune": "finetune.finetune",
+    "study": "study.study",
+    "prune": "prune_folder.prune_folder",
+    "predict": "predict.predict",
+    "plan": "slice_plan.plan_slice",
+}
+PAGES = [ROOT / "README.md", *DOCS.glob("*.md"), *ROOT.glob("results/*/*.md"), *ROOT.glob("configs/*/*.yaml")]
+
+
+def command_lines() -> list[tuple[str, str]]:
+    """(page, line) of every command that a page or a config's head shows, but for shell variables and placeholders."""
+    lines = []
+    for page in PAGES:
+        text = page.read_text().replace("\\\n", " ")
+        for line in re.findall(rf"^[# ]*(jaxprune +(?:{'|'.join(CALLS)}) .*)$", text, re.MULTILINE):
+            words = re.split(r" #| \| | && |;| \[", line)[0].replace("USD_PER_CHIP_HOUR", "1.2").replace("i/n", "1/2")
+            if not re.search(r"[$`]|[A-Z]{4}|\bmy\.yaml", re.sub("MINILM|FOLDER", "x", words)):
+                lines.append((str(page.relative_to(ROOT)), words))
+    return lines
+
+
+@pytest.mark.parametrize(("page", "line"), command_lines())
+def test_commands_on_pages_are_commands(page, line, monkeypatch):
+    """With the config that they name and every key and flag of theirs; what they then do is replaced."""
+    name, *argv = shlex.split(line)[1:]
+    done = []
+    monkeypatch.setattr(f"jaxprune.experiments.{CALLS[name]}", lambda *_, **__: done.append(name))
+    monkeypatch.chdir(ROOT)
+    assert main([name, *argv]) == 0 and done == [name]
 
 
 def test_every_promise_names_a_test_that_is_there():
