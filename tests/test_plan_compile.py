@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import warnings
 
 import pytest
 
@@ -40,7 +41,8 @@ def report(tmp_path_factory):
 def test_a_plan_that_is_ended_says_nothing(report, tmp_path):
     """The compiler brings a handler that prints a stack trace."""
     with (tmp_path / "err").open("w") as errors:
-        child = os.fork()
+        with warnings.catch_warnings(action="ignore"):  # of threads that the child is without: it only ends
+            child = os.fork()
         if not child:
             os.dup2(errors.fileno(), 2)
             os.kill(os.getpid(), signal.SIGTERM)

@@ -29,10 +29,11 @@ def read(path: Path) -> StudyConfig:
 
 def jobs(path: Path) -> dict[str, PretrainConfig]:
     """The pre-training runs, with the shape that bert-base-uncased or the dense start gives them."""
-    found = {}
-    for job in matrix(read(path), Path("runs")):
+    found, study = {}, read(path)
+    for job in matrix(study, Path("runs")):
         if isinstance(job.cfg, PretrainConfig):
-            model = shaped(job.cfg.model, BERT_BASE, "base")
+            own = not study.dense and job.cfg.init_from in ("", str(Path("runs") / "dense"))
+            model = shaped(job.cfg.model, study.dense_run.model if own else BERT_BASE, "base")
             found[job.path] = job.cfg.model_copy(update={"model": model, "prune": included(job.cfg.prune, model)})
     return found
 
@@ -63,7 +64,8 @@ def test_every_program_traces(path):
     for cfg in programs.values():
         program = compile_program(blueprint_of(cfg))
         key = jax.eval_shape(lambda: jax.random.key(0))
-        batch = shapes(cfg.batch_size, 128, cfg.data.predictions(128))
+        length = min(128, cfg.model.max_position_embeddings)
+        batch = shapes(cfg.batch_size, length, cfg.data.predictions(length))
         state, metrics = jax.eval_shape(program.train, program.abstract, (), batch, key)
         assert metrics["grad_norm"].shape == () and jax.tree.structure(state) == jax.tree.structure(program.abstract)
         kept, report = jax.eval_shape(program.prune, state, program.amounts(0.5), key)

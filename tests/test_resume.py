@@ -381,7 +381,7 @@ def test_changed_data_is_noticed(tiny, interrupted, capsys):
     data = interrupted.parent / "data"
     assert main(["prepare", str(text.prepare_yaml(data.parent / "p.yaml")), "--workdir", str(data)]) == 0
     before = files(interrupted)
-    kept = tiny.data.rename(tiny.root / "kept")
+    kept = tiny.data.rename(tiny.root / "data aside")
     try:
         shutil.copytree(data, tiny.data)
         capsys.readouterr()
