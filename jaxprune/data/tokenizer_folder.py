@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import tokenizers
 
-from jaxprune.config.encoder_part import MODULES, encoder_part
+from jaxprune.config.encoder_part import MODEL_CONFIG, MODULES, encoder_part
 from jaxprune.config.special_tokens import SpecialTokens
 from jaxprune.config.tokenizer_files import TOKENIZER_FILES
 from jaxprune.data.tokenizer_plain import is_plain
@@ -16,7 +16,6 @@ from jaxprune.errors import UserError
 
 SETTINGS = "tokenizer_config.json"
 _WHOLE = "tokenizer.json"
-_MODEL = "config.json"  # the model's, which decides the class where the tokenizer's files do not
 _TYPES = {"vocab.txt": "bert", "vocab.json": "roberta", "sentencepiece.bpe.model": "xlm-roberta"}
 """A file that pieces are read from -> the type of model that transformers reads it for."""
 _CLASSES = {"bert": "BertTokenizer", "distilbert": "BertTokenizer", "roberta": "RobertaTokenizer"}
@@ -48,7 +47,9 @@ def read_files(path: str, revision: str = "") -> dict[str, bytes]:
             raise UserError(f"tokenizer.path {path}: no such directory; give one with tokenizer.json or vocab.txt")
         folder = _download(path, revision)
     folder = encoder_part(folder)
-    contents = {name: (folder / name).read_bytes() for name in (*TOKENIZER_FILES, _MODEL) if (folder / name).is_file()}
+    contents = {
+        name: (folder / name).read_bytes() for name in (*TOKENIZER_FILES, MODEL_CONFIG) if (folder / name).is_file()
+    }
     if not contents.keys() & {_WHOLE, *_TYPES}:
         below = next(
             (f"; take {folder / name}" for name in ("hf", "best/hf", "tokenizer") if (folder / name).is_dir()), ""
@@ -63,7 +64,7 @@ def _download(name: str, revision: str) -> Path:
     import huggingface_hub
 
     try:
-        names = (*TOKENIZER_FILES, _MODEL)
+        names = (*TOKENIZER_FILES, MODEL_CONFIG)
         wanted = [MODULES, *names, *(f"0_*/{name}" for name in names)]
         return Path(huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=wanted))
     except Exception as error:
@@ -80,14 +81,14 @@ def build(contents: Contents, special: SpecialTokens, where: str) -> Loaded:
     model needs packages that are not installed.
     """
     settings = _object(contents, SETTINGS, where)
-    files = {name: content for name, content in contents.items() if name != _MODEL}
+    files = {name: content for name, content in contents.items() if name != MODEL_CONFIG}
     if contents.keys() == {_WHOLE}:
         tokenizer = from_json(contents[_WHOLE], where)
         pair = tokenizer.encode("", "").type_ids
         inputs = ["input_ids", *(["token_type_ids"] if 1 in pair else []), "attention_mask"]
         unstated = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": inputs, **_roles(special)}
         return Loaded(tokenizer, special, _completed(files, settings, unstated))
-    name, added = _class_name(files, settings, _object(contents, _MODEL, where)), _added(files, settings, where)
+    name, added = _class_name(files, settings, _object(contents, MODEL_CONFIG, where)), _added(files, settings, where)
     bert = name in ("BertTokenizer", "DistilBertTokenizer") and "added_tokens.json" not in files
     together = settings | _object(contents, "special_tokens_map.json", where)
     if bert and is_plain(_object(contents, _WHOLE, where), together, special):

@@ -239,7 +239,7 @@ def fit_run(ready: Ready, workdir: Workdir, progress: Progress) -> Fitted:
             batches.set_state(saved["batches"])
         here = environment(seed=decisions.seed, mesh=dict(program.mesh.shape), step=step)
         if restored is not None:
-            words = promise(here, workdir.last_start())
+            words = promise(here, next(reversed(workdir.starts()), None))
             log.info("%s: resuming at step %d of %d (%s)", workdir.path.name, step, blueprint.steps, words)
         workdir.add_start(here)
         beside = checkpoints.beside(step) if restored is not None else None

@@ -113,18 +113,15 @@ class Workdir:
         if self.owner:
             write_atomically(self / name, text)
 
-    def last_start(self) -> dict[str, Any] | None:
-        """What the newest start in run.json ran on, None without one."""
+    def starts(self) -> list[dict[str, Any]]:
+        """What each start in run.json ran on, the newest last."""
         path = self / "run.json"
-        return json.loads(path.read_text())["starts"][-1] if path.exists() else None
+        return json.loads(path.read_text())["starts"] if path.exists() else []
 
     def add_start(self, start: dict[str, Any]) -> None:
         """Add what a start runs on to run.json, below the starts before."""
-        if not self.owner:
-            return
-        path = self / "run.json"
-        starts = json.loads(path.read_text())["starts"] if path.exists() else []
-        write_state(self.path, "run.json", json.dumps({"starts": [*starts, start]}, indent=1) + "\n")
+        if self.owner:
+            write_state(self.path, "run.json", json.dumps({"starts": [*self.starts(), start]}, indent=1) + "\n")
 
     def result(self) -> dict[str, Any] | None:
         """What a finished run wrote last, or None."""
