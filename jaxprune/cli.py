@@ -59,7 +59,6 @@ def main(argv: list[str] | None = None) -> int:
     argv = [word for word in argv if word != "--quiet"]
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("jaxprune").setLevel(logging.WARNING if quiet else logging.INFO)
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells of its options there, and errors that it raises
     quiet_threads()
     job = any(word.startswith("--distributed") for word in argv)
     compiles = argv[:1] and argv[0] in COMMANDS and not {"--help", "-h"} & {*argv}

@@ -1,15 +1,18 @@
 """How a command ends: one line about what went wrong, and the exit code that stands for it."""
 
 import errno
+import logging
 import os
 import select
 import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
+from typing import Any
 
 from jaxprune.errors import (
     EXIT_DISK,
@@ -75,13 +78,32 @@ def open_streams() -> None:
 
 
 def quiet_threads() -> None:
-    """Let callbacks of native threads print no traceback: a write that fails is raised where it is waited for."""
+    """Let what goes on behind a save print no traceback: a write that fails is raised where it is waited for.
+
+    Of many writes of one save that fail, Orbax raises the first and closes its event loop; the others call back later,
+    on whatever thread, or are forgotten.
+    """
+    for name in ("asyncio", "absl"):  # Orbax tells of its options there too
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     sys.excepthook = _show
+    if sys.unraisablehook is sys.__unraisablehook__:  # a test framework has its own
+        sys.unraisablehook = _show_unraisable
 
 
 def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if threading.current_thread() is threading.main_thread():
+    if threading.current_thread() is threading.main_thread() and not _calls_back(trace):
         sys.__excepthook__(kind, error, trace)
+
+
+def _show_unraisable(unraisable: Any) -> None:
+    if not _calls_back(unraisable.exc_traceback):
+        sys.__unraisablehook__(unraisable)
+
+
+def _calls_back(trace: TracebackType | None) -> bool:
+    """Whether an error is of native code that called an event loop."""
+    return trace is not None and trace.tb_frame.f_globals.get("__name__") == "asyncio.base_events"
 
 
 def _say(line: str) -> None:

@@ -321,24 +321,28 @@ def test_a_step_that_is_there_is_not_written_over(tmp_path):
 
 
 FULL = """
-import resource, sys
+import resource, signal, sys, time
 from pathlib import Path
 import jax.numpy as jnp
+from jaxprune.exit_code import quiet_threads
 from jaxprune.training.checkpoint import Checkpoints
-import signal
+quiet_threads()
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 checkpoints = Checkpoints(Path(sys.argv[1]), keep=3)
-checkpoints.save(1, {"x": jnp.arange(64.0)}, {"next_index": 1})
+state = {str(n): jnp.arange(2000.0 + n) for n in range(40)}
+checkpoints.save(1, state, {"next_index": 1})
 checkpoints.wait()
-resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
-try:
-    import jax
-    checkpoints.save(2, {"x": jax.random.normal(jax.random.key(0), (1 << 20,))}, {"next_index": 2})
-    checkpoints.wait()
-except OSError as error:
-    print("OSError:", error.errno, error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
+for _ in range(4):
+    try:
+        checkpoints.save(2, state, {"next_index": 2})
+        checkpoints.wait()
+    except OSError as error:
+        print("OSError:", error.errno, error)
+    time.sleep(0.1)
 print(checkpoints.steps())
 """
+"""Many writes of one save fail; those that Orbax does not wait for call back when its event loop is closed."""
 
 
 @pytest.mark.slow
@@ -349,5 +353,5 @@ def test_a_full_disk_is_an_error_and_older_steps_stay(tmp_path):
     assert "OSError: 27" in done.stdout, done.stdout + done.stderr  # EFBIG, which the command line knows
     message, steps = done.stdout.strip().splitlines()[-2:]
     assert str(tmp_path) in message
-    assert steps == "[1]"
+    assert steps == "[1]" and "Traceback" not in done.stderr, done.stderr
     assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()] == ["1"]
