@@ -29,6 +29,7 @@ _PATH = (
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP),
     errno.ENOTEMPTY,
 )
+_WIDTH = 2000
 _LAST_SECONDS = 3.0  # below processes.SILENT_SECONDS
 
 
@@ -107,9 +108,13 @@ def _calls_back(trace: TracebackType | None) -> bool:
 
 
 def _say(line: str) -> None:
-    """Print a line to standard error, if anything can be printed there."""
+    """Print a line to standard error, if anything can be printed there; of what it quotes, no more than can be read."""
+    lines = [
+        part if len(part) <= _WIDTH else f"{part[: _WIDTH // 2]} ... {part[-_WIDTH // 2 :]}"
+        for part in line.split("\n")
+    ]
     with suppress(OSError, ValueError):
-        print(line, file=sys.stderr, flush=True)
+        print("\n".join(lines), file=sys.stderr, flush=True)
 
 
 def _resource(error: BaseException) -> str:

@@ -26,7 +26,7 @@ def jsonl(path: AnyPath, field: str) -> Iterator[str]:
             continue
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # an integer of 5,000 digits is a ValueError
             raise UserError(f"{path}:{number}: not JSON ({one_line(error)}); one object per line is needed") from error
         if not isinstance(row, dict):
             raise UserError(f"{path}:{number}: holds {type(row).__name__}, not an object like {{{field!r}: ...}}")

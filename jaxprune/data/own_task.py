@@ -162,7 +162,7 @@ def _names(entry: OwnTaskConfig, train: Table, labels: list[Any]) -> tuple[str, 
         )
     if not names:
         raise UserError(f"{train.source}: no example has a label in column {entry.label!r}; nothing to learn")
-    number = all(name.removeprefix("-").isdecimal() for name in names)
+    number = all(name.removeprefix("-").isdecimal() and len(name) < 20 for name in names)
     return tuple(sorted(names, key=lambda name: (int(name) if number else 0, name)))
 
 

@@ -1,10 +1,12 @@
 """How far an unfinished prepare is: `progress.npz`, one file that is whole or not there."""
 
+import hashlib
 import importlib.metadata
 import io
 import json
 import logging
 import zipfile
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -36,7 +38,8 @@ def save(folder: AnyPath, point: dict[str, Any]) -> None:
 
     text = json.dumps({"versions": versions(), **point}, default=name_of)
     content = io.BytesIO()
-    np.savez(content, allow_pickle=False, text=np.frombuffer(text.encode(), np.uint8), **arrays)
+    arrays["text"] = np.frombuffer(text.encode(), np.uint8)
+    np.savez(content, allow_pickle=False, sha256=_digest(arrays), **arrays)
     note(folder, RESUME_POINT)
     bucket.write(folder / RESUME_POINT, content.getvalue())
 
@@ -47,12 +50,18 @@ def load(folder: AnyPath) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+        content = io.BytesIO(path.read_bytes())
+        with zipfile.ZipFile(content) as packed:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in packed.infolist()):
+                raise ValueError("it is packed, as none is that was written here")
+        with np.load(content, allow_pickle=False) as file:
             arrays = dict(file)
+        if not np.array_equal(arrays.pop("sha256"), _digest(arrays)):
+            raise ValueError("not as it was written")
         text = arrays["text"].tobytes()
         point = json.loads(text, object_hook=lambda fields: arrays[fields[_ARRAY]] if _ARRAY in fields else fields)
         then = point["versions"]
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, TypeError, EOFError, MemoryError, RecursionError, zipfile.BadZipFile) as error:
         log.warning("prepare: %s is damaged (%s); starting over", path, (str(error).splitlines() or [""])[0])
         return None
     if then != versions():
@@ -60,3 +69,11 @@ def load(folder: AnyPath) -> dict[str, Any] | None:
         log.warning("prepare: %s was written with %s; starting over with the versions of now", path, made)
         return None
     return point
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """SHA-256 (32,) of names, types, shapes and content."""
+    made = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        made.update(f"{name} {array.dtype} {array.shape} ".encode() + array.tobytes())
+    return np.frombuffer(made.digest(), np.uint8)

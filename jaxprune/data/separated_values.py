@@ -1,9 +1,9 @@
 """Rows of CSV and TSV text: with a header, quoted by `\"`, each as wide as the header."""
 
 import csv
-import sys
 from collections.abc import Callable, Iterable, Iterator
 
+from jaxprune.data.text_lines import MAX_BYTES
 from jaxprune.errors import UserError
 
 
@@ -14,7 +14,7 @@ def separated_rows(
 
     Blank rows are left out. UserError, with `where` of the line, for another number of cells and for bare quotes.
     """
-    csv.field_size_limit(sys.maxsize)  # a text may be a whole document
+    csv.field_size_limit(MAX_BYTES)  # a text may be a whole document
     reader = csv.reader(lines, delimiter=separator, strict=True)
     header: list[str] = []
     line = 1
@@ -30,4 +30,8 @@ def separated_rows(
             header = header or cells
             line = reader.line_num + 1
     except csv.Error as error:
+        if "field limit" in str(error):
+            raise UserError(
+                f"{where(line)}: a value longer than {MAX_BYTES >> 20} MiB; a quote may be missing"
+            ) from None
         raise UserError(f'{where(line)}: {error}; a value with a quote in it is written "a ""b"""') from None

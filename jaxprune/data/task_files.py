@@ -7,12 +7,13 @@ header's included; rows of Parquet files and datasets from 0.
 import difflib
 import io
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxprune.data.separated_values import separated_rows
+from jaxprune.data.text_lines import whole_lines
 from jaxprune.errors import UserError
 
 
@@ -72,6 +73,8 @@ def lines_of(path: Path) -> list[str]:
 
 
 def _text(path: Path) -> str:
+    with path.open("rb") as file:
+        deque(whole_lines(file, path), maxlen=0)
     data = path.read_bytes()
     try:
         return data.decode("utf-8-sig")

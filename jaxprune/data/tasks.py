@@ -99,7 +99,7 @@ def score(row: Task, value: Any, where: str) -> float:
     """A score as a number within the task's bounds; UserError for anything else: NaN, a typo, a number outside."""
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     low, high = row.bounds or (-math.inf, math.inf)
     if math.isfinite(number) and low <= number <= high:

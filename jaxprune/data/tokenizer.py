@@ -10,6 +10,7 @@ import tokenizers
 from jaxprune.config.sections import TokenizerConfig
 from jaxprune.config.special_tokens import SpecialTokens
 from jaxprune.data import tokenizer_folder
+from jaxprune.data.tokenizer_bounds import check_bounds
 from jaxprune.data.tokenizer_folder import SETTINGS
 from jaxprune.errors import UserError
 
@@ -30,6 +31,7 @@ class Vocabulary:
         where: str,
         files: Mapping[str, bytes] | None = None,
     ) -> None:
+        check_bounds(tokenizer, where)
         ids = tokenizer.get_vocab(with_added_tokens=True)
         if missing := [token for token in special if token not in ids]:
             raise tokenizer_folder.lacks(missing, len(ids), where)

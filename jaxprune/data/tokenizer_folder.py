@@ -11,6 +11,7 @@ import tokenizers
 from jaxprune.config.encoder_part import MODEL_CONFIG, MODULES, encoder_part
 from jaxprune.config.special_tokens import SpecialTokens
 from jaxprune.config.tokenizer_files import TOKENIZER_FILES
+from jaxprune.data.tokenizer_bounds import MAX_BYTES
 from jaxprune.data.tokenizer_plain import is_plain
 from jaxprune.errors import UserError
 
@@ -47,6 +48,9 @@ def read_files(path: str, revision: str = "") -> dict[str, bytes]:
             raise UserError(f"tokenizer.path {path}: no such directory; give one with tokenizer.json or vocab.txt")
         folder = _download(path, revision)
     folder = encoder_part(folder)
+    for name in TOKENIZER_FILES:
+        if (folder / name).is_file() and (size := (folder / name).stat().st_size) > MAX_BYTES:
+            raise UserError(f"{folder / name}: {size:,} bytes; a tokenizer's file has at most {MAX_BYTES:,}")
     contents = {
         name: (folder / name).read_bytes() for name in (*TOKENIZER_FILES, MODEL_CONFIG) if (folder / name).is_file()
     }

@@ -16,7 +16,7 @@ from jaxprune.pruning.criteria import CRITERIA, criterion_of
 from jaxprune.pruning.groups import SCOPES
 from jaxprune.pruning.interface import Pruner, Scope
 from jaxprune.pruning.masks import init_masks
-from jaxprune.pruning.names import chosen, path_of
+from jaxprune.pruning.names import chosen, matched, path_of
 from jaxprune.pruning.pruner import pruner
 from jaxprune.pruning.schedules import SCHEDULES, plan
 
@@ -47,8 +47,8 @@ def unpruned(prune: PruneConfig, params: Any) -> Any:
     if not sizes:
         raise UserError(f"exclude = {list(prune.exclude)} leaves nothing to prune; exclude less")
     for regex in prune.include:
-        taken = [path for path in sizes if re.fullmatch(regex, path)]
-        vectors = [path for path in taken if sizes[path] < 2]
+        taken = matched(regex, sizes, "include")
+        vectors = sorted(path for path in taken if sizes[path] < 2)
         if 0 < len(vectors) < len(taken):
             which = f"{len(vectors)} biases and LayerNorms along with matrices, such as {vectors[0]}"
             raise UserError(f"include: {regex!r} takes {which}; end it in /kernel, or give them a regex of their own")
@@ -115,9 +115,5 @@ def with_paths_of(prune: PruneConfig, model: ModelConfig, head: Head, num_labels
     """`prune` without the architecture's own regexes that match no path of a model with this head (a pooler's)."""
     record = architecture_named(model.architecture)
     paths = leaf_shapes(record, model, head=head, num_labels=num_labels)
-    include = [
-        regex
-        for regex in prune.include
-        if regex not in record.prunable or any(re.fullmatch(regex, path) for path in paths)
-    ]
+    include = [regex for regex in prune.include if regex not in record.prunable or matched(regex, paths, "include")]
     return prune.model_copy(update={"include": tuple(include)})

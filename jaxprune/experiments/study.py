@@ -28,6 +28,7 @@ from jaxprune.experiments.walk import walk
 from jaxprune.experiments.weights import absolute, stored_config
 from jaxprune.files import write_atomically
 from jaxprune.progress import Progress
+from jaxprune.pruning.names import matched
 
 log = logging.getLogger("jaxprune")
 
@@ -132,11 +133,7 @@ def select(jobs: list[Job], only: str, part: str) -> list[Job]:
             raise UserError(f"--shard {part}: give i/n with 1 <= i <= n, such as 2/4")
         jobs = shard(jobs, int(numbers[1]), int(numbers[2]))
     if only:
-        try:
-            pattern = re.compile(only)
-        except re.error as error:
-            raise UserError(f"--only {only}: no regular expression ({error})") from None
-        jobs = with_ancestors(jobs, {job.path for job in jobs if pattern.search(job.path)})
+        jobs = with_ancestors(jobs, matched(only, [job.path for job in jobs], "--only", part=True))
     if not jobs:
         raise UserError(f"--only {only}: matches none of the runs; --dry-run without it lists them")
     return jobs

@@ -25,6 +25,7 @@ from jaxprune.models.other_files import CONFIG
 from jaxprune.models.paths import layer_name
 from jaxprune.models.tensors import leaf_shapes, tensor_name
 from jaxprune.models.weights import read_masks
+from jaxprune.pruning.names import matched
 from jaxprune.training.manifest import check_whole, read_manifest
 
 log = logging.getLogger("jaxprune")
@@ -128,7 +129,7 @@ def masked_beyond(source: str, revision: str, model: ModelConfig, head: Head) ->
 
 
 def _matches(path: str, regexes: Iterable[str]) -> bool:
-    return any(re.fullmatch(regex, path) for regex in regexes)
+    return any(matched(regex, [path], "include or exclude") for regex in regexes)
 
 
 def model_folder(source: str) -> str:
@@ -282,7 +283,7 @@ def say_pruned(weights: Weights, prune: PruneConfig) -> None:
 def there(prune: PruneConfig, weights: Weights) -> PruneConfig:
     """`prune`, whose include is the default, without its regexes that match nothing the source holds, which is said."""
     paths = flatten_dict(weights.params, sep="/")
-    missing = [regex for regex in prune.include if not any(re.fullmatch(regex, path) for path in paths)]
+    missing = [regex for regex in prune.include if not matched(regex, paths, "include")]
     if not missing or len(missing) == len(prune.include):
         return prune
     log.info("%s has no %s: left out", weights.source, ", ".join(missing))

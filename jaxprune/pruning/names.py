@@ -2,12 +2,17 @@
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from jax.tree_util import DictKey, GetAttrKey, keystr
 
 from jaxprune.errors import UserError
+
+_PATIENCE = 2.0  # seconds of CPU time
 
 
 def path_of(key_path: Sequence) -> str:
@@ -29,14 +34,40 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 def matching(regex: str, paths: Sequence[str], argument: str) -> set[str]:
     """The paths that a regex matches as a whole; a UserError that names the argument when there are none."""
-    try:
-        pattern = re.compile(regex)
-    except re.error as error:
-        raise UserError(f"{argument}: {regex!r} is no regular expression: {error}") from None
-    matches = {path for path in paths if pattern.fullmatch(path)}
+    matches = matched(regex, paths, argument)
     if not matches:
         raise UserError(f"{argument}: {regex!r} matches no parameter path as a whole{nearest(regex, paths)}")
     return matches
+
+
+def matched(regex: str, paths: Iterable[str], argument: str, *, part: bool = False) -> set[str]:
+    """The paths that a regex matches as a whole, or in `part`; UserError where it is none or backtracks for ever."""
+    try:
+        with _patience(f"{argument}: {regex!r} takes too long to match, so it may never end; write it simpler"):
+            pattern = re.compile(regex)
+            match = pattern.search if part else pattern.fullmatch
+            return {path for path in paths if match(path)}
+    except (re.error, RecursionError, OverflowError) as error:
+        raise UserError(f"{argument}: {regex!r} is no regular expression: {error}") from None
+
+
+@contextmanager
+def _patience(message: str) -> Iterator[None]:
+    """A block of pure Python that is given up, with a UserError, after some seconds; in other threads it is not."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def give_up(number: int, frame: Any):
+        raise UserError(message)
+
+    before = signal.signal(signal.SIGVTALRM, give_up)  # a regex that backtracks looks for signals
+    signal.setitimer(signal.ITIMER_VIRTUAL, _PATIENCE)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def chosen(argument: str, choice: str | Callable | Any, choices: Mapping[str, Any]) -> Any:
