@@ -12,7 +12,7 @@ from jax.tree_util import DictKey, GetAttrKey, keystr
 
 from jaxprune.errors import UserError
 
-_PATIENCE = 2.0  # seconds of CPU time
+_PATIENCE = 1.0  # seconds of CPU time
 
 
 def path_of(key_path: Sequence) -> str:

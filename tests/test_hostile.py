@@ -1,0 +1,301 @@
+"""Input made to exhaust time or memory: refused in one line within seconds and 500 MB."""
+
+import gzip
+import io
+import json
+import resource
+import time
+import zipfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import optax
+import pytest
+import tokenizers
+
+from jaxprune.cli import EXIT_USER, main
+from jaxprune.config import PretrainConfig
+from jaxprune.config.sections import SourceConfig
+from jaxprune.config.task import OwnTaskConfig
+from jaxprune.data import resume_point
+from jaxprune.data.corpus import documents
+from jaxprune.data.own_task import read_task
+from jaxprune.data.resume_point import RESUME_POINT
+from jaxprune.data.text_lines import MAX_BYTES
+from jaxprune.data.tokenizer import parse
+from jaxprune.errors import UserError
+from jaxprune.exit_code import exit_code_of
+from jaxprune.experiments.matrix import Job
+from jaxprune.experiments.study import select
+from jaxprune.models import architecture_named
+from jaxprune.pruning import init_masks
+from jaxprune.training.optimizer import but_frozen
+
+SECONDS, BYTES = 5, 500 << 20
+"""Of CPU time, and of memory."""
+PATHS = {"encoder": {f"layer_{n:02d}": {"attention": {"query": {"kernel": np.zeros((4, 4))}}} for n in range(12)}}
+
+
+@contextmanager
+def limits():
+    """A block that may take some seconds and 500 MB: of address space, so that nothing is taken and given back."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    began = time.process_time()
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + BYTES, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert time.process_time() - began < SECONDS
+
+
+ENDLESS = ["([a-z_0-9/]+)+X", "(.|[a-z])*X"]
+
+
+@pytest.mark.parametrize("regex", ENDLESS)
+def test_a_regex_that_backtracks_for_ever(regex):
+    with limits(), pytest.raises(UserError, match=r"include: '.*' takes too long to match"):
+        init_masks(PATHS, [regex])
+
+
+def test_every_regex_of_a_user_is_bounded():
+    jobs = [Job("sst-2/pruned-s0.7-seed0/" + "a" * 40, PretrainConfig())]
+    for call in (
+        lambda: init_masks(PATHS, [".*kernel"], [ENDLESS[0]]),
+        lambda: but_frozen(optax.identity(), [ENDLESS[0]]).init(PATHS),
+        lambda: select(jobs, ENDLESS[0], ""),
+    ):
+        with limits(), pytest.raises(UserError, match="takes too long to match"):
+            call()
+
+
+@pytest.mark.parametrize("regex", ["(" * 100_000, "a{99999999999999999999}", "[a"])
+def test_a_regex_that_is_none(regex):
+    with limits(), pytest.raises(UserError, match=r"include: .* is no regular expression"):
+        init_masks(PATHS, [regex])
+
+
+def sources(tmp_path, name, content):
+    """A corpus of one file."""
+    (tmp_path / name).write_bytes(content)
+    return SourceConfig(kind="local", path=str(tmp_path / name))
+
+
+MEMBER = gzip.compress(bytes(MAX_BYTES // 4), 1)
+CORPORA = {
+    "one line of 1 GB in a gz file": ("a.txt.gz", MEMBER * 256, "line 1: longer than 16 MiB"),
+    "a word of 20 MB": ("a.txt", b"a" * 20_000_000, "line 1: longer than 16 MiB"),
+    "a cell that never ends": (
+        "a.csv",
+        b'text\n"' + (b"a" * 999 + b"\n") * 20_000,
+        "a.csv:2: a value longer than 16 MiB",
+    ),
+    "an integer of 5,000 digits": (
+        "a.jsonl",
+        b'{"text": ' + b"9" * 5000 + b"}",
+        "a.jsonl:1: not JSON (Exceeds the limit",
+    ),
+    "lists in lists": ("a.jsonl", b'{"text": ' + b"[" * 100_000, "a.jsonl:1: not JSON (maximum recursion depth"),
+}
+
+
+@pytest.mark.parametrize("case", CORPORA)
+def test_a_corpus(tmp_path, case):
+    name, content, message = CORPORA[case]
+    source = sources(tmp_path, name, content)
+    with limits(), pytest.raises(UserError) as error:
+        for _ in documents(source):
+            pass
+    assert message in str(error.value)
+
+
+def own(path, **more):
+    """A task of one's own that is read from a file."""
+    return OwnTaskConfig(name="mine", train=str(path), dev=str(path), text="text", label="label", **more)
+
+
+TABLES = {
+    "a TSV line of 100 MB": ("a.tsv", None, {}, "a.tsv, line 2: longer than 16 MiB"),
+    "a JSON line of 100 MB": ("a.jsonl", None, {}, "a.jsonl, line 2: longer than 16 MiB"),
+    "a label of 5,000 digits": ("a.csv", b"text,label\na b,1\n", {"labels": ("1", "2")}, "is not one of labels 1, 2"),
+    "a number of 5,000 digits": ("a.jsonl", b'{"text": "a", "label": %d}\n', {}, "line 2: not JSON (Exceeds the limit"),
+    "a score of 5,000 digits": ("a.csv", b"text,label\n", {"kind": "regression"}, "is not a number. Repair or remove"),
+    "a score of 400 digits": ("a.jsonl", b"", {"kind": "regression"}, "is not a number. Repair or remove the row"),
+}
+
+
+@pytest.mark.parametrize("case", TABLES)
+def test_a_table_of_a_task(tmp_path, case, capsys):
+    name, begin, more, message = TABLES[case]
+    digits = b"9" * (400 if "400" in case else 5000)
+    path = tmp_path / name
+    if begin is None:
+        path.write_bytes(b"text\tlabel\n" if name.endswith("tsv") else b'{"text": "a", "label": 1}\n')
+        with path.open("r+b") as file:
+            file.truncate(100 << 20)  # zeros, which no disk holds
+    elif name.endswith("csv"):
+        path.write_bytes(begin + b"c d," + digits + b"\n")
+    else:
+        path.write_bytes(b'{"text": "a", "label": 1}\n{"text": "b", "label": %s}\n' % digits)
+
+    def read():
+        read_task(own(path, **more), "")
+        return 0
+
+    with limits():
+        assert exit_code_of(read, "jaxprune finetune") == EXIT_USER
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1 and len(err) < 2500
+
+
+def test_classes_called_by_numbers_of_5000_digits(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\n" + f"a,{'9' * 5000}\nb,{'8' * 5000}\n" * 2)
+    with limits():
+        train, _ = read_task(own(tmp_path / "a.csv"), "")
+    assert train.labels.tolist() == [1, 0, 1, 0]
+
+
+def bert_json(**changes):
+    """A tokenizer.json with parts of it replaced."""
+    special = architecture_named("bert").special_tokens
+    bert = tokenizers.BertWordPieceTokenizer({piece: n for n, piece in enumerate([*special, "a", "b"])})
+    made = json.loads(bert.to_str())
+    for key, value in changes.items():
+        made[key] = made[key] | value if isinstance(made[key], dict) and key == "model" else value
+    return json.dumps(made).encode()
+
+
+def replace(pattern, content):
+    return {"type": "Replace", "pattern": {"String": pattern}, "content": content}
+
+
+SPECIAL = [*architecture_named("bert").special_tokens]
+BOMBS = {
+    "ids of 10^8": (
+        {"model": {"vocab": {p: n for n, p in enumerate(SPECIAL)} | {"a": 10**8}}},
+        "largest id is 100,000,000",
+    ),
+    "a replacement": ({"normalizer": replace("a", "a" * 100_000)}, "normalizer makes a few characters very many"),
+    "a replacement by regex": (
+        {"normalizer": {"type": "Replace", "pattern": {"Regex": "a?"}, "content": "b" * 100}},
+        "normalizer makes a few characters very many",
+    ),
+    "forty doublings": (
+        {"normalizer": {"type": "Sequence", "normalizers": [replace("a", "aa")] * 40}},
+        "normalizer makes a few characters very many",
+    ),
+    "text before each": ({"normalizer": {"type": "Prepend", "prepend": "a" * 10**6}}, "normalizer makes a few"),
+    "a prefix": ({"model": {"continuing_subword_prefix": "#" * 10**6}}, "prefix has 1,000,000 characters"),
+    "words without end": ({"model": {"max_input_chars_per_word": 10**9}}, "max_input_chars_per_word is 1,000,000,000"),
+}
+
+
+@pytest.mark.parametrize("case", BOMBS)
+def test_a_tokenizer(case):
+    changes, message = BOMBS[case]
+    content = bert_json(**changes)
+    with limits(), pytest.raises(UserError, match=message):
+        parse(content, architecture_named("bert").special_tokens, "there")
+
+
+def test_a_tokenizer_file_of_100_mb(tmp_path, tiny):
+    (tmp_path / "vocab.txt").touch()
+    with (tmp_path / "vocab.txt").open("r+b") as file:
+        file.truncate(100 << 20)
+    config = tiny.prepare_yaml(tmp_path / "c.yaml", tokenizer={"path": str(tmp_path), "train_size": 0})
+    with limits():
+        assert main(["prepare", str(config), "--workdir", str(tmp_path / "out")]) == EXIT_USER
+    assert not (tmp_path / "out").exists()
+
+
+def packed(**arrays):
+    """An .npz file."""
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    return content.getvalue()
+
+
+def bomb():
+    """An .npz file of an array of zeros, 4 GB as it says, packed."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (4 << 30,)})
+    content = io.BytesIO()
+    with (
+        zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as file,
+        file.open("text.npy", "w", force_zip64=True) as part,
+    ):
+        part.write(header.getvalue())
+        for _ in range(20):
+            part.write(bytes(1 << 20))
+    return content.getvalue()
+
+
+def huge():
+    """An .npz file whose array has 10^12 numbers, as its header says."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (10**12,)})
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as file:
+        file.writestr("text.npy", header.getvalue())
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("case", ["objects", "foreign names", "wrong shapes", "packed", "huge", "nothing", "text"])
+def test_a_resume_point(tmp_path, caplog, case):
+    resume_point.save(tmp_path, {"counts": {"a": 1}, "tokens": np.arange(5)})
+    path = tmp_path / RESUME_POINT
+    assert resume_point.load(tmp_path)["tokens"].tolist() == [0, 1, 2, 3, 4]
+    with np.load(path) as file:
+        good = dict(file)
+    path.write_bytes(
+        {
+            "objects": lambda: packed(text=np.array([print], object)),
+            "foreign names": lambda: packed(**good, other=np.zeros(3)),
+            "wrong shapes": lambda: packed(**good | {"array_0": good["array_0"].reshape(5, 1)}),
+            "packed": bomb,
+            "huge": huge,
+            "nothing": lambda: b"",
+            "text": lambda: packed(text=np.zeros(3), sha256=np.zeros(32)),
+        }[case]()
+    )
+    with limits():
+        assert resume_point.load(tmp_path) is None
+    assert f"{RESUME_POINT} is damaged" in caplog.text
+
+
+LONG = "/" + "x" * 5000
+COMMANDS = {
+    "prepare": ["{prepare}", "--workdir", LONG],
+    "pretrain": ["{pretrain}", "--workdir", LONG],
+    "a config": ["pretrain", LONG + ".yaml", "--workdir", "{out}"],
+    "data": ["{pretrain}", "--workdir", "{out}", "--data.path", LONG],
+    "init_from": ["{finetune}", "--workdir", "{out}", "--init-from", LONG],
+    "a tokenizer": ["{prepare}", "--workdir", "{out}", "--tokenizer.path", LONG, "--tokenizer.train-size", "0"],
+    "predict": ["predict", LONG, LONG],
+    "report": ["report", LONG],
+    "prune": ["prune", LONG, LONG, "--sparsity", "0.5"],
+    "inspect": ["inspect", LONG],
+    "diff": ["diff", LONG, LONG],
+    "check": ["check", LONG],
+    "doctor": ["doctor", "--workdir", LONG],
+}
+
+
+@pytest.mark.parametrize("case", COMMANDS)
+def test_a_path_of_5000_characters(tiny, tmp_path, capsys, case):
+    configs = {
+        "prepare": tiny.prepare_yaml(tmp_path / "prepare.yaml"),
+        "pretrain": tiny.pretrain_yaml(tmp_path / "pretrain.yaml"),
+        "finetune": tiny.finetune_yaml(tmp_path / "finetune.yaml"),
+    }
+    words = [word.format(**configs, out=tmp_path / "out") for word in COMMANDS[case]]
+    words = [words[0].rpartition("/")[2].removesuffix(".yaml"), *words] if "/" in words[0] else words
+    began = time.process_time()
+    code, err = main(words), capsys.readouterr()
+    assert time.process_time() - began < SECONDS
+    if case == "doctor":  # says of each thing what is wrong
+        return
+    assert code == EXIT_USER and not (tmp_path / "out").exists(), err
+    assert err.err.count("\n") == 1 and "x" * 200 in err.err and len(err.err) < 2500, err.err
