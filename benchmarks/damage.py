@@ -38,17 +38,12 @@ def delete(path: Path, rng: random.Random) -> None:
 
 
 WAYS: dict[str, Callable[[Path, random.Random], None]] = {"flipped": flip, "cut": cut, "deleted": delete}
-STATE = ("run.json", "config.yaml")
 
 
-def damage_checkpoint(workdir: Path, rng: random.Random) -> Damage | None:
-    """Damage a file of a checkpoint, mostly of the newest, or delete all of it."""
-    steps = steps_in(workdir)
-    if not steps:
-        return None
-    step = steps[-1] if rng.random() < 0.7 else rng.choice(steps)
+def damage_checkpoint(workdir: Path, rng: random.Random, step: int) -> Damage:
+    """Damage a file of a checkpoint, or delete all of it."""
     folder = workdir / "checkpoints" / str(step)
-    if rng.random() < 0.1:
+    if rng.random() < 0.15:
         shutil.rmtree(folder)
         return Damage("a checkpoint deleted", frozenset({step}))
     way = rng.choice([*WAYS])
@@ -56,31 +51,16 @@ def damage_checkpoint(workdir: Path, rng: random.Random) -> Damage | None:
     return Damage(f"a file of a checkpoint {way}", frozenset({step}))
 
 
-def damage_all_checkpoints(workdir: Path, rng: random.Random) -> Damage | None:
-    """Damage a file of every checkpoint, or delete them all."""
-    steps = steps_in(workdir)
-    if not steps:
-        return None
-    if rng.random() < 0.3:
-        shutil.rmtree(workdir / "checkpoints")
-        return Damage("all checkpoints deleted", frozenset(steps))
-    for step in steps:
-        files = sorted(path for path in (workdir / "checkpoints" / str(step)).rglob("*") if path.is_file())
-        WAYS[rng.choice([*WAYS])](rng.choice(files), rng)
-    return Damage("all checkpoints damaged", frozenset(steps))
-
-
-def damage_file(workdir: Path, rng: random.Random, names: tuple[str, ...], what: str) -> Damage | None:
-    """Damage one of these files of a workdir, if it is there."""
-    there = [path for name in names if (path := workdir / name).is_file()]
-    if not there:
+def damage_file(workdir: Path, rng: random.Random, name: str) -> Damage | None:
+    """Damage a file of a workdir, if it is there."""
+    if not (path := workdir / name).is_file():
         return None
     way = rng.choice([*WAYS])
-    WAYS[way](rng.choice(there), rng)
-    return Damage(f"{what} {way}", frozenset())
+    WAYS[way](path, rng)
+    return Damage(f"{name} {way}", frozenset())
 
 
-def leave_junk(workdir: Path, rng: random.Random) -> Damage | None:
+def leave_junk(workdir: Path, rng: random.Random) -> Damage:
     """Leave a save that was cut short beside the checkpoints, and a cut temporary file."""
     step = max(steps_in(workdir), default=0) + rng.randint(1, 3)
     folder = workdir / "checkpoints" / f"{step}.orbax-checkpoint-tmp" / "state"
@@ -90,33 +70,26 @@ def leave_junk(workdir: Path, rng: random.Random) -> Damage | None:
     return Damage("rests of a save that was cut short", frozenset())
 
 
-DAMAGES: dict[str, tuple[float, Callable[[Path, random.Random], Damage | None]]] = {
-    "checkpoint": (4, damage_checkpoint),
-    "all": (0.7, damage_all_checkpoints),
-    "metrics": (2, lambda workdir, rng: damage_file(workdir, rng, ("metrics.jsonl",), "metrics.jsonl")),
-    "prunes": (1.5, lambda workdir, rng: damage_file(workdir, rng, ("prunes.jsonl",), "prunes.jsonl")),
-    "state": (2, lambda workdir, rng: damage_file(workdir, rng, STATE, "run.json or config.yaml")),
-    "contents": (1.5, lambda workdir, rng: damage_file(workdir, rng, ("contents.json",), "contents.json")),
-    "junk": (1, leave_junk),
-}
-"""Name -> (how often, what damages): None where there is nothing to damage."""
+def damage(workdir: Path, rng: random.Random) -> list[Damage]:
+    """Damage several parts of a workdir; what was done.
 
-
-def damage(workdir: Path, rng: random.Random, count: int) -> list[Damage]:
-    """Damage up to so many different parts of a workdir; what was done.
-
-    Never contents.json and what it alone can write again: that is more than is promised.
+    Never contents.json together with what it alone can write again: that is more than is promised.
     """
-    names: list[str] = []
-    for _ in range(count):
-        name = rng.choices([*DAMAGES], [weight for weight, _ in DAMAGES.values()])[0]
-        apart = {"state", "contents", "all"} if name in ("state", "contents", "all") else {name}
-        if name == "all":
-            apart |= {"checkpoint"}
-        if name == "checkpoint":
-            apart |= {"all"}
-        if apart & {*names}:
-            continue
-        names.append(name)
-    done = (DAMAGES[name][1](workdir, rng) for name in names)
+    steps = steps_in(workdir)
+    worst = rng.random() < 0.12
+    done: list[Damage | None] = [
+        damage_checkpoint(workdir, rng, step)
+        for step in steps
+        if worst or rng.random() < (0.8 if step == steps[-1] else 0.3)
+    ]
+    for name, often in (("metrics.jsonl", 0.7), ("prunes.jsonl", 0.7)):
+        if rng.random() < often:
+            done.append(damage_file(workdir, rng, name))
+    state = ["run.json", "config.yaml"] if worst or rng.random() < 0.6 else ["contents.json"]
+    done += [damage_file(workdir, rng, name) for name in state if rng.random() < 0.6]
+    if rng.random() < 0.4:
+        done.append(leave_junk(workdir, rng))
+    if rng.random() < 0.3 and (board := workdir / "tensorboard").is_dir():
+        shutil.rmtree(board)
+        done.append(Damage("tensorboard/ deleted", frozenset()))
     return [each for each in done if each is not None]

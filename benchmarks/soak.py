@@ -26,6 +26,7 @@ import socket
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,6 +57,8 @@ class Stop(loop.Stop):
     steps = 0
     def requested(self, step):
         Stop.steps += 1
+        if Stop.steps <= fault.get("pauses", 0):
+            os.kill(os.getpid(), signal.SIGSTOP)
         if Stop.steps == fault.get("step"):
             threading.Timer(fault["delay"], act).start()
         return super().requested(step)
@@ -166,19 +169,21 @@ class Round:
             }
             expected = DISK if kind == "disk" else RESOURCES
         names = {
-            "stopped": "stopped and continued (SIGSTOP)",
             "disk": "no room on the disk",
             "descriptors": "no more open files",
         }
-        (process,) = self.start([fault | self.moment()])
-        if kind == "stopped":
-            pause = self.rng.random()
-            if self.wait_until_stopped(process):
-                time.sleep(pause)
-                process.signal(signal.SIGCONT)
+        (process,) = self.start(
+            [fault | self.moment() | {"pauses": self.rng.choice([0, 1, 1, 2]) if kind != "stopped" else 0}]
+        )
+        for _ in range(8):
+            if not self.wait_until_stopped(process):
+                break
+            time.sleep(self.rng.random() / 4)
+            process.signal(signal.SIGCONT)
+            self.add("stopped and continued (SIGSTOP)")
         done = process.finish(SECONDS)
         self.check(done, {0, expected})
-        if done.code == expected:
+        if done.code == expected and kind != "stopped":
             self.add(names.get(kind, kind))
 
     def two_processes(self) -> None:
@@ -244,7 +249,7 @@ class Round:
         from jaxprune.training.checkpoint import steps_in
 
         before = {*steps_in(self.workdir)}
-        damages = damage(self.workdir, self.rng, self.rng.randint(2, 5))
+        damages = damage(self.workdir, self.rng)
         bad = frozenset().union(*(each.steps for each in damages))
         if before and bad >= before:
             for again in range(2):
@@ -254,7 +259,8 @@ class Round:
                     shutil.rmtree(self.workdir)
                     shutil.move(backup, self.workdir)
             for each in damages:
-                self.add(each.kind, "refused" if each.steps else "recovered")
+                if each.steps:
+                    self.add(each.kind, "refused")
             return
         self.forbidden |= bad
         for each in damages:
@@ -296,7 +302,7 @@ def write(out: Path, faults: list[Fault], rounds: int, seed: int, minutes: float
         f"{cpu()}, {len(os.sched_getaffinity(0))} core(s), {platform.platform()}, Python {platform.python_version()}.",
         "",
         f"{rounds} rounds of a one-layer encoder, {STEPS} steps, pruned between steps 6 and 21, saved every 3; every",
-        "third is a job of two processes. A round is stopped, starved and damaged until it is finished, then compared",
+        "fourth is a job of two processes. A round is stopped, starved and damaged until it is finished, then compared",
         "with the undisturbed run, bit for bit: losses, prunes, weights, moments, masks, place in the data, its model.",
         "*Refused*: the documented error came, twice, instead of other bits; the run went on once the undamaged files",
         "were put back. `faults.csv` lists every fault; `benchmarks/soak.py` says how it is done.",
@@ -324,12 +330,16 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("soak"))
+    parser.add_argument(
+        "--folder", type=Path, help="for workdirs and compiled programs; kept, so the next soak begins sooner"
+    )
     args = parser.parse_args()
     started, until = f"{datetime.date.today():%Y-%m-%d}", time.monotonic() + 60 * args.minutes
     faults, lost = [], 0
     os.environ.update(JAX_PLATFORMS="cpu", HF_HUB_OFFLINE="1")
-    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-        tiny = workflow.make(Path(folder))
+    with ExitStack() as stack:
+        folder = args.folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="soak-"))
+        tiny = workflow.make(Path(folder).resolve())
         references = []
         for count, changes in ((1, {}), (2, JOB)):
             config = tiny.pretrain_yaml(tiny.root / f"{count}.yaml", **CONFIG, **changes)
@@ -344,7 +354,7 @@ def main() -> int:
         number = 0
         while time.monotonic() < until:
             number += 1
-            count = 2 if number % 3 == 0 else 1
+            count = 2 if number % 4 == 0 else 1
             this = Round(number, args.seed, tiny, *references[count - 1], count)
             try:
                 this.to_the_end()
