@@ -251,7 +251,8 @@ class Round:
         before = {*steps_in(self.workdir)}
         damages = damage(self.workdir, self.rng)
         bad = frozenset().union(*(each.steps for each in damages))
-        if before and bad >= before:
+        unknown = any(each.kind.startswith("contents.json") for each in damages)  # whether a step was ever saved
+        if bad >= before and (before or unknown):
             for again in range(2):
                 # Process 1 of two is told by process 0, or finds it gone.
                 self.undisturbed({NO_CHECKPOINT} if self.count == 1 else {NO_CHECKPOINT, 2, -signal.SIGABRT})
@@ -259,7 +260,7 @@ class Round:
                     shutil.rmtree(self.workdir)
                     shutil.move(backup, self.workdir)
             for each in damages:
-                if each.steps:
+                if each.steps or each.kind.startswith("contents.json"):
                     self.add(each.kind, "refused")
             return
         self.forbidden |= bad

@@ -24,6 +24,7 @@ from jaxprune.experiments.weights import read_weights, stored_config
 from jaxprune.progress import Progress
 from jaxprune.training import processes
 from jaxprune.training.checkpoint import Checkpoints
+from jaxprune.training.manifest import list_files
 from jaxprune.training.processes import Stop
 
 CODES = {
@@ -163,6 +164,18 @@ def test_check_says_what_is_wrong_and_what_still_works(tiny, pretrained, tmp_pat
     shard.write_bytes(shard.read_bytes()[:-1] + b"~")
     code, out = checked(data)
     assert code == 78 and out.startswith(f"{shard}: damaged, its SHA-256 is not the manifest's")
+    (tmp_path / "scores").mkdir()
+    for name in ("dev_predictions.npz", "results.csv"):
+        (tmp_path / "scores" / name).write_text("as it was")
+    list_files(tmp_path / "scores", "dev_predictions.npz", "results.csv")
+    (tmp_path / "scores" / "run.json").write_text('{"starts": []}')
+    assert checked(tmp_path / "scores")[0] == 0
+    for name in ("dev_predictions.npz", "results.csv"):
+        (tmp_path / "scores" / name).write_text("as it is")
+    code, out = checked(tmp_path / "scores")
+    assert code == 78 and all(
+        f"{n} has changed since it was written" in out for n in ("results.csv", "dev_predictions.npz")
+    )
     assert main(["check", str(tmp_path)]) == 78 and main(["check", str(tiny.corpus)]) == UserError.exit_code
 
 

@@ -461,12 +461,14 @@ def test_babysit_sees_a_run_through_a_preemption(cloud):
     assert sorted(cloud.lines("runs")) == [["worker0", *TRAIN[2:]]] * 2 + [["worker1", *TRAIN[2:]]] * 2
 
 
-@pytest.mark.parametrize("code", [0, 2, 77, 78, 1, 124])
+@pytest.mark.parametrize("code", [0, 2, 71, 74, 77, 78, 1, 124])
 def test_babysit_stops_on_codes_that_a_restart_does_not_cure(cloud, code):
     cloud.write("fates.worker0", code)
     cloud.write("fates.worker1", code and 76)
-    assert babysit(cloud, "--then-delete", code=code) == ["create", "delete"]
+    done = cloud("babysit.sh", *SLICE, "--type", "v5litepod-8", "--then-delete", *TRAIN, code=code)
+    assert [verb for verb in cloud.verbs if verb in ("create", "delete")] == ["create", "delete"]
     assert len(cloud.lines("runs")) == 2
+    assert ("make room, then call this again" in done.stderr) == (code == 74)
 
 
 @pytest.mark.parametrize("code", [75, 76, 134, 137, 143])

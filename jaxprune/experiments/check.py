@@ -14,8 +14,7 @@ from jaxprune.models.weights import read_weights
 from jaxprune.training.checkpoint import step_damage, steps_in
 from jaxprune.training.manifest import MANIFEST, damage_of, is_damaged, read_manifest
 from jaxprune.training.records import NAMES
-
-_PARTS = ("hf", "best", "tokenizer")
+from jaxprune.training.workdir import OUTPUTS
 
 
 def check(path: Path) -> int:
@@ -65,14 +64,14 @@ def _workdir(path: Path) -> Iterator[tuple[Path, str]]:
             yield path / name, "is missing; the next start writes it again"
         elif (path / name).read_bytes() != text.encode():
             yield path / name, "has changed since it was written; the next start writes it again"
-    for name in _PARTS:
+    for name in OUTPUTS:
         if problem := damage_of(path, name):
             yield path, problem
     steps = steps_in(path)
     for step in steps:
         if problem := step_damage(path, step):
             yield path / "checkpoints" / str(step), problem
-    if manifest.last_saved is not None and "result.json" not in manifest.state and manifest.last_saved not in steps:
+    if manifest.last_saved and "result.json" not in manifest.state and manifest.last_saved not in steps:
         yield path / "checkpoints" / str(manifest.last_saved), "is missing"
     good = [step for step in steps if step_damage(path, step) is None]
     for name in NAMES if good else ():

@@ -178,7 +178,7 @@ class Checkpoints:
         A reader gets CheckpointError where that is not the last step that was saved, unless it `asked` for it.
         """
         steps = self.steps()
-        if asked is None and self._last is not None and not any(step >= self._last for step in steps):
+        if asked is None and self._last and not any(step >= self._last for step in steps):
             self._pass_over(self._last, "is gone")
         for step in [asked] if asked is not None else reversed(steps):
             problem = self.damage(step)

@@ -33,16 +33,21 @@ class Manifest(NamedTuple):
 
 _NONE = Manifest({}, {}, None)
 _DAMAGED = Manifest({}, {}, 0)
+_DELETED = Manifest({}, {}, 0)
+_LATER = ("run.json", "metrics.jsonl", "prunes.jsonl")  # which no run has without contents.json
 
 
 def read_manifest(workdir: Path) -> Manifest:
-    """What contents.json holds, an empty one where there is none; where it is damaged, some step counts as saved."""
+    """What contents.json holds, an empty one where there is none.
+
+    Where it is damaged, or there is none beside what a run writes later, some step counts as saved.
+    """
     try:
         content = json.loads((workdir / MANIFEST).read_bytes())
         whole = content.pop("sha256") == _digest(content) and content.pop("format") == _FORMAT
         return Manifest(**content) if whole else _DAMAGED
     except (FileNotFoundError, NotADirectoryError):
-        return _NONE
+        return _DELETED if any((workdir / name).exists() for name in _LATER) else _NONE
     except (ValueError, KeyError, TypeError, AttributeError):
         return _DAMAGED
 
@@ -87,8 +92,11 @@ def list_files(workdir: Path, *names: str) -> None:
 
 
 def damage_of(workdir: Path, name: str) -> str | None:
-    """What is wrong with a listed folder of a workdir, or None; notes for people may be edited."""
-    problem = damage(workdir / name, files_below(read_manifest(workdir), name))
+    """What is wrong with a listed file or folder of a workdir, or None; notes for people may be edited."""
+    manifest = read_manifest(workdir)
+    if name in manifest.files:
+        return damage(workdir, {name: manifest.files[name]})
+    problem = damage(workdir / name, files_below(manifest, name))
     return f"{name}/{problem}" if problem else None
 
 
@@ -113,6 +121,9 @@ def restore_state(workdir: Path) -> None:
     if is_damaged(manifest):
         aside = set_aside(workdir / MANIFEST, "damaged")
         log.warning("%s: is damaged; moved to %s, and made again from what is there", workdir / MANIFEST, aside.name)
+        update_manifest(workdir, last_saved=0)
+    if manifest is _DELETED:
+        log.warning("%s: is gone; made again from what is there", workdir / MANIFEST)
         update_manifest(workdir, last_saved=0)
     for name, text in manifest.state.items():
         restore_file(workdir / name, text.encode())

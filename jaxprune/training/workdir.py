@@ -19,7 +19,7 @@ from jaxprune.training.processes import is_first, together
 log = logging.getLogger("jaxprune")
 
 _SHARED_SECONDS = 20.0  # network file systems show a new file late
-OUTPUTS = ("hf", "best", "tokenizer", "dev_predictions.npz")
+OUTPUTS = ("hf", "best", "tokenizer", "dev_predictions.npz", "results.csv")
 """What runs leave for other programs."""
 _OURS = (
     *("checkpoints", "integrity", "hf", "best", "tensorboard", "dev_predictions.npz", "results.csv", "result.json"),
