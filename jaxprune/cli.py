@@ -213,6 +213,7 @@ def _prune(argv: list[str]) -> None:
     names = _offers()
     for key, default in (
         ("scope", "matrix"),
+        ("distribution", "uniform"),
         ("structure", "weights"),
         ("method", "exact"),
         ("criterion", "magnitude"),

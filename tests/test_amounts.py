@@ -3,6 +3,7 @@
 import json
 from fractions import Fraction
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -12,7 +13,7 @@ from jaxprune.config import PruneConfig, StudyConfig
 from jaxprune.errors import UserError
 from jaxprune.experiments.matrix import matrix
 from jaxprune.experiments.pruning_plan import plan_of
-from jaxprune.pruning import CRITERIA, cubic
+from jaxprune.pruning import CRITERIA, cubic, pruner
 from jaxprune.training.workdir import read_records
 
 WORDS = "embeddings/word_embeddings/embedding"
@@ -40,6 +41,47 @@ def test_every_amount_has_its_own_plan():
     assert plan_of(PruneConfig(amounts={"x": 0.0, "y": None}), 12, "steps") == {}
     with pytest.raises(UserError, match="prune.end = 9 lies after steps = 8"):
         plan_of(PruneConfig(end=9, amounts={"x": 0.3}), 8, "steps")
+
+
+def kept_of(sparsity, shapes, names):
+    """What stays of some of the matrices together."""
+    return kept(sparsity, sum(int(np.prod(shapes[name])) for name in names))
+
+
+def rigl(shapes, sparsity):
+    """Densities by Erdos-Renyi-Kernel as google-research/rigl finds them (sparse_utils.py): dense layers one by one."""
+    shapes, dense = [np.array(shape) for shape in shapes], set()
+    while True:
+        raw = [shape.sum() / shape.prod() for shape in shapes]
+        rest = [i for i in range(len(shapes)) if i not in dense]
+        given = (1 - sparsity) * sum(shape.prod() for shape in shapes) - sum(shapes[i].prod() for i in dense)
+        factor = given / sum(raw[i] * shapes[i].prod() for i in rest)
+        over = {i for i in rest if factor * raw[i] > 1}
+        if not over:
+            return [1.0 if i in dense else factor * raw[i] for i in range(len(shapes))]
+        dense.add(max(over, key=lambda i: raw[i]))
+
+
+def test_erk_gives_the_densities_of_its_authors_and_exact_totals():
+    """Per amount apart; never more of a matrix at a higher sparsity."""
+    shapes = {"a": (768, 768), "b": (768, 3072), "c": (3072, 768), "d": (30522, 768), "e": (8, 16), "f": (13, 7)}
+    tree = {name: jax.ShapeDtypeStruct(shape, bool) for name, shape in shapes.items()}
+    sizes, before = {name: np.prod(shape) for name, shape in shapes.items()}, dict.fromkeys(shapes, 10**9)
+    for percent in range(0, 101, 4):
+        amount = pruner(distribution="erk").amounts(tree, percent / 100)
+        left = dict(zip(shapes, (int(low) for _, low in amount.kept), strict=True))
+        assert sum(left.values()) == kept_of(str(percent / 100), shapes, shapes)
+        assert all(left[name] <= before[name] for name in shapes)
+        if percent < 100:
+            for name, density in zip(shapes, rigl(shapes.values(), percent / 100), strict=True):
+                assert left[name] == pytest.approx(density * sizes[name], abs=1), (percent, name)
+        before = left
+    apart = pruner(distribution="erk").amounts(tree, {"": 0.9, "[ab]": 0.5, "f": None})
+    counts = [int(low) for _, low in apart.kept]
+    assert (sum(counts[:2]), sum(counts[2:])) == (kept_of("0.5", shapes, "ab"), kept_of("0.9", shapes, "cde"))
+    assert counts[0] / sizes["a"] > 1.5 * counts[1] / sizes["b"]
+    with pytest.raises(UserError, match="distribution: .*give a sparsity that is a number"):
+        pruner(distribution="erk").amounts(tree, np.float32(0.5))
 
 
 @pytest.mark.parametrize("criterion", sorted(CRITERIA))

@@ -22,7 +22,7 @@ from jaxprune.errors import EXIT_DISK, EXIT_PEER, CheckpointError, UserError
 from jaxprune.exit_code import exit_code_of
 from jaxprune.experiments.own_folder import check_own
 from jaxprune.models import ARCHITECTURES
-from jaxprune.pruning import CRITERIA, METHODS, SCHEDULES, SCOPES, STRUCTURES
+from jaxprune.pruning import CRITERIA, DISTRIBUTIONS, METHODS, SCHEDULES, SCOPES, STRUCTURES
 
 
 def outside(path):
@@ -531,6 +531,7 @@ NAMES = {
         *SCOPES,
         *dict.fromkeys(name for model in ARCHITECTURES.values() for name in model.scopes(ModelConfig())),
     ],
+    "distribution": [*DISTRIBUTIONS],
     "structure": [*STRUCTURES],
     "method": [*METHODS],
     "schedule": [*SCHEDULES],

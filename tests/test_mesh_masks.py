@@ -12,7 +12,7 @@ import pytest
 
 from jaxprune.config import MeshConfig, ModelConfig
 from jaxprune.models import ARCHITECTURES
-from jaxprune.pruning import CRITERIA, SCOPES, init_masks, pruner, sparsity
+from jaxprune.pruning import CRITERIA, DISTRIBUTIONS, SCOPES, init_masks, pruner, sparsity
 from jaxprune.training.compile import compile_steps
 from jaxprune.training.sharding import make_mesh, put_whole, within
 from jaxprune.training.state import create
@@ -23,6 +23,7 @@ NAMED = SCOPES | ARCHITECTURES["bert"].scopes(ModelConfig(hidden_size=16, num_at
 MESHES = {"data 8": {"data": 8}, "data 2 x fsdp 4": {"data": 2, "fsdp": 4}}
 PRODUCT = {
     "scope": [*NAMED],
+    "distribution": [*DISTRIBUTIONS],
     "structure": ["weights", "2:4", "block(4, 4)"],
     "criterion": [*CRITERIA],
     "mode": ["hard", "soft"],
@@ -94,8 +95,9 @@ def same_bits(a, b):
 def test_a_prune_step_gives_the_same_bits_on_any_mesh(row):
     """Weights, masks, moments, memory and report on a mesh are those of one device; of the product a part, drawn by
     SEED, in which every two values of two axes meet."""
-    scope, structure, criterion, mode, mesh, axes = row
-    using = pruner(criterion, structure=structure, scope=scope, mode=mode, scopes=NAMED)
+    scope, distribution, structure, criterion, mode, mesh, axes = row
+    parts = {"structure": structure, "scope": scope, "distribution": distribution}
+    using = pruner(criterion, mode=mode, scopes=NAMED, **parts)
     state = begun(using, params(0))
     alone, _ = pruned(using, state, make_mesh(MeshConfig(), jax.devices()[:1]))
     shares = [sparsity(after.masks) for after, _ in alone]

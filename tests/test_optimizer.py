@@ -1,11 +1,14 @@
 """AdamW against BERT's formulas written out in numpy."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune.config import OptimizerConfig
+from jaxprune.config import OptimizerConfig, PruneConfig
+from jaxprune.experiments.pruning_plan import plan_of, restarts_of
 from jaxprune.training.optimizer import adamw, decays, relative_rate, with_peak_rate
 
 PARAMS = {
@@ -86,6 +89,26 @@ def test_the_published_decay_runs_from_step_0():
     np.testing.assert_allclose([rate(step) for step in range(21)], expected, atol=1e-6)
     plain = relative_rate(OptimizerConfig(decay="published"), 20)
     np.testing.assert_allclose([plain(step) for step in range(21)], [1 - step / 20 for step in range(21)], atol=1e-6)
+
+
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_cycles_begin_anew_with_every_prune_that_takes_more(warmup):
+    """The rate of the step after a prune is the peak; the last cycle goes to the last step, and recovers."""
+    prune = PruneConfig(sparsity=0.9, initial=0.7, begin=6, end=14, every=4, mode="soft", refresh=True)
+    plan = plan_of(prune, 24, "steps")
+    assert [*plan] == [6, 10, 14, 18, 22, 24]  # the last three take no more
+    for decay, restarts in (("cycles", (6, 10, 14)), ("rewound", (14,)), ("linear", ()), ("constant", ())):
+        assert restarts_of(decay, plan) == restarts
+        if not restarts:
+            continue
+        edges, expected = [warmup, *restarts, 24], [step / max(warmup, 1) for step in range(warmup)]
+        for start, end in itertools.pairwise(edges):
+            expected += [(end - step) / (end - start) for step in range(start, end)]
+        rate = relative_rate(OptimizerConfig(decay=decay, warmup_steps=warmup), 24, restarts)
+        np.testing.assert_allclose([rate(step) for step in range(25)], [*expected, 0], atol=1e-6)
+        np.testing.assert_allclose(jax.jit(rate)(14), 1)
+    assert restarts_of("cycles", {2: 0.0, 4: {"": 0.0, "x": 0.2, "y": None}, 6: {"": 0.0, "x": 0.2, "y": None}}) == (4,)
+    assert relative_rate(OptimizerConfig(decay="cycles"), 24)(12) == 0.5
 
 
 def test_peak_rate_is_data():

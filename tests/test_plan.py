@@ -196,7 +196,7 @@ def test_memory_by_part_adds_up(criterion, remembered):
         generated_code_size_in_bytes=7,
     )
     batch = {"x": jax.ShapeDtypeStruct((16, 4), jnp.int32, sharding=batch_sharding(mesh))}
-    parts = memory_parts(steps.abstract, batch, analysis)
+    parts = memory_parts(steps.abstract, steps.frozen, batch, analysis)
     weights = 64 * 32 // 8 + 32
     given = {"params": 4 * weights, "masks": 64 * 32 // 8, "optimizer": 8 * weights + 4, "criterion": remembered}
     given["batch"] = 2 * 4 * 4

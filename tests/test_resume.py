@@ -217,11 +217,13 @@ def test_what_fine_tuning_started_from_may_be_deleted(tiny, pretrained, tmp_path
 
 @pytest.mark.parametrize(("criterion", "mode", "devices"), [("taylor", "hard", 1), ("movement", "soft", 8)])
 def test_what_a_criterion_remembers_is_part_of_a_checkpoint(tiny, tmp_path, monkeypatch, criterion, mode, devices):
-    """Stopped between two prunes, it prunes on as if it had not been; params and what is remembered may be split."""
+    """Stopped between two prunes, it prunes on as if it had not been; params and what is remembered may be split, and
+    the rate begin anew with each prune."""
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", str(devices))
     prune = {"criterion": criterion, "mode": mode, "scope": "global", "begin": 2}
-    mesh = {"fsdp": 4} if devices == 8 else {}
-    config = tiny.pretrain_yaml(tmp_path / "c.yaml", prune=prune, mesh=mesh, train={"log_every": 5})
+    mesh, optimizer = ({"fsdp": 4}, {"decay": "cycles"}) if devices == 8 else ({}, {})
+    changes = {"prune": prune, "mesh": mesh, "optimizer": optimizer, "train": {"log_every": 5}}
+    config = tiny.pretrain_yaml(tmp_path / "c.yaml", **changes)
     argv = ["pretrain", config, "--workdir"]
     whole = tiny.run(*argv, tmp_path / "whole")
     assert whole.code == 0, whole.err

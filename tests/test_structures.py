@@ -74,16 +74,18 @@ def test_blocks_are_ranked_by_their_mean():
 
 
 @pytest.mark.parametrize("structure", NAMES.values())
-@pytest.mark.parametrize("scope", sorted(SCOPES))
+@pytest.mark.parametrize("shares", [(scope, "uniform") for scope in sorted(SCOPES)] + [("matrix", "erk")])
 @pytest.mark.parametrize("method", sorted(METHODS))
 @pytest.mark.parametrize("criterion", sorted(CRITERIA))
-def test_exact_counts_and_no_return(criterion, method, scope, structure):
-    """Hard masks are monotone for every criterion, method, scope and structure; exact ones keep round((1 - s) N)."""
+def test_exact_counts_and_no_return(criterion, method, shares, structure):
+    """Hard masks are monotone for every criterion, method, scope, distribution and structure; exact ones keep
+    round((1 - s) N)."""
+    scope, distribution = shares
     if structure == "2:4" and method != "exact":
         with pytest.raises(ValueError, match="exact"):
             pruner(structure=structure, method=method).update((), tree(), init_masks(tree(), ".*kernel"), 0.5)
         return
-    using = pruner(criterion, structure=structure, scope=scope, method=method)
+    using = pruner(criterion, structure=structure, scope=scope, method=method, distribution=distribution)
     params, together = tree(), TOGETHER[structure]
     masks = init_masks(params, ".*/kernel")
 
@@ -110,7 +112,8 @@ def test_exact_counts_and_no_return(criterion, method, scope, structure):
             said = (report.kept, report.regrown, report.removed)
             assert counts == tuple(int(part[name]["kernel"]) for part in said)
         if method == "exact" and structure != "2:4":
-            groups = [np.concatenate([k.reshape(-1) for k in kept.values()])] if scope == "global" else kept.values()
+            whole = scope == "global" or distribution != "uniform"
+            groups = [np.concatenate([k.reshape(-1) for k in kept.values()])] if whole else kept.values()
             assert [int(group.sum()) for group in groups] == [round((1 - reached) * group.size) for group in groups]
 
 

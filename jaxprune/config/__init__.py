@@ -13,6 +13,7 @@ from jaxprune.config.sections import (
     TrainConfig,
 )
 from jaxprune.config.study import StudyConfig
+from jaxprune.config.teacher import TeacherConfig
 
 COMMANDS: dict[str, type[Section]] = {
     "prepare": PrepareConfig,
@@ -35,6 +36,7 @@ __all__ = [
     "Section",
     "SourceConfig",
     "StudyConfig",
+    "TeacherConfig",
     "TokenizerConfig",
     "TrainConfig",
 ]

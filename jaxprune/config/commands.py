@@ -16,6 +16,7 @@ from jaxprune.config.sections import (
     TrainConfig,
 )
 from jaxprune.config.task import TaskEntry, task_name
+from jaxprune.config.teacher import TeacherConfig
 
 
 class PrepareConfig(Section):
@@ -76,6 +77,8 @@ class PretrainConfig(Section):
     """The model's shape."""
     prune: PruneConfig = PruneConfig()
     """What to prune, how far, and when."""
+    teacher: TeacherConfig = TeacherConfig()
+    """Distillation: a frozen model that the run also learns from."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW."""
     train: TrainConfig = TrainConfig()
@@ -141,6 +144,8 @@ class FinetuneConfig(Section):
     """sawtooth: epochs that `init_from` was fine-tuned before, from which it counts on (then nothing warms up)."""
     prune: PruneConfig = PruneConfig(schedule="one_shot")
     """Prune while fine-tuning, with `masks: fixed`; after fine-tuning, if `init_from` is a fine-tuned run."""
+    teacher: TeacherConfig = TeacherConfig()
+    """Distillation: a frozen model, fine-tuned on the same task, that the run also learns from."""
     keep_weights: bool = True
     """Write the fine-tuned model to `hf/`, a Hugging Face directory; another run can start from it."""
     train_loss: bool = False

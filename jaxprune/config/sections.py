@@ -85,7 +85,7 @@ class PruneConfig(Section):
     sparsity: float = Field(default=0.0, ge=0, le=1)
     """Final fraction in [0, 1] of the prunable weights that is pruned."""
     initial: float = Field(default=0.0, ge=0, le=1)
-    """Sparsity at `begin`."""
+    """Sparsity of the first prune, at `begin`; 0.7 takes a large first step, from which the schedule rises."""
     amounts: dict[str, Fraction | None] = Field(default={})
     """Regex over whole parameter paths -> a final sparsity of their own; null leaves them alone."""
     schedule: str = "cubic"
@@ -100,6 +100,9 @@ class PruneConfig(Section):
     """Soft masks: recompute them every `every` steps after `end` too, to the last step; else they are frozen there."""
     scope: str = "matrix"
     """The set over which one threshold holds."""
+    distribution: str = "uniform"
+    """How the sparsity is shared out among the sets of `scope`: the same for each, or by shape with the same total
+    (erk, Erdos-Renyi-Kernel: Evci et al. 2020)."""
     structure: str = "weights"
     """Which weights live or die together: each by itself, n of m consecutive ones (2:4), or blocks (block(4, 4))."""
     criterion: str = "magnitude"
@@ -123,6 +126,8 @@ class PruneConfig(Section):
             raise ValueError(f"begin = {self.begin} lies after end = {self.end}; set begin <= end")
         if self.initial > self.sparsity:
             raise ValueError(f"initial = {self.initial} is above sparsity = {self.sparsity}; set initial <= sparsity")
+        if self.scope == "global" and self.distribution != "uniform":
+            raise ValueError(f"distribution = {self.distribution} shares out among matrices; set scope = matrix")
         if self.mode == "soft" and self.criterion == "random":
             raise ValueError("mode = soft needs a criterion of the weights; criterion = random would redraw its masks")
         if self.refresh and self.mode == "hard":
@@ -147,11 +152,12 @@ class OptimizerConfig(Section):
     """Peak learning rate."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps of linear warm-up from 0."""
-    decay: Literal["linear", "published", "constant", "sawtooth"] = "linear"
+    decay: Literal["linear", "published", "constant", "sawtooth", "cycles", "rewound"] = "linear"
     """After warm-up: `linear` (ours) falls from the peak to 0 at the last step; `published` is 1 - step / steps from
     the very first step, cut off below the end of the warm-up, as in google-research/bert; `sawtooth` falls to 0 at the
     end of every `period`, from peak / k in the k-th, as jobs do that resume with a decay over all steps up to their own
-    end."""
+    end; `cycles` falls to 0 from each prune that takes more to the next, always from the peak, and the last time to the
+    last step; `rewound` begins once more, at the last such prune. Without prunes these two are `linear`."""
     period: int = Field(default=0, ge=0)
     """sawtooth: steps of one period (the published study: 5,000)."""
     offset: int = Field(default=0, ge=0)

@@ -24,7 +24,8 @@ def describe_pretraining(ready: Any) -> None:
     table = Table("what", "how much", show_header=False, box=None)
     rows = [
         ("mesh", ", ".join(f"{axis} {size}" for axis, size in program.mesh.shape.items())),
-        ("state per device", f"{step_time.state_bytes(program) / 2**20:,.1f} MiB"),
+        ("state per device", f"{step_time.device_bytes(program.abstract) / 2**20:,.1f} MiB"),
+        *([("teacher", teacher_words(ready))] if opened.blueprint.teacher else []),
         ("training examples", f"{data.examples:,} of {data.seq_len} tokens"),
         ("predicted", f"{data.predicted_share:.1%} of the tokens, at most {data.predictions} of an example"),
         ("steps", f"{cfg.steps:,} of {cfg.batch_size} sequences"),
@@ -37,6 +38,17 @@ def describe_pretraining(ready: Any) -> None:
     for row in rows:
         table.add_row(*row)
     console.print(table)
+
+
+def teacher_words(ready: Any) -> str:
+    """What the teacher of a run is, takes and costs, in words."""
+    opened, program = ready
+    model, arrays = opened.blueprint.teacher.model, jax.tree.leaves(program.frozen)
+    share = step_time.teacher_flops(opened) / step_time.step_flops(opened)
+    return (
+        f"{sum(math.prod(x.shape) for x in arrays):,} weights in {model.dtype}, "
+        f"{step_time.device_bytes(arrays) / 2**20:,.1f} MiB per device, {share:.1%} of a step's arithmetic"
+    )
 
 
 def parameter_table(params: Any, masks: Any) -> Table:

@@ -12,7 +12,7 @@ from jaxprune.errors import UserError
 from jaxprune.experiments.pruning_plan import check_untrained
 
 NO_SWITCH = SwitchConfig()
-CUT = ("amounts", "scope", "structure", "criterion", "method", "include", "exclude")
+CUT = ("amounts", "scope", "distribution", "structure", "criterion", "method", "include", "exclude")
 """What to prune and how; the rest of a PruneConfig is how far and when."""
 
 

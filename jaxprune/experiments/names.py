@@ -6,6 +6,7 @@ from jaxprune.data.metrics import METRICS
 from jaxprune.data.tasks import TASKS
 from jaxprune.models import ARCHITECTURES
 from jaxprune.pruning.criteria import CRITERIA
+from jaxprune.pruning.distributions import DISTRIBUTIONS
 from jaxprune.pruning.groups import SCOPES
 from jaxprune.pruning.schedules import SCHEDULES
 from jaxprune.pruning.structures import STRUCTURES
@@ -19,6 +20,7 @@ def offers() -> dict[str, list[str]]:
     )
     return {
         "criterion": [*CRITERIA],
+        "distribution": [*DISTRIBUTIONS],
         "scope": [*SCOPES, *dict.fromkeys(scopes)],
         "structure": [*STRUCTURES],
         "method": [*METHODS],

@@ -1,21 +1,24 @@
 """Continue or start masked-LM (and next-sentence) pre-training while pruning, then recover."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from jaxprune.config.commands import PretrainConfig
+from jaxprune.config.sections import ModelConfig
 from jaxprune.data import tokenizer
 from jaxprune.data.mlm import PretrainData
 from jaxprune.errors import UserError
 from jaxprune.experiments.dry_run import describe_pretraining
+from jaxprune.experiments.lesson import check_pupil, lesson
 from jaxprune.experiments.program import Blueprint
-from jaxprune.experiments.pruning_plan import included, plan_of
+from jaxprune.experiments.pruning_plan import included, plan_of, restarts_of
 from jaxprune.experiments.shelf import Shelf
 from jaxprune.experiments.summary import say_pretrained
+from jaxprune.experiments.teacher import teacher_of
 from jaxprune.experiments.walk import Command, Data, Decisions, Fitted, Opened, walk
 from jaxprune.experiments.weights import (
     absolute,
@@ -70,7 +73,9 @@ def resolve(cfg: PretrainConfig, workdir: Path | None) -> Decisions:
     architecture_named(model.architecture)
     prune = included(cfg.prune, model, also)
     data = cfg.data.model_copy(update={"path": absolute(cfg.data.path)})
-    cfg = cfg.model_copy(update={"model": model, "data": data, "init_from": init_from, "prune": prune})
+    teacher = cfg.teacher.model_copy(update={"source": absolute(cfg.teacher.source, before.teacher.source)})
+    changes = {"model": model, "data": data, "init_from": init_from, "prune": prune, "teacher": teacher}
+    cfg = cfg.model_copy(update=changes)
     return Decisions(cfg, cfg.seed, prune, cfg.masks, cfg.train, cfg.train.keep, "", rewrites=True)
 
 
@@ -80,11 +85,19 @@ def open_run(decisions: Decisions, shelf: Shelf) -> Opened:
     plan = plan_of(cfg.prune, cfg.steps, "steps")
     data = shelf.get("pretraining data", _data_key(cfg), lambda: _data(cfg))
     blueprint = blueprint_of(cfg)
-    return Opened(decisions, blueprint, plan, data, functools.cache(lambda: _weights(cfg, shelf)))
+    start = functools.cache(lambda: _weights(cfg, shelf))
+    if (teacher := blueprint.teacher) is None:
+        return Opened(decisions, blueprint, plan, data, start)
+    check_pupil(teacher, data.source.vocabulary, f"data.path = {cfg.data.path}", data.source.seq_len)
+    pairs = "nsp" in data.terms
+    teach = functools.partial(shelf.get, "lesson", repr((teacher, pairs)), lambda: lesson(teacher, pairs=pairs))
+    return Opened(decisions, blueprint, plan, data, start, functools.partial(teach, single=True))
 
 
-def blueprint_of(cfg: PretrainConfig) -> Blueprint:
-    """What the program of a resolved config depends on."""
+def blueprint_of(cfg: PretrainConfig, taught_by: Callable[[], ModelConfig] | None = None) -> Blueprint:
+    """What the program of a resolved config depends on; `taught_by` gives the shape of its teacher where that is not
+    to be looked up."""
+    taught_by = taught_by or functools.partial(source_model, cfg.teacher.source, cfg.teacher.revision)
     return Blueprint(
         model=cfg.model,
         head="pretraining",
@@ -95,6 +108,8 @@ def blueprint_of(cfg: PretrainConfig) -> Blueprint:
         steps=cfg.steps,
         mesh=cfg.mesh,
         accumulate=cfg.train.accumulate,
+        teacher=teacher_of(cfg.teacher, taught_by, cfg.model, "pretraining"),
+        restarts=restarts_of(cfg.optimizer.decay, plan_of(cfg.prune, cfg.steps, "steps")),
     )
 
 

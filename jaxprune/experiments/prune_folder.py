@@ -35,6 +35,7 @@ def prune_folder(
     *,
     sparsity: float,
     scope: str = "matrix",
+    distribution: str = "uniform",
     structure: str = "weights",
     method: str = "exact",
     criterion: str = "magnitude",
@@ -63,11 +64,12 @@ def prune_folder(
     src = model_folder(src)
     weights = read_weights(src, revision, variant)
     settings: dict[str, Any] = {"sparsity": sparsity, "scope": scope, "structure": structure, "schedule": "one_shot"}
-    settings |= {"method": method, "criterion": criterion, "amounts": dict(amounts or {})}
+    settings |= {"distribution": distribution, "method": method, "criterion": criterion, "amounts": dict(amounts or {})}
     settings |= {"include": tuple(include), "exclude": tuple(exclude)}
     prune = validate(PruneConfig, settings, "command line")
     chosen = prune if include else there(included(prune, weights.model), weights)
     parts = {"criterion": criterion, "structure": structure, "scope": scope, "method": method}
+    parts["distribution"] = distribution
     if masks == "fixed":
         say_pruned(weights, prune)
     with named("--"):

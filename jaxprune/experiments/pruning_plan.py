@@ -63,6 +63,7 @@ def scopes_of(model: ModelConfig) -> Mapping[str, Scope]:
 def pruner_of(prune: PruneConfig, model: ModelConfig) -> Pruner:
     """The pruner of a config; UserError for a name that is none, with the key that holds it."""
     names = {"structure": prune.structure, "scope": prune.scope, "method": prune.method, "mode": prune.mode}
+    names["distribution"] = prune.distribution
     with named("prune."):
         return pruner(prune.criterion, **names, scopes=scopes_of(model))
 
@@ -102,6 +103,17 @@ def plan_of(prune: PruneConfig, steps: int, whose: str) -> dict[int, Any]:
     if not prune.amounts:
         return plans[""]
     return {step: {regex: plans[regex][step] if regex in plans else None for regex in finals} for step in plans[""]}
+
+
+def restarts_of(decay: str, plan: Mapping[int, Any]) -> tuple[int, ...]:
+    """Steps at which the learning rate begins anew: prunes that take more, with `rewound` the last of them alone."""
+    rises, before = [], {}
+    for step, target in plan.items() if decay in ("cycles", "rewound") else ():
+        amounts = target if isinstance(target, Mapping) else {"": target}
+        if any((amount or 0) > before.get(regex, 0) for regex, amount in amounts.items()):
+            rises.append(step)
+        before = {regex: amount or 0 for regex, amount in amounts.items()}
+    return tuple(rises[-1:] if decay == "rewound" else rises)
 
 
 def check_untrained(key: str, criterion: str, why: str) -> None:

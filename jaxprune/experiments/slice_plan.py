@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.config.commands import PretrainConfig
+from jaxprune.config.sections import ModelConfig
 from jaxprune.data.data_manifest import MANIFEST, read_manifest
 from jaxprune.errors import UserError
 from jaxprune.experiments.pretrain import blueprint_of
 from jaxprune.experiments.program import compile_program
 from jaxprune.experiments.pruning_plan import included, plan_of
+from jaxprune.experiments.weights import source_model
 from jaxprune.models import architecture_named
 from jaxprune.models.folder import read_config
 from jaxprune.plan.report import Planned, make_report
@@ -59,9 +61,15 @@ def planned(cfg: PretrainConfig, seq_len: int | None) -> Planned:
             f"model.max_position_embeddings = {cfg.model.max_position_embeddings}"
         )
     predictions = cfg.data.predictions(length)
+    flops = record.train_flops(cfg.model, seq_len=length, predictions=predictions)
+    blueprint, teacher = blueprint_of(cfg, lambda: _shape_of(cfg)[0]), None
+    if blueprint.teacher:
+        part = blueprint.teacher.flops(seq_len=length, predictions=predictions)
+        teacher = {"from": _shape_of(cfg)[1], "dtype": blueprint.teacher.model.dtype, "flops": part}
+        flops += part
 
     def program(sequences: int, devices: list[Any]) -> tuple[Program, dict[str, Any]]:
-        steps = compile_program(blueprint_of(cfg), devices)
+        steps = compile_program(blueprint, devices)
         check_batch(sequences, cfg.train.accumulate, steps.mesh)
         return steps, abstract_batch(steps, sequences, length, predictions, next_sentence=pairs)
 
@@ -72,10 +80,11 @@ def planned(cfg: PretrainConfig, seq_len: int | None) -> Planned:
         accumulate=cfg.train.accumulate,
         steps=cfg.steps,
         prunes=len(plan_of(cfg.prune, cfg.steps, "steps")),
-        flops=record.train_flops(cfg.model, seq_len=length, predictions=predictions),
+        flops=flops,
         dtype=cfg.model.dtype,
         model_from=model_from,
         seq_len_from=length_from,
+        teacher=teacher,
     )
 
 
@@ -102,6 +111,13 @@ def _with_shape(cfg: PretrainConfig) -> tuple[PretrainConfig, str]:
             return cfg.model_copy(update={"model": read_config(folder).model_copy(update=kept)}), str(folder)
     note = f"; init_from = {cfg.init_from} is not looked up" if cfg.init_from else ""
     return cfg, f"the config's model section{note}"
+
+
+def _shape_of(cfg: PretrainConfig) -> tuple[ModelConfig, str]:
+    """The shape of the teacher, and where it is from: its own folder if that lies here, else the model's."""
+    if Path(cfg.teacher.source).expanduser().exists():
+        return source_model(cfg.teacher.source, cfg.teacher.revision), cfg.teacher.source
+    return cfg.model, f"the model's shape; teacher.source = {cfg.teacher.source} is not looked up"
 
 
 def _sequences(cfg: PretrainConfig, seq_len: int | None) -> tuple[int, bool, str]:

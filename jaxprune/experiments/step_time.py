@@ -5,6 +5,7 @@ import time
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jaxprune.models import architecture_named
 from jaxprune.progress import Progress
@@ -36,13 +37,30 @@ class StepTime(NamedTuple):
 
 
 def step_flops(opened: Any) -> float:
+    """FLOPs of one training step: the model's, forward and backward, and a teacher's forward pass."""
+    return model_flops(opened) + teacher_flops(opened)
+
+
+def model_flops(opened: Any) -> float:
     """FLOPs that the model of a run needs for one training step, forward and backward."""
-    cfg, data = opened.decisions.cfg, opened.data
-    count = architecture_named(cfg.model.architecture).train_flops
-    if data.dev is not None:
-        return cfg.batch_size * count(cfg.model, seq_len=data.source.seq_len, predictions=data.source.predictions)
-    shape = data.source[1]
-    return shape.rows * count(cfg.model, seq_len=shape.length, predictions=0)
+    cfg, (rows, size) = opened.decisions.cfg, _sequences(opened)
+    return rows * architecture_named(cfg.model.architecture).train_flops(cfg.model, **size)
+
+
+def teacher_flops(opened: Any) -> float:
+    """FLOPs that the teacher of a run needs for one training step; 0 without one."""
+    teacher, (rows, size) = opened.blueprint.teacher, _sequences(opened)
+    return rows * teacher.flops(**size) if teacher else 0.0
+
+
+def _sequences(opened: Any) -> tuple[int, dict[str, int]]:
+    """Sequences of a step, and their length and predictions."""
+    data = opened.data
+    if data.dev is None:
+        shape = data.source[1]
+        return shape.rows, {"seq_len": shape.length, "predictions": 0}
+    size = {"seq_len": data.source.seq_len, "predictions": data.source.predictions}
+    return opened.decisions.cfg.batch_size, size
 
 
 def timed(ready: Any) -> StepTime:
@@ -56,23 +74,26 @@ def timed(ready: Any) -> StepTime:
     put = program.put_whole if data.whole else program.put
     placed = put({name: value[:cut] for name, value in batch.items()})
     state = program.draw(ready.opened.blueprint.build().init, key)
+    shapes, shardings = program.frozen, jax.tree.map(lambda leaf: leaf.sharding, program.frozen)
+    zeros = jax.jit(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), out_shardings=shardings)()
     with Progress("timing", "a step of the run"):
         began = time.perf_counter()
-        state = jax.block_until_ready(program.train(state, (), placed, key)[0])
+        state = jax.block_until_ready(program.train(state, zeros, placed, key)[0])
         first, began, count = time.perf_counter() - began, time.perf_counter(), 0
         while count < REPEATS and (count < 1 or time.perf_counter() - began < SECONDS):
-            state = jax.block_until_ready(program.train(state, (), placed, key)[0])
+            state = jax.block_until_ready(program.train(state, zeros, placed, key)[0])
             count += 1
     seconds = (time.perf_counter() - began) / count
-    save = state_bytes(program) / SAVED
+    save = device_bytes(program.abstract) / SAVED
     return StepTime(seconds / (flops * cut / rows), max(0.0, first - seconds), save)
 
 
 def run_seconds(opened: Any, speed: StepTime) -> float:
     """Seconds of a run: its steps, prunes (each as long as a step), evaluations, checkpoints, and what is around them;
     compiling left out."""
-    steps = opened.blueprint.steps + len(opened.plan) + EVALUATED * evaluated_batches(opened)
-    return AROUND + steps * step_flops(opened) * speed.per_flop + saves(opened) * speed.save
+    flops = (opened.blueprint.steps + len(opened.plan)) * step_flops(opened)
+    flops += EVALUATED * evaluated_batches(opened) * model_flops(opened)
+    return AROUND + flops * speed.per_flop + saves(opened) * speed.save
 
 
 def evaluated_batches(opened: Any) -> int:
@@ -91,7 +112,7 @@ def saves(opened: Any) -> int:
     return 2 + opened.blueprint.steps // opened.decisions.train.save_every
 
 
-def state_bytes(program: Any) -> int:
-    """Bytes of a training state on each device."""
-    leaves = jax.tree.leaves(program.abstract)
+def device_bytes(tree: Any) -> int:
+    """Bytes of arrays on each device, such as a program's state or teacher."""
+    leaves = jax.tree.leaves(tree)
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)

@@ -36,9 +36,12 @@ _MODES: dict[str, Pooling] = {"pooling_mode_mean_tokens": "mean", "pooling_mode_
 
 def pooling_of(cfg: FinetuneConfig) -> Pooling:
     """How sentence vectors come from tokens': as the config says, else the folder of `init_from`, else `mean`."""
-    if cfg.pooling != "auto":
-        return cfg.pooling
-    folder = folder_beside(cfg.init_from, cfg.init_revision)
+    return pooling_beside(cfg.init_from, cfg.init_revision) if cfg.pooling == "auto" else cfg.pooling
+
+
+def pooling_beside(source: str, revision: str) -> Pooling:
+    """How the model at `source` makes sentence vectors, as its folder says; `mean` without one."""
+    folder = folder_beside(source, revision)
     return pooling_in(folder) if folder else "mean"
 
 
@@ -57,27 +60,36 @@ def pooling_in(folder: Path) -> Pooling:
 
 def with_fitting_head(weights: Weights, revision: str, blueprint: Blueprint, labels: tuple[str, ...]) -> Weights:
     """`weights` without a head of another class, or for other labels than `labels` (in this order); which is said."""
-    record = architecture_named(blueprint.model.architecture)
-    body = leaf_shapes(record, blueprint.model, head="pretraining").keys()
-    whole = leaf_shapes(record, blueprint.model, head=blueprint.head, num_labels=blueprint.num_labels).keys()
-    held = flatten_dict(weights.params, sep="/")
-    own = (whole - body) & held.keys()
+    own = _own_head(weights, blueprint)
     if not own:
         return weights
+    if misfit := misfit_of(weights, revision, blueprint, labels):
+        log.info("%s: %s; a new one is drawn", weights.source, misfit)
+        return _without(weights, own)
+    log.info("%s: its head for %s is kept", weights.source, ", ".join(labels) or "a score")
+    return weights
+
+
+def misfit_of(weights: Weights, revision: str, blueprint: Blueprint, labels: tuple[str, ...]) -> str:
+    """Why the head in `weights` is none for these labels in this order; "" where it is one."""
     folder = folder_beside(weights.source, revision)
     config = read_json(encoder_part(folder) / CONFIG) if folder else {}
     theirs = label_names(config) if folder else ()
-    classes, ours = config.get("architectures") or (), record.classes[blueprint.head]
-    if classes and ours not in classes:
-        log.info("%s: its head is that of a %s; a new one is drawn", weights.source, classes[0])
-        return _without(weights, own)
+    record, classes = architecture_named(blueprint.model.architecture), config.get("architectures") or ()
+    if classes and record.classes[blueprint.head] not in classes:
+        return f"its head is that of a {classes[0]}"
     unnamed = theirs == tuple(f"LABEL_{i}" for i in range(len(theirs)))
     if theirs == labels or (unnamed and len(theirs) == max(len(labels), 1)):
-        log.info("%s: its head for %s is kept", weights.source, ", ".join(labels) or "a score")
-        return weights
-    words = "%s: its head is for %s, this task is about %s; a new one is drawn"
-    log.info(words, weights.source, ", ".join(theirs) or "a score", ", ".join(labels) or "a score")
-    return _without(weights, own)
+        return ""
+    return f"its head is for {', '.join(theirs) or 'a score'}, this task is about {', '.join(labels) or 'a score'}"
+
+
+def _own_head(weights: Weights, blueprint: Blueprint) -> Set[str]:
+    """The paths in `weights` of a task's head."""
+    record = architecture_named(blueprint.model.architecture)
+    body = leaf_shapes(record, blueprint.model, head="pretraining").keys()
+    whole = leaf_shapes(record, blueprint.model, head=blueprint.head, num_labels=blueprint.num_labels).keys()
+    return (whole - body) & flatten_dict(weights.params, sep="/").keys()
 
 
 def _without(weights: Weights, own: Set[str]) -> Weights:

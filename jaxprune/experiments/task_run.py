@@ -12,7 +12,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxprune.config.commands import FinetuneConfig
-from jaxprune.config.encoder_part import encoder_part
 from jaxprune.config.sections import ModelConfig, OptimizerConfig
 from jaxprune.config.task import TaskEntry, task_name, with_paths
 from jaxprune.data import tokenizer
@@ -23,22 +22,26 @@ from jaxprune.data.task_batches import Encoded, TaskData, TaskIterator, encode, 
 from jaxprune.data.tasks import Task
 from jaxprune.errors import UserError
 from jaxprune.experiments import step_time
+from jaxprune.experiments.dry_run import teacher_words
+from jaxprune.experiments.lesson import check_pupil, lesson
 from jaxprune.experiments.program import Blueprint
-from jaxprune.experiments.pruning_plan import included, plan_of, with_paths_of
+from jaxprune.experiments.pruning_plan import included, plan_of, restarts_of, with_paths_of
 from jaxprune.experiments.shelf import Shelf
-from jaxprune.experiments.task_model import pooling_of, with_fitting_head, write_model
+from jaxprune.experiments.task_model import misfit_of, pooling_beside, pooling_of, with_fitting_head, write_model
+from jaxprune.experiments.teacher import NO_LESSON, Lesson, Teacher, teacher_of
 from jaxprune.experiments.walk import Command, Data, Decisions, Fitted, Opened, Ready
 from jaxprune.experiments.weights import (
     absolute,
     check_vocabulary,
-    kept_model,
     masked_beyond,
     read_weights,
     shaped,
     source_model,
     stored_config,
+    tokenizer_beside,
 )
 from jaxprune.models import architecture_named
+from jaxprune.models.model import TASK_HEADS
 from jaxprune.progress import duration
 from jaxprune.pruning.masks import apply_masks, sparsity
 from jaxprune.training.compile import evaluate_all
@@ -94,7 +97,9 @@ def resolve(cfg: FinetuneConfig, workdir: Path | None) -> Decisions:
     prune = included(cfg.prune, model, also)
     paths = {key: absolute(getattr(cfg, key), getattr(before, key)) for key in ("init_from", "glue", "tokenizer")}
     tasks = tuple(with_paths(entry, absolute) for entry in cfg.tasks)
-    return decisions_of(cfg.model_copy(update={"model": model, "prune": prune, "tasks": tasks, **paths}))
+    teacher = cfg.teacher.model_copy(update={"source": absolute(cfg.teacher.source, before.teacher.source)})
+    changes = {"model": model, "prune": prune, "tasks": tasks, "teacher": teacher, **paths}
+    return decisions_of(cfg.model_copy(update=changes))
 
 
 def decisions_of(cfg: FinetuneConfig) -> Decisions:
@@ -139,6 +144,8 @@ def open_run(read: Read, decisions: Decisions, shelf: Shelf) -> Opened:
         mesh=cfg.mesh,
         accumulate=cfg.train.accumulate,
         pooling=pooling_of(cfg) if head == "similarity" else "mean",
+        teacher=_teacher(cfg, splits, longest),
+        restarts=restarts_of(cfg.optimizer.decay, plan),
     )
     data = Data(
         batches=lambda: TaskIterator(train),
@@ -158,7 +165,39 @@ def open_run(read: Read, decisions: Decisions, shelf: Shelf) -> Opened:
         weights = shelf.get("weights", key, lambda: read_weights(*key), single=True)
         return with_fitting_head(weights, cfg.init_revision, blueprint, splits.task.labels)
 
-    return Opened(decisions, blueprint, plan, data, functools.cache(read_start))
+    def read_teacher() -> Lesson:
+        if blueprint.teacher is None:
+            return NO_LESSON
+        make = functools.partial(_lesson, blueprint, splits.task)
+        return shelf.get("lesson", repr(blueprint.teacher), make, single=True)
+
+    return Opened(decisions, blueprint, plan, data, functools.cache(read_start), read_teacher)
+
+
+def _teacher(cfg: FinetuneConfig, splits: Splits, longest: int) -> Teacher | None:
+    """The teacher of a run of one task; of a grid of several tasks the best model of this one."""
+    source, task = cfg.teacher.source, splits.task
+    own = Path(source) / "best" / task.name / "hf"
+    wanted = cfg.teacher.model_copy(update={"source": str(own)}) if source and own.is_dir() else cfg.teacher
+    shape = functools.partial(source_model, wanted.source, wanted.revision)
+    teacher = teacher_of(wanted, shape, cfg.model, task.head, len(task.labels))
+    if teacher is None:
+        return None
+    check_pupil(teacher, splits.vocabulary, f"the tokenizer of init_from = {cfg.init_from}", longest)
+    return teacher._replace(pooling=pooling_beside(wanted.source, wanted.revision))
+
+
+def _lesson(blueprint: Blueprint, task: Task) -> Lesson:
+    """The weights of a run's teacher; UserError for a head that is none for its task."""
+    teacher = blueprint.teacher
+    assert teacher is not None
+    cfg = teacher.cfg
+    weights = read_weights(cfg.source, cfg.revision, cfg.variant)
+    if teacher.head in TASK_HEADS:
+        theirs = blueprint._replace(model=teacher.model)
+        if misfit := misfit_of(weights, cfg.revision, theirs, task.labels):
+            raise UserError(f"teacher.source = {cfg.source}: {misfit}; fine-tune the teacher on {task.name}")
+    return lesson(teacher, weights)
 
 
 def schedule(cfg: FinetuneConfig, steps: int) -> OptimizerConfig:
@@ -182,7 +221,8 @@ def finish(fitted: Fitted) -> dict[str, Any]:
     values = score(splits.task, predictions, splits.dev.labels)
     if cfg.train_loss:
         batches = (program.put_whole(batch) for _, batch in eval_batches(splits.train, shape))
-        values["train_loss"] = means(evaluate_all(program, state, batches), opened.data.terms)["loss"]
+        terms = dict.fromkeys(opened.data.terms, 1.0)
+        values["train_loss"] = means(evaluate_all(program, state, batches), terms)["loss"]
     params = whole(jax.jit(apply_masks)(state.params, state.masks)) if cfg.keep_weights else None
     masks = whole(state.masks) if cfg.keep_weights else None
     result = {
@@ -223,21 +263,10 @@ def vocabulary_of(cfg: FinetuneConfig, own: str) -> tokenizer.Vocabulary:
     if own and Path(own).is_dir():
         path = own
     elif not path:
-        path, revision = _beside(cfg.init_from), cfg.init_revision
+        path, revision = tokenizer_beside(cfg.init_from), cfg.init_revision
     vocabulary = tokenizer.load(path, revision, special=architecture_named(cfg.model.architecture).special_tokens)
     check_vocabulary(vocabulary, cfg.model, f"tokenizer {path}", cfg.init_from)
     return vocabulary
-
-
-def _beside(init_from: str) -> str:
-    stored = stored_config(init_from)
-    if stored is None:
-        return str(encoder_part(Path(init_from)))
-    if own := kept_model(init_from):
-        return str(own)
-    if isinstance(stored, FinetuneConfig):
-        return str(Path(init_from).expanduser() / "tokenizer")
-    return str(Path(stored.data.path).expanduser() / "tokenizer")
 
 
 def _splits_key(cfg: FinetuneConfig) -> tuple[Any, ...]:
@@ -277,4 +306,6 @@ def describe_task(ready: Ready, runs: int = 1, speed: step_time.StepTime | None 
         f"{opened.blueprint.steps:,} steps of {cfg.batch_size} examples in {shape.rows} rows of {shape.length} tokens, "
         f"{duration(seconds)}"
     )
+    if opened.blueprint.teacher:
+        print(f"{splits.task.name}: teacher of {teacher_words(ready)}")
     return seconds

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from jaxprune.experiments.program import Blueprint, compile_program
 from jaxprune.experiments.promise import promise
 from jaxprune.experiments.pruning_plan import named
 from jaxprune.experiments.shelf import Shelf
+from jaxprune.experiments.teacher import NO_LESSON, Lesson
 from jaxprune.experiments.weights import Weights, completed, kept_model, lacking, left_behind, say_pruned, start_masks
 from jaxprune.files import set_aside
 from jaxprune.progress import Progress
@@ -30,7 +31,7 @@ from jaxprune.training.manifest import damage_of, last_saved
 from jaxprune.training.optimizer import learning_rate_at, with_peak_rate
 from jaxprune.training.processes import agree, from_first, together
 from jaxprune.training.records import Records
-from jaxprune.training.sharding import within
+from jaxprune.training.sharding import put_whole, within
 from jaxprune.training.state import TrainState
 from jaxprune.training.steps import means
 from jaxprune.training.workdir import Workdir, owned_workdir
@@ -85,6 +86,8 @@ class Opened(NamedTuple):
     data: Data
     start: Callable[[], Weights | None]
     """The weights to begin with, read once; None draws them."""
+    teach: Callable[[], Lesson] = lambda: NO_LESSON
+    """The teacher's weights, read once."""
 
 
 class Ready(NamedTuple):
@@ -194,9 +197,11 @@ def begun(workdir: Path | None) -> bool:
 
 
 def read_start(opened: Opened) -> None:
-    """Read the weights to begin with, so that bad ones leave no workdir behind. Every process must call it."""
+    """Read the weights to begin with, and the teacher's, so that bad ones leave no workdir behind. Every process must
+    call it."""
     with together("weights"):
         opened.start()
+        opened.teach()
 
 
 def compile_run(opened: Opened, shelf: Shelf) -> Ready:
@@ -220,7 +225,7 @@ def fit_run(ready: Ready, workdir: Workdir, progress: Progress) -> Fitted:
     def evaluate(state: TrainState) -> dict[str, float]:
         assert data.dev is not None
         latest.clear()
-        latest.update(means(evaluate_all(program, state, map(put, data.dev())), data.terms))
+        latest.update(means(evaluate_all(program, state, map(put, data.dev())), dict.fromkeys(data.terms, 1.0)))
         return latest
 
     put = program.put_whole if data.whole else program.put
@@ -237,6 +242,8 @@ def fit_run(ready: Ready, workdir: Workdir, progress: Progress) -> Fitted:
             if saved["data"] != data.fingerprint:
                 raise UserError(f"{data.key}: changed since this run began; put the old data back")
             batches.set_state(saved["batches"])
+        with progress.during("reading the teacher"):
+            frozen, taught_by = read_teacher(opened, program, saved if step else None, done=step == blueprint.steps)
         here = environment(seed=decisions.seed, mesh=dict(program.mesh.shape), step=step)
         if restored is not None:
             words = promise(here, next(reversed(workdir.starts()), None))
@@ -251,21 +258,38 @@ def fit_run(ready: Ready, workdir: Workdir, progress: Progress) -> Fitted:
             key=jax.random.fold_in(jax.random.key(decisions.seed), 1),
             steps=blueprint.steps,
             plan=opened.plan,
-            terms=data.terms,
+            terms=blueprint.weights(data.terms),
             put=put,
             cfg=decisions.train,
             records=records,
             checkpoints=checkpoints,
             progress=progress,
             window=Window(saved.get("window")),
-            position={"data": data.fingerprint},
+            frozen=frozen,
+            position={"data": data.fingerprint} | taught_by,
             evaluate=evaluate if data.dev else None,
-            learning_rate=learning_rate_at(blueprint.optimizer, blueprint.steps),
+            learning_rate=learning_rate_at(blueprint.optimizer, blueprint.steps, blueprint.restarts),
             tokens_per_step=data.tokens_per_step,
         )
     if data.dev and not latest:  # a run that had only its result left to write
         evaluate(state)
     return Fitted(ready, workdir, state, latest, time.monotonic() - began)
+
+
+def read_teacher(opened: Opened, program: Program, saved: Mapping[str, Any] | None, *, done: bool) -> tuple[Any, dict]:
+    """The teacher's weights on the devices, and what a checkpoint remembers of them; nothing of a run that is `done`.
+
+    UserError where they are not those of the checkpoint that `saved` lies beside.
+    """
+    if opened.blueprint.teacher is None or done:
+        return (), {}
+    with together("teacher"):
+        params, fingerprint = opened.teach()
+        if saved is not None and saved.get("teacher") != fingerprint:
+            source = opened.blueprint.teacher.cfg.source
+            raise UserError(f"teacher.source = {source}: changed since this run began; put the old weights back")
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, program.frozen)
+    return put_whole(params, shardings), {"teacher": fingerprint}
 
 
 def say_start(opened: Opened) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxprune.config.commands import FinetuneConfig, PretrainConfig
+from jaxprune.config.encoder_part import encoder_part
 from jaxprune.config.load import parse_yaml, read_yaml, validate
 from jaxprune.config.sections import ModelConfig, PruneConfig
 from jaxprune.data.tokenizer import Vocabulary
@@ -210,6 +211,17 @@ def folder_beside(source: str, revision: str = "") -> Path | None:
     except UserError as error:
         log.warning("%s; so its tokenizer's and other files are not copied", error)
         return None
+
+
+def tokenizer_beside(source: str) -> str:
+    """Where the tokenizer lies that the weights in `source` were trained with: a directory or hub name."""
+    stored = stored_config(source)
+    if stored is None:
+        return str(encoder_part(Path(source)))
+    if own := kept_model(source):
+        return str(own)
+    run = run_of(source)[0]
+    return str((run if isinstance(stored, FinetuneConfig) else Path(stored.data.path).expanduser()) / "tokenizer")
 
 
 def read_weights(source: str, revision: str = "", variant: str = "") -> Weights:

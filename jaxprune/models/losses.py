@@ -32,7 +32,7 @@ def pretraining_loss(apply: Apply) -> LossFn:
 
     def loss_fn(params: Any, frozen: Any, batch: Mapping[str, Array], key: Array | None = None) -> tuple[Sums, Sums]:
         out = apply(params, batch, key=key)
-        weights_B = _example_weights(batch)
+        weights_B = example_weights(batch)
         weights_BP = batch["masked_weights"].astype(jnp.float32) * weights_B[:, None]
         terms, metrics = {}, {}
         terms["mlm"], metrics["mlm_accuracy"] = _classify(out["mlm_logits"], batch["masked_ids"], weights_BP)
@@ -53,7 +53,7 @@ def classification_loss(apply: Apply) -> LossFn:
 
     def loss_fn(params: Any, frozen: Any, batch: Mapping[str, Array], key: Array | None = None) -> tuple[Sums, Sums]:
         logits_BC = apply(params, batch, key=key)["logits"]
-        term, accuracy = _classify(logits_BC, batch["labels"], _example_weights(batch))
+        term, accuracy = _classify(logits_BC, batch["labels"], example_weights(batch))
         return {"classification": term}, {"accuracy": accuracy}
 
     return loss_fn
@@ -68,7 +68,7 @@ def multi_label_loss(apply: Apply) -> LossFn:
 
     def loss_fn(params: Any, frozen: Any, batch: Mapping[str, Array], key: Array | None = None) -> tuple[Sums, Sums]:
         logits, labels = apply(params, batch, key=key)["logits"], batch["labels"].astype(jnp.float32)
-        weights, nats = _example_weights(batch), jax.nn.softplus(logits) - labels * logits
+        weights, nats = example_weights(batch), jax.nn.softplus(logits) - labels * logits
         right = (lax.stop_gradient(logits) > 0) == (labels > 0)
         count = jnp.sum(weights)
         term = jnp.sum(weights * jnp.mean(nats, -1)), count
@@ -85,7 +85,7 @@ def regression_loss(apply: Apply) -> LossFn:
 
     def loss_fn(params: Any, frozen: Any, batch: Mapping[str, Array], key: Array | None = None) -> tuple[Sums, Sums]:
         labels_B = batch["labels"].astype(jnp.float32)
-        term, error = _regress(apply(params, batch, key=key)["logits"], labels_B, _example_weights(batch))
+        term, error = _regress(apply(params, batch, key=key)["logits"], labels_B, example_weights(batch))
         return {"regression": term}, {"absolute_error": error}
 
     return loss_fn
@@ -118,7 +118,8 @@ LOSSES: dict[Head, Callable[[Apply], LossFn]] = {
 """The loss that trains each head."""
 
 
-def _example_weights(batch: Mapping[str, Array]) -> Array:
+def example_weights(batch: Mapping[str, Array]) -> Array:
+    """What each example of a batch counts for, float32 (B,) or (B, S): `example_weights`, or 1."""
     if "example_weights" in batch:
         return batch["example_weights"].astype(jnp.float32)
     return jnp.ones(batch["starts"].shape if "starts" in batch else batch["input_ids"].shape[:1], jnp.float32)

@@ -47,7 +47,7 @@ def devices(where: Slice) -> list[Any]:
 
 def compile_train(steps: Program, batch: dict[str, Any]) -> Compiled:
     """The train step for a batch of these shapes."""
-    return _compile(steps, steps.train, (), batch, _key())
+    return _compile(steps, steps.train, steps.frozen, batch, _key())
 
 
 def compile_prune(steps: Program) -> Compiled:

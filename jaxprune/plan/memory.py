@@ -8,17 +8,18 @@ import jax
 from jaxprune.training.state import TrainState
 
 
-def memory_parts(state: TrainState, batch: Any, found: Any) -> dict[str, int]:
+def memory_parts(state: TrainState, frozen: Any, batch: Any, found: Any) -> dict[str, int]:
     """Bytes on one chip: the step's arguments by part, what layouts add to them, and what it needs besides.
 
-    state and batch are ShapeDtypeStructs with shardings, found is the executable's `memory_analysis()`. The total
-    counts temporaries as if they were all alive at once, so it is a little above the peak.
+    state, frozen (a teacher) and batch are ShapeDtypeStructs with shardings, found is the executable's
+    `memory_analysis()`. The total counts temporaries as if they were all alive at once: a little above the peak.
     """
     parts = {
         "params": shard_bytes(state.params),
         "masks": shard_bytes(state.masks),
         "optimizer": shard_bytes(state.opt_state),
         "criterion": shard_bytes(state.pruner),
+        "teacher": shard_bytes(frozen),
         "batch": shard_bytes(batch),
     }
     parts["layout_padding"] = found.argument_size_in_bytes - sum(parts.values())

@@ -31,10 +31,12 @@ class Planned(NamedTuple):
     steps: int
     prunes: int
     flops: float
-    """The model's own, of one sequence."""
+    """The model's own and its teacher's, of one sequence."""
     dtype: str
     model_from: str
     seq_len_from: str
+    teacher: dict[str, Any] | None = None
+    """Where its shape is from, its type, and the FLOPs of its forward pass, of one sequence."""
 
 
 def make_report(
@@ -53,6 +55,7 @@ def make_report(
     report: dict[str, Any] = {
         "slice": _slice(where),
         "model": {"from": run.model_from, "dtype": run.dtype, "params": elements(steps.abstract.params)},
+        "teacher": run.teacher and run.teacher | {"params": elements(steps.frozen)},
         "mesh": dict(steps.mesh.shape),
         "batch": {
             "sequences": run.sequences,
@@ -88,7 +91,7 @@ def _measure(
         log.info("compiling the prune step")
         prune_bound, prune_report = _prune(where, steps)
     return {
-        "memory": {**memory_parts(steps.abstract, batch, train.memory), "hbm": where.chip.hbm},
+        "memory": {**memory_parts(steps.abstract, steps.frozen, batch, train.memory), "hbm": where.chip.hbm},
         "flops": {
             "model": useful,
             "hlo": flops,

@@ -14,6 +14,9 @@ def show(report: dict[str, Any]) -> None:
     head.add_row("slice", f"{where['topology']}, {where['chips']} {where['chip']} chips")
     head.add_row("mesh", ", ".join(f"{axis} {size}" for axis, size in report["mesh"].items()))
     head.add_row("model", f"{model['params']:,} weights, {model['dtype']}, from {model['from']}")
+    if teacher := report["teacher"]:
+        flops = f"{teacher['flops']:.4g} FLOPs a sequence"
+        head.add_row("teacher", f"{teacher['params']:,} weights, {teacher['dtype']}, from {teacher['from']}; {flops}")
     head.add_row("batch", f"{batch['sequences']} sequences, {batch['per_chip']:g} a chip")
     head.add_row("sequence length", f"{batch['seq_len']}, from {batch['seq_len_from']}")
     head.add_row("fits", "yes" if report["fits"] else f"no: {report['refused']}")

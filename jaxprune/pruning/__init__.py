@@ -1,6 +1,7 @@
 """Weight pruning on pytrees: masks, criteria, structures, thresholds, schedules. Imports JAX alone."""
 
 from jaxprune.pruning.criteria import CRITERIA, Criterion
+from jaxprune.pruning.distributions import DISTRIBUTIONS
 from jaxprune.pruning.groups import SCOPES
 from jaxprune.pruning.interface import Amounts, Pruner, PruneReport, Scope, Structure, Tile
 from jaxprune.pruning.masks import apply_masks, init_masks, leaf_counts, sparsity
@@ -11,6 +12,7 @@ from jaxprune.pruning.thresholds import METHODS
 
 __all__ = [
     "CRITERIA",
+    "DISTRIBUTIONS",
     "METHODS",
     "SCHEDULES",
     "SCOPES",

@@ -3,27 +3,32 @@
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
+from math import prod
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxprune.errors import UserError
+from jaxprune.pruning.distributions import Distribution, shared, uniform
 from jaxprune.pruning.groups import group
 from jaxprune.pruning.integers import kept_counts, wide, wide_ge
 from jaxprune.pruning.interface import Amounts, Group, Groups, Scope, Sparsity, Structure
 from jaxprune.pruning.names import matching, path_of
 
 
-def share_out(tree: Any, sparsity: Sparsity, scope: Scope, structure: Structure) -> tuple[Groups, Amounts]:
+def share_out(
+    tree: Any, sparsity: Sparsity, scope: Scope, structure: Structure, distribution: Distribution = uniform
+) -> tuple[Groups, Amounts]:
     """The groups of a tree of arrays or `jax.ShapeDtypeStruct`s, and what is kept of each; a host function.
 
     Of Python numbers, the counts are round((1 - s) N), halves to even, of the decimal that prints as s; of arrays, also
-    traced ones, see `integers.kept_counts`.
+    traced ones, see `integers.kept_counts`. With another `distribution` than `uniform`, groups of one amount keep
+    together what they would as one group, shared out by it; leaves chosen n of m keep their own share.
 
     Raises:
-      UserError: a sparsity outside [0, 1] or beyond a structure's n of m; regexes that match nothing or the same path,
-        or leave a path without an amount; amounts of other groups.
+      UserError: a sparsity outside [0, 1] or beyond a structure's n of m; an array with a `distribution`; regexes that
+        match nothing or the same path, or leave a path without an amount; amounts of other groups.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     paths, shapes = [path_of(path) for path, _ in leaves], [leaf.shape for _, leaf in leaves]
@@ -37,7 +42,12 @@ def share_out(tree: Any, sparsity: Sparsity, scope: Scope, structure: Structure)
     groups = group(paths, shapes, _regexes(paths, regexes), scope, structure)
     written = {regex: float(s) for regex, s in fractions.items() if isinstance(s, int | float)}
     of_groups = [written.get(one.regex, 0.0) for one in groups.groups]
-    kept = wide([_kept(one, s) for one, s in zip(groups.groups, of_groups)])
+    counts = [_kept(one, s) for one, s in zip(groups.groups, of_groups)]
+    if distribution is not uniform:
+        if {*fractions} - {*written} - {regex for regex, s in fractions.items() if s is None}:
+            raise UserError("distribution: shares out what is counted on the host; give a sparsity that is a number")
+        counts = _distributed(groups, shapes, counts, of_groups, distribution)
+    kept = wide(counts)
     fraction = jnp.array(of_groups, jnp.float32)
     least = wide([one.least for one in groups.groups])
     for regex, s in fractions.items():
@@ -49,6 +59,27 @@ def share_out(tree: Any, sparsity: Sparsity, scope: Scope, structure: Structure)
         kept = jnp.where(here[:, None], counts, kept)
         fraction = jnp.where(here, jnp.clip(jnp.asarray(s, jnp.float32), 0.0, 1.0), fraction)
     return groups, Amounts(kept, fraction, regexes, tuple(groups.sizes))
+
+
+def _distributed(
+    groups: Groups, shapes: Sequence[tuple[int, ...]], counts: list[int], sparsities: list[float], by: Distribution
+) -> list[int]:
+    """The number of tiles that stay of each group, shared out among the groups of each amount."""
+    weights = [Fraction(0)] * len(counts)
+    for slot, shape in zip(groups.slots, shapes, strict=True):
+        for i in range(slot.first, slot.first + slot.parts) if slot else ():
+            tiles = prod(n // t for n, t in zip(shape, slot.tile.together))
+            weights[i] += by(shape) * tiles / slot.parts
+    members: dict[str, list[int]] = {}
+    for i, one in enumerate(groups.groups):
+        if not one.each:
+            members.setdefault(one.regex, []).append(i)
+    for own in members.values():
+        sizes = [groups.groups[i].size for i in own]
+        total = _kept(groups.groups[own[0]]._replace(size=sum(sizes)), sparsities[own[0]])
+        for i, count in zip(own, shared(total, [weights[i] for i in own], sizes), strict=True):
+            counts[i] = count
+    return counts
 
 
 def _regexes(paths: Sequence[str], regexes: Sequence[tuple[str, bool]]) -> list[str | None]:

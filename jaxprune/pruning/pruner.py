@@ -11,6 +11,7 @@ from jax import lax
 from jaxprune.errors import UserError
 from jaxprune.pruning.amounts import share_out
 from jaxprune.pruning.criteria import Criterion, Scores, criterion_of
+from jaxprune.pruning.distributions import DISTRIBUTIONS, Distribution
 from jaxprune.pruning.groups import SCOPES
 from jaxprune.pruning.interface import Amounts, Groups, Masks, Pruner, PruneReport, Scope, Slot, Sparsity, Structure
 from jaxprune.pruning.masks import apply_masks
@@ -29,6 +30,7 @@ def pruner(
     method: str | Method = "exact",
     mode: str = "hard",
     scopes: Mapping[str, Scope] = SCOPES,
+    distribution: str | Distribution = "uniform",
 ) -> Pruner:
     """A pruner of the given parts, each a name or the caller's own callable; `scopes` are the scopes that have names.
 
@@ -41,6 +43,7 @@ def pruner(
     """
     scoring = criterion_of(criterion)
     shared = {"scope": chosen("scope", scope, scopes), "structure": structure_named(structure)}
+    shared["distribution"] = chosen("distribution", distribution, DISTRIBUTIONS)
     threshold = chosen("method", method, METHODS)
     if mode not in ("hard", "soft"):
         raise UserError(f"mode = {mode!r} is unknown; use hard or soft")

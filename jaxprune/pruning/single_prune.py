@@ -8,6 +8,7 @@ import jax
 
 from jaxprune.pruning.amounts import share_out
 from jaxprune.pruning.criteria import Criterion, Scores, criterion_of
+from jaxprune.pruning.distributions import DISTRIBUTIONS, Distribution
 from jaxprune.pruning.groups import SCOPES
 from jaxprune.pruning.interface import Amounts, Groups, Masks, Scope, Sparsity, Structure
 from jaxprune.pruning.names import chosen
@@ -27,6 +28,7 @@ def prune_once(
     scope: str | Scope = "matrix",
     method: str | Method = "exact",
     scopes: Mapping[str, Scope] = SCOPES,
+    distribution: str | Distribution = "uniform",
 ) -> Masks:
     """The masks that `pruner(...).update(...)` with hard masks gives, bit by bit, on the host.
 
@@ -37,7 +39,8 @@ def prune_once(
       UserError: as `pruner` and its functions.
     """
     scoring, threshold = criterion_of(criterion), chosen("method", method, METHODS)
-    groups, amounts = share_out(masks, sparsity, chosen("scope", scope, scopes), structure_named(structure))
+    parts = chosen("scope", scope, scopes), structure_named(structure)
+    groups, amounts = share_out(masks, sparsity, *parts, chosen("distribution", distribution, DISTRIBUTIONS))
     amounts = jax.device_get(amounts)
     # Scores of weights alone are taken as these are read, never stored.
     transform = scoring.elementwise

@@ -1,6 +1,6 @@
 """Jit the steps of a run for one mesh: donated state, shardings fixed, so nothing moves or recompiles by accident."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxprune.pruning.interface import Pruner, PruneReport
 from jaxprune.training.sharding import batch_sharding, everywhere, gathered, put_batch, put_whole, state_shardings
 from jaxprune.training.state import Masks, Params, TrainState, create
-from jaxprune.training.steps import LossFn, added, eval_step, prune_step, train_step
+from jaxprune.training.steps import NO_WEIGHTS, LossFn, added, eval_step, prune_step, train_step
 
 
 class Program(NamedTuple):
@@ -37,6 +37,8 @@ class Program(NamedTuple):
     mesh: Mesh
     abstract: TrainState
     """The state as ShapeDtypeStructs with shardings: what a checkpoint is restored to."""
+    frozen: Any
+    """What `train` takes as frozen, as ShapeDtypeStructs with shardings."""
 
 
 def compile_steps(
@@ -49,18 +51,23 @@ def compile_steps(
     pruner: Pruner,
     accumulate: int = 1,
     frozen: Any = (),
+    weights: Mapping[str, float] = NO_WEIGHTS,
+    measured: LossFn | None = None,
 ) -> Program:
     """The steps for params, masks and frozen data of these shapes (arrays or ShapeDtypeStructs), compiled on first use.
 
-    `frozen` is placed like params.
+    `frozen` is placed like params. `weights` are those of `train_step`; `measured` is the loss that `evaluate` takes in
+    place of `loss_fn`, with `()` for frozen.
     """
     new = partial(create, tx=tx, pruner=pruner)
     shapes = jax.eval_shape(new, params, masks)
     shardings = state_shardings(shapes, mesh)
-    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-    copied, rows = everywhere(mesh), batch_sharding(mesh)
     beside = state_shardings(frozen, mesh)
-    loss_fn = gathered(loss_fn, mesh)
+    abstract, abstract_frozen = (
+        jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, placed)
+        for tree, placed in ((shapes, shardings), (frozen, beside))
+    )
+    copied, rows = everywhere(mesh), batch_sharding(mesh)
     first = jax.jit(new, out_shardings=shardings)
 
     def init(p: Params, m: Masks) -> TrainState:
@@ -76,7 +83,14 @@ def compile_steps(
         init=init,
         draw=draw,
         train=jax.jit(
-            partial(train_step, loss_fn=loss_fn, tx=tx, pruner=pruner, accumulate=accumulate),
+            partial(
+                train_step,
+                loss_fn=gathered(loss_fn, mesh),
+                tx=tx,
+                pruner=pruner,
+                weights=weights,
+                accumulate=accumulate,
+            ),
             donate_argnums=0,
             in_shardings=(shardings, beside, rows, copied),
             out_shardings=(shardings, copied),
@@ -89,12 +103,15 @@ def compile_steps(
         ),
         amounts=partial(pruner.amounts, abstract.masks),
         evaluate=jax.jit(
-            partial(eval_step, loss_fn=loss_fn), in_shardings=(shardings, beside, rows), out_shardings=copied
+            partial(eval_step, loss_fn=gathered(measured or loss_fn, mesh)),
+            in_shardings=(shardings, () if measured else beside, rows),
+            out_shardings=copied,
         ),
         put=partial(put_batch, sharding=rows),
         put_whole=lambda batch: put_whole(batch, dict.fromkeys(batch, rows)),
         mesh=mesh,
         abstract=abstract,
+        frozen=abstract_frozen,
     )
 
 

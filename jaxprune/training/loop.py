@@ -60,7 +60,7 @@ def fit(
     key: jax.Array,
     steps: int,
     plan: Mapping[int, Any],
-    terms: tuple[str, ...],
+    terms: Mapping[str, float],
     put: Callable[[dict[str, np.ndarray]], Any],
     cfg: TrainConfig,
     records: Records,
@@ -76,9 +76,9 @@ def fit(
     """Train from `state.step` to `steps` and return the last state: dense, then pruned as `plan` says, then recovery.
 
     After step i: check that it was finite, prune if the plan names i, log, evaluate, save, stop if asked to; a
-    resumed run goes through the same sequence. `window` goes on from a checkpoint's; `position` is saved beside the
-    place in the data. `progress` shows the newest step whose metrics are on the host: the device never waits for it.
-    Raises Preempted or Diverged.
+    resumed run goes through the same sequence. `terms`: the loss's, and their weights; `frozen`: see `LossFn`. `window`
+    goes on from a checkpoint's; `position` is saved beside the place in the data. `progress` shows the newest step
+    whose metrics are on the host: the device never waits for it. Raises Preempted or Diverged.
     """
     step = int(state.step)
     window = window or Window(None)

@@ -13,13 +13,14 @@ from jaxprune.config.sections import OptimizerConfig
 from jaxprune.pruning.names import matching, path_of
 
 
-def adamw(cfg: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clip by global norm, Adam, decoupled decay (not on biases and LayerNorm), warm-up and decay over `steps`.
+def adamw(cfg: OptimizerConfig, steps: int, restarts: Sequence[int] = ()) -> optax.GradientTransformation:
+    """Clip by global norm, Adam, decoupled decay (not on biases and LayerNorm), warm-up and decay over `steps`, which
+    begins anew at `restarts`.
 
     With `bias_correction=False` and `decay="published"` this is the optimizer of google-research/bert. The peak rate is
     data (`with_peak_rate`), so that one program serves any. UserError when a regex of `frozen` matches no path.
     """
-    rate = relative_rate(cfg, steps)
+    rate = relative_rate(cfg, steps, restarts)
 
     def at_peak(peak: Any) -> optax.GradientTransformation:
         return optax.scale_by_schedule(lambda step: -peak * rate(step))
@@ -46,14 +47,18 @@ def but_frozen(tx: optax.GradientTransformation, regexes: Sequence[str]) -> opta
     return optax.multi_transform({"trained": tx, "frozen": optax.set_to_zero()}, label)
 
 
-def relative_rate(cfg: OptimizerConfig, steps: int) -> optax.Schedule:
+def relative_rate(cfg: OptimizerConfig, steps: int, restarts: Sequence[int] = ()) -> optax.Schedule:
     """Step -> learning rate over its peak, in [0, 1]: linear warm-up from 0, then as `cfg.decay` says.
 
     - linear (ours): from 1 at the end of the warm-up to 0 at `steps`; constant: 1.
     - published: 1 - step / steps, which the warm-up replaces while it lasts (google-research/bert, optimization.py).
     - sawtooth: 1 - step / end, where `end` is the next multiple of the period: `published` in jobs of `period` steps,
       each resumed with num_train_steps = its end.
+    - cycles and rewound: linear, to 0 at each of `restarts` (a prune's steps, `pruning_plan.restarts_of`), and from 1
+      again; oBERT's recipe (Kurtic et al. 2022) and learning-rate rewinding (Renda et al. 2020).
     """
+    if restarts:
+        return functools.partial(_restarted, cfg.warmup_steps, steps, tuple(restarts))
     if cfg.decay == "sawtooth":
         return functools.partial(_sawtooth, cfg)
     if cfg.decay == "constant":
@@ -73,9 +78,18 @@ def _sawtooth(cfg: OptimizerConfig, step: Any) -> jax.Array:
     return jnp.where(step < cfg.warmup_steps, step / max(cfg.warmup_steps, 1), 1 - step / end)
 
 
-def learning_rate_at(cfg: OptimizerConfig, steps: int) -> Callable[[int], float]:
+def _restarted(warmup: int, steps: int, restarts: tuple[int, ...], step: Any) -> jax.Array:
+    starts = jnp.array([warmup, *(at for at in restarts if warmup < at < steps)], jnp.int32)
+    ends = jnp.append(starts[1:], jnp.int32(steps))
+    step = jnp.asarray(step, jnp.int32)
+    cycle = jnp.maximum(jnp.sum(step[..., None] >= starts, -1) - 1, 0)
+    left = (ends[cycle] - step) / jnp.maximum(ends[cycle] - starts[cycle], 1)
+    return jnp.where(step < warmup, step / max(warmup, 1), jnp.clip(left, 0.0, 1.0))
+
+
+def learning_rate_at(cfg: OptimizerConfig, steps: int, restarts: Sequence[int] = ()) -> Callable[[int], float]:
     """Step -> the learning rate of the update that step makes, for logs."""
-    rate = relative_rate(cfg, steps)
+    rate = relative_rate(cfg, steps, restarts)
     return lambda step: cfg.learning_rate * float(np.asarray(rate(step)))
 
 

@@ -1,6 +1,7 @@
 """The three pure steps of a run: train, prune, evaluate. Jit them once; nothing here knows a model or data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -17,8 +18,10 @@ Batch = dict[str, jax.Array]
 Sums = dict[str, tuple[jax.Array, jax.Array]]
 LossFn = Callable[[Any, Any, Batch, jax.Array | None], tuple[Sums, Sums]]
 """(params, frozen, batch, key) -> (terms, metrics), each name -> (sum, count); counts are functions of the batch alone.
-The loss is the sum over terms of sum / count. `frozen` is data beside the batch that is not trained, such as a
-teacher's weights; () where there is none."""
+The loss is the sum over terms of weight x sum / count, each weight 1 unless given. `frozen` is data beside the batch
+that is not trained, such as a teacher's weights; () where there is none."""
+
+NO_WEIGHTS: Mapping[str, float] = MappingProxyType({})
 
 
 def train_step(
@@ -30,6 +33,7 @@ def train_step(
     loss_fn: LossFn,
     tx: optax.GradientTransformation,
     pruner: Pruner,
+    weights: Mapping[str, float] = NO_WEIGHTS,
     accumulate: int = 1,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, Any]]:
@@ -39,7 +43,8 @@ def train_step(
     +0.0 afterwards. With soft masks the forward pass sees masked weights while the stored ones keep their value, and
     gradients are masked. The pruner observes the gradients of all weights, as the forward pass sees them.
     `accumulate` splits the batch (leading axis) into that many micro-batches whose gradients add up to the
-    gradient of the whole batch. Under `pmap` or `shard_map` name the mapped axis in `axis_name`.
+    gradient of the whole batch. `weights` are those of terms in the loss, 1 where not named. Under `pmap` or
+    `shard_map` name the mapped axis in `axis_name`.
     """
     soft = pruner.mode == "soft"
     key = jax.random.fold_in(key, state.step)
@@ -53,7 +58,9 @@ def train_step(
         terms, metrics = loss_fn(params, frozen, micro, micro_key)
         if counts is None:
             counts = {name: total(count) for name, (_, count) in terms.items()}
-        return sum(value / jnp.maximum(counts[name], 1) for name, (value, _) in terms.items()), terms | metrics
+        parts = {name: value / jnp.maximum(counts[name], 1) for name, (value, _) in terms.items()}
+        parts |= {name: weight * parts[name] for name, weight in weights.items() if name in parts and weight != 1}
+        return sum(part for name, part in parts.items() if weights.get(name, 1)), terms | metrics
 
     gradient = jax.grad(loss, has_aux=True)
     effective = apply_masks(state.params, state.masks) if soft else state.params
@@ -107,12 +114,13 @@ def eval_step(state: TrainState, frozen: Any, batch: Batch, *, loss_fn: LossFn) 
     return terms | metrics
 
 
-def means(sums: dict[str, Any], terms: tuple[str, ...]) -> dict[str, float]:
-    """Host floats: sum / count by name (0 / 0 is 0), scalars as they are, and `loss` = the sum of the `terms`."""
+def means(sums: dict[str, Any], terms: Mapping[str, float]) -> dict[str, float]:
+    """Host floats: sum / count by name (0 / 0 is 0), scalars as they are, and `loss` = the weighted sum of the `terms`
+    (name -> weight)."""
     values: dict[str, float] = {}
     for name, value in sums.items():
         values[name] = float(value[0]) / max(float(value[1]), 1.0) if isinstance(value, tuple | list) else float(value)
-    return {"loss": sum(values[name] for name in terms)} | values
+    return {"loss": sum(weight * values[name] for name, weight in terms.items())} | values
 
 
 def added(total: dict[str, Any] | None, sums: dict[str, Any]) -> dict[str, Any]:
