@@ -74,7 +74,8 @@ def test_erk_gives_the_densities_of_its_authors_and_exact_totals():
         assert all(left[name] <= before[name] for name in shapes)
         if percent < 100:
             for name, density in zip(shapes, rigl(shapes.values(), percent / 100), strict=True):
-                assert left[name] == pytest.approx(density * sizes[name], abs=1), (percent, name)
+                # what rounding adds to the others, the largest matrix gives, at most half a weight for each
+                assert left[name] == pytest.approx(density * sizes[name], abs=len(shapes) / 2), (percent, name)
         before = left
     apart = pruner(distribution="erk").amounts(tree, {"": 0.9, "[ab]": 0.5, "f": None})
     counts = [int(low) for _, low in apart.kept]
