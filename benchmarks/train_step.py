@@ -1,8 +1,8 @@
-"""What a hard-masked train step costs beside an unmasked one.
+"""What a hard-masked train step costs beside an unmasked one, and one that learns from a teacher of its own size.
 
     python benchmarks/train_step.py [--layers 2] [--width 128] [--vocab 30522] [--rounds 15]
 
-Both steps run in turn in one process; printed are medians in milliseconds and the median of the ratios round by round.
+The steps run in turn in one process; printed are medians in milliseconds and the median of the ratios round by round.
 GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before the command shows what huge pages are worth on a CPU.
 """
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxprune.config import MeshConfig, ModelConfig, OptimizerConfig
 from jaxprune.models.bert import BERT, bert
+from jaxprune.models.distillation import Compared, distillation_loss
 from jaxprune.models.losses import pretraining_loss
 from jaxprune.pruning import init_masks, pruner
 from jaxprune.training.compile import compile_steps
@@ -34,29 +35,46 @@ def main() -> None:
     batch = random_batch(cfg, args.batch, args.length)
     key = jax.random.key(1)
     steps = {}
-    for name, masks in (("unmasked", jax.tree.map(lambda _: None, params)), ("hard masks", masked)):
+    plain = pretraining_loss(model.apply)
+    layers = tuple(range(cfg.num_hidden_layers))
+    compared = {
+        "logits": Compared(True, 2.0, False, 0, layers),
+        "relations": Compared(False, 1.0, False, cfg.num_attention_heads, layers),
+    }
+    losses = {name: distillation_loss("pretraining", model.apply, model.apply, c) for name, c in compared.items()}
+    unmasked = jax.tree.map(lambda _: None, params)
+    for name, masks, loss_fn in (
+        ("unmasked", unmasked, plain),
+        ("hard masks", masked, plain),
+        *((f"teacher: {name}", masked, loss) for name, loss in losses.items()),
+    ):
+        frozen = () if loss_fn is plain else params
         program = compile_steps(
             params,
             masks,
             make_mesh(MeshConfig()),
-            loss_fn=pretraining_loss(model.apply),
+            loss_fn=loss_fn,
+            frozen=frozen,
             tx=adamw(OptimizerConfig(), 1000),
             pruner=pruner(),
         )
         state = program.init(params, masks)
-        if name == "hard masks":
+        if masks is masked:
             state, _ = program.prune(state, program.amounts(0.7), key)
-        state, _ = program.train(state, (), batch, key)  # compiles
-        steps[name] = [program, jax.block_until_ready(state), []]
+        state, _ = program.train(state, frozen, batch, key)  # compiles
+        steps[name] = [program, jax.block_until_ready(state), [], frozen]
     for _ in range(args.rounds):
         for measured in steps.values():
             began = time.perf_counter()
-            measured[1] = jax.block_until_ready(measured[0].train(measured[1], (), batch, key)[0])
+            measured[1] = jax.block_until_ready(measured[0].train(measured[1], measured[3], batch, key)[0])
             measured[2].append(1e3 * (time.perf_counter() - began))
-    for name, (_, _, times) in steps.items():
-        print(f"{name:11s} median {np.median(times):7.1f} ms, min {min(times):7.1f} ms, n {len(times)}")
-    plain, hard = steps["unmasked"][2], steps["hard masks"][2]
-    print(f"ratio       median {np.median(np.divide(hard, plain)):.3f}, of minima {min(hard) / min(plain):.3f}")
+    for name, (_, _, times, _) in steps.items():
+        print(f"{name:18s} median {np.median(times):7.1f} ms, min {min(times):7.1f} ms, n {len(times)}")
+    base = {"hard masks": "unmasked"} | {f"teacher: {name}": "hard masks" for name in losses}
+    for name, other in base.items():
+        ratios = np.divide(steps[name][2], steps[other][2])
+        minima = min(steps[name][2]) / min(steps[other][2])
+        print(f"{name} / {other}: median {np.median(ratios):.3f}, of minima {minima:.3f}")
 
 
 def shape_of(args: argparse.Namespace) -> ModelConfig:

@@ -571,11 +571,11 @@ def test_a_new_criterion_is_offered_and_taken(tiny, tmp_path, monkeypatch, capsy
         if offered:
             monkeypatch.setitem(CRITERIA, "negative", CRITERIA["magnitude"])
         assert main(["pretrain", "--help"]) == 0
-        assert ("taylor, negative." in capsys.readouterr().out) == offered
+        assert ("fisher, negative." in capsys.readouterr().out) == offered
     path = tiny.pretrain_yaml(tmp_path / "c.yaml", prune={"criterion": "negative"})
     assert main(["pretrain", str(path), "--dry-run"]) == 0
     assert main(["pretrain", str(path), "--dry-run", "--prune.criterion", "positive"]) == EXIT_USER
-    assert "random, movement, taylor, negative; the nearest is 'negative'" in capsys.readouterr().err
+    assert "random, movement, taylor, fisher, negative; the nearest is 'negative'" in capsys.readouterr().err
 
 
 @pytest.mark.slow

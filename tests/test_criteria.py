@@ -115,12 +115,29 @@ def test_random_pruning_is_uniform():
     assert abs(columns - 120).max() < 5 * (300 * 0.24) ** 0.5
 
 
-@pytest.mark.parametrize(("name", "term"), [("movement", lambda w, g: -w * g), ("taylor", lambda w, g: np.abs(w * g))])
+SUMS = {"movement": lambda w, g: -w * g, "taylor": lambda w, g: np.abs(w * g), "fisher": lambda w, g: w**2 * g**2}
+
+
+@pytest.mark.parametrize(("name", "term"), SUMS.items())
 def test_sums_over_gradients(name, term, params, masks):
     scores = CRITERIA[name].score(observed(CRITERIA[name], params, masks), params, masks, None)
     assert scores["bias"] is None and scores["word"].dtype == jnp.float32
     want = sum(term(*(np.asarray(x["word"], np.float64) for x in (params, gradients(params, s)))) for s in range(3))
     np.testing.assert_allclose(scores["word"], want, rtol=1e-5, atol=1e-6)
+
+
+def test_fisher_is_the_rise_of_a_quadratic_loss():
+    """Of a Gaussian's -log likelihood, of curvature h: h w^2 / 2, with the weight at the prune and gradients before."""
+    h, w = np.array([4.0, 1.0, 0.25, 9.0], np.float32), np.array([0.5, -1.5, 2.0, 0.1], np.float32)
+    rng, fisher = np.random.default_rng(0), CRITERIA["fisher"]
+    tree, kept = {"w": jnp.asarray(w)}, {"w": jnp.ones(4, bool)}
+    state = fisher.init(tree, kept)
+    for noise in rng.normal(size=(400, 4)):  # its gradients are sqrt(h) times a standard normal
+        state = fisher.observe(state, tree, kept, {"w": jnp.asarray(np.sqrt(h) * noise, jnp.float32)})
+    rise = np.asarray(fisher.score(state, tree, kept, None)["w"]) / 400 / 2
+    np.testing.assert_allclose(rise, h * w**2 / 2, rtol=0.25)
+    twice = fisher.score(state, {"w": 2 * tree["w"]}, kept, None)["w"]
+    np.testing.assert_allclose(twice, 8 * 400 * rise, rtol=1e-5)
 
 
 def test_movement_of_masked_weights_goes_on_when_soft_and_ends_when_hard():

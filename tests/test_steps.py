@@ -174,12 +174,26 @@ def test_soft_loss_is_the_loss_of_the_masked_weights():
 @pytest.mark.parametrize("pieces", [2, 4, 8])
 def test_accumulated_gradient_is_that_of_the_whole_batch(pieces):
     tx = optax.sgd(0.1)
-    step = partial(train_step, loss_fn=_loss, tx=tx, pruner=HARD)
+    step = partial(train_step, loss_fn=_loss, tx=tx, pruner=HARD, weights={"fit": 0.25})
     whole, metrics = step(_state(tx), (), _batch(), jax.random.key(0))
     parts, part_metrics = step(_state(tx), (), _batch(), jax.random.key(0), accumulate=pieces)
     compare = partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-6)
     jax.tree.map(compare, whole.params, parts.params)
     jax.tree.map(compare, metrics, part_metrics)
+
+
+def test_terms_count_by_their_weights():
+    """1 where none is given, and then to the bit; 0 leaves a term out of the gradient, but not of the metrics."""
+
+    def change(**weights):
+        step = partial(train_step, loss_fn=_loss, tx=optax.sgd(1.0), pruner=HARD, weights=weights)
+        state, metrics = step(_state(optax.sgd(1.0)), (), _batch(), jax.random.key(0))
+        assert {"fit", "size"} <= {*metrics}
+        return jax.tree.map(jnp.subtract, state.params, _params())
+
+    jax.tree.map(np.testing.assert_array_equal, change(fit=1.0, size=1.0), change())
+    summed = jax.tree.map(lambda fit, size: 0.25 * fit + size, change(size=0.0), change(fit=0.0))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), change(fit=0.25), summed)
 
 
 ADAMW, GLOBAL = adamw(OptimizerConfig(learning_rate=1e-2), 50), pruner(scope="global")

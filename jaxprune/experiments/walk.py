@@ -288,6 +288,7 @@ def read_teacher(opened: Opened, program: Program, saved: Mapping[str, Any] | No
         if saved is not None and saved.get("teacher") != fingerprint:
             source = opened.blueprint.teacher.cfg.source
             raise UserError(f"teacher.source = {source}: changed since this run began; put the old weights back")
+    agree({"teacher": fingerprint})
     shardings = jax.tree.map(lambda leaf: leaf.sharding, program.frozen)
     return put_whole(params, shardings), {"teacher": fingerprint}
 

@@ -67,8 +67,10 @@ def _distributed(
     """The number of tiles that stay of each group, shared out among the groups of each amount."""
     weights = [Fraction(0)] * len(counts)
     for slot, shape in zip(groups.slots, shapes, strict=True):
-        for i in range(slot.first, slot.first + slot.parts) if slot else ():
-            tiles = prod(n // t for n, t in zip(shape, slot.tile.together))
+        if slot is None:
+            continue
+        tiles = prod(n // t for n, t in zip(shape, slot.tile.together))
+        for i in range(slot.first, slot.first + slot.parts):
             weights[i] += by(shape) * tiles / slot.parts
     members: dict[str, list[int]] = {}
     for i, one in enumerate(groups.groups):

@@ -50,8 +50,14 @@ def elementwise(f: Callable[[jax.Array], jax.Array]) -> Criterion:
     return stateless(lambda params, masks, key: on_prunable(f, masks, params))._replace(elementwise=f)
 
 
-def summed(term: Callable[[jax.Array, jax.Array], jax.Array]) -> Criterion:
-    """The criterion whose scores are float32 sums of term(weight, gradient) over the steps observed."""
+def summed(
+    term: Callable[[jax.Array, jax.Array], jax.Array],
+    worth: Callable[[jax.Array, jax.Array], jax.Array] = lambda total, w: total,
+) -> Criterion:
+    """The criterion that sums term(weight, gradient) over the steps observed, and scores by worth(sum, weight).
+
+    All are float32; a score is the sum itself unless `worth` says otherwise.
+    """
 
     def add(total: jax.Array, w: jax.Array, g: jax.Array) -> jax.Array:
         return total + term(w.astype(jnp.float32), g.astype(jnp.float32))
@@ -59,7 +65,9 @@ def summed(term: Callable[[jax.Array, jax.Array], jax.Array]) -> Criterion:
     return Criterion(
         init=lambda params, masks: on_prunable(functools.partial(jnp.zeros_like, dtype=jnp.float32), masks, params),
         observe=lambda state, params, masks, grads: on_prunable(add, masks, state, params, grads),
-        score=lambda state, params, masks, key: state,
+        score=lambda state, params, masks, key: on_prunable(
+            lambda total, w: worth(total, w.astype(jnp.float32)), masks, state, params
+        ),
     )
 
 
@@ -83,8 +91,17 @@ movement = summed(lambda w, g: -w * g)
 """Sum of -w g: high where training moves a weight away from 0 (Sanh et al. 2020)."""
 taylor = summed(lambda w, g: jnp.abs(w * g))
 """Sum of |w g|, to first order the change of the loss when w becomes 0 (Molchanov et al. 2019)."""
+fisher = summed(lambda w, g: g * g, lambda total, w: total * w * w)
+"""w^2 times the sum of g^2 of batch gradients: the rise of the loss when w becomes 0 by a diagonal empirical Fisher
+matrix for the Hessian (LeCun et al. 1990; Theis et al. 2018; of a block each: oBERT, Kurtic et al. 2022)."""
 
-CRITERIA: dict[str, Criterion] = {"magnitude": magnitude, "random": random, "movement": movement, "taylor": taylor}
+CRITERIA: dict[str, Criterion] = {
+    "magnitude": magnitude,
+    "random": random,
+    "movement": movement,
+    "taylor": taylor,
+    "fisher": fisher,
+}
 
 
 def criterion_of(choice: str | Criterion | Callable[..., Scores], argument: str = "criterion") -> Criterion:
