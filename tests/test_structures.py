@@ -1,5 +1,6 @@
 """Structures: which weights live or die together, as groupings of the one threshold code."""
 
+import itertools
 from functools import partial
 
 import jax
@@ -74,13 +75,14 @@ def test_blocks_are_ranked_by_their_mean():
 
 
 @pytest.mark.parametrize("structure", NAMES.values())
-@pytest.mark.parametrize("shares", [(scope, "uniform") for scope in sorted(SCOPES)] + [("matrix", "erk")])
+@pytest.mark.parametrize(
+    ("criterion", "scope", "distribution"),
+    [*itertools.product(sorted(CRITERIA), sorted(SCOPES), ["uniform"]), ("magnitude", "matrix", "erk")],
+)
 @pytest.mark.parametrize("method", sorted(METHODS))
-@pytest.mark.parametrize("criterion", sorted(CRITERIA))
-def test_exact_counts_and_no_return(criterion, method, shares, structure):
+def test_exact_counts_and_no_return(criterion, method, scope, distribution, structure):
     """Hard masks are monotone for every criterion, method, scope, distribution and structure; exact ones keep
     round((1 - s) N)."""
-    scope, distribution = shares
     if structure == "2:4" and method != "exact":
         with pytest.raises(ValueError, match="exact"):
             pruner(structure=structure, method=method).update((), tree(), init_masks(tree(), ".*kernel"), 0.5)

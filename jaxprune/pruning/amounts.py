@@ -47,6 +47,7 @@ def share_out(
         if {*fractions} - {*written} - {regex for regex, s in fractions.items() if s is None}:
             raise UserError("distribution: shares out what is counted on the host; give a sparsity that is a number")
         counts = _distributed(groups, shapes, counts, of_groups, distribution)
+        of_groups = [1 - kept / one.size for kept, one in zip(counts, groups.groups)]
     kept = wide(counts)
     fraction = jnp.array(of_groups, jnp.float32)
     least = wide([one.least for one in groups.groups])
