@@ -204,6 +204,7 @@ def test_a_run_learns_resumes_and_refuses_another_teacher(tiny, teacher, tmp_pat
     argv = ["pretrain", config, "--workdir"]
     done = tiny.run(*argv, tmp_path / "whole")
     assert done.code == 0, done.err
+    assert done.err.count(f"Teacher: {teacher}, for its logits x 0.5, hidden states x 0.25") == 1
     lines = read_records(tmp_path / "whole" / "metrics.jsonl")
     for line in (line for line in lines if "loss" in line):
         terms = 0.5 * sum(line[name] for name in ("mlm", "nsp", "teacher_mlm", "teacher_nsp"))
@@ -223,7 +224,7 @@ def test_a_run_learns_resumes_and_refuses_another_teacher(tiny, teacher, tmp_pat
     finally:
         file.write_bytes(kept)
     done = tiny.run(*argv, tmp_path / "run")
-    assert done.code == 0 and "resuming at step 5 of 12" in done.err, done.err
+    assert done.code == 0 and "resuming at step 5 of 12" in done.err and "Teacher:" not in done.err, done.err
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 

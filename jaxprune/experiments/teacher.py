@@ -50,6 +50,11 @@ class Teacher(NamedTuple):
         more = {"teacher_hidden": self.cfg.hidden, "teacher_relations": self.cfg.relations}
         return weights | {term: weight for term, weight in more.items() if weight}
 
+    def words(self) -> str:
+        """What is learned from it, for a log."""
+        shares = {"logits": self.cfg.hardness, "hidden states": self.cfg.hidden, "relations": self.cfg.relations}
+        return ", ".join(f"{name} x {weight:g}" for name, weight in shares.items() if weight)
+
     def flops(self, *, seq_len: int, predictions: int) -> float:
         """FLOPs of its forward pass for one sequence, masked-LM head included where that is compared."""
         predictions = predictions if self.head == "pretraining" else 0

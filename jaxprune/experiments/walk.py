@@ -294,8 +294,10 @@ def read_teacher(opened: Opened, program: Program, saved: Mapping[str, Any] | No
 
 
 def say_start(opened: Opened) -> None:
-    """Say what a run that begins lacks, as it will."""
-    weights = opened.start()
+    """Say what a run that begins lacks, as it will, and whom it learns from."""
+    weights, teacher = opened.start(), opened.blueprint.teacher
+    if teacher is not None:
+        log.info("Teacher: %s, for its %s", teacher.cfg.source, teacher.words())
     if weights is not None:
         say_heads(weights, opened.blueprint)
         if opened.decisions.masks == "fixed":
@@ -320,10 +322,10 @@ def first_state(opened: Opened, program: Program) -> TrainState:
     """The state before the first step: weights and masks of the start, or drawn from the seed."""
     decisions, blueprint, weights = opened.decisions, opened.blueprint, opened.start()
     key = jax.random.key(decisions.seed)
+    say_start(opened)
     if weights is None:
         state = program.draw(blueprint.build().init, key)
     else:
-        say_start(opened)
         params = completed(weights, blueprint.build().init, key)
         masks = start_masks(params, weights, decisions.prune, lift=decisions.masks == "none")
         if decisions.masks == "lifted":
