@@ -113,6 +113,7 @@ def test_what_is_finished_is_not_run_again_and_what_is_lost_is_the_same_again(gr
         again.drop(columns="seconds_this_session"), expected.drop(columns="seconds_this_session"), check_exact=True
     )
     clock = ("results.csv", "metrics.jsonl", "run.json")
+    del before[workdir / "contents.json"]  # it holds the hash of results.csv, and that the seconds
     for path, content in before.items():
         if path.name not in clock and "tensorboard" not in path.parts and lost not in path.parents:
             assert path.read_bytes() == content, path
