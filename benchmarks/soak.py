@@ -26,7 +26,7 @@ import socket
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -224,9 +224,10 @@ class Round:
     def wait_until_stopped(self, process: workflow.Running) -> bool:
         """Whether it was stopped by a signal before it ended."""
         while process.runs():
-            stat = Path(f"/proc/{process.process.pid}/stat").read_text()
-            if stat.rpartition(")")[2].split()[0] == "T":
-                return True
+            with suppress(FileNotFoundError, ProcessLookupError):
+                stat = Path(f"/proc/{process.process.pid}/stat").read_text()
+                if stat.rpartition(")")[2].split()[0] == "T":
+                    return True
             time.sleep(0.01)
         return False
 
