@@ -1,5 +1,6 @@
 """Input made to exhaust time or memory: refused in one line within seconds and 500 MB."""
 
+import ast
 import gzip
 import io
 import json
@@ -14,16 +15,17 @@ import optax
 import pytest
 import tokenizers
 
+import jaxprune
 from jaxprune.cli import EXIT_USER, main
 from jaxprune.config import PretrainConfig
 from jaxprune.config.sections import SourceConfig
 from jaxprune.config.task import OwnTaskConfig
-from jaxprune.data import resume_point
+from jaxprune.data import resume_point, tokenizer
 from jaxprune.data.corpus import documents
+from jaxprune.data.data_manifest import read_manifest
 from jaxprune.data.own_task import read_task
 from jaxprune.data.resume_point import RESUME_POINT
 from jaxprune.data.text_lines import MAX_BYTES
-from jaxprune.data.tokenizer import parse
 from jaxprune.errors import UserError
 from jaxprune.exit_code import exit_code_of
 from jaxprune.experiments.matrix import Job
@@ -31,6 +33,7 @@ from jaxprune.experiments.study import select
 from jaxprune.models import architecture_named
 from jaxprune.pruning import init_masks
 from jaxprune.training.optimizer import but_frozen
+from jaxprune.training.workdir import Workdir, read_records
 
 SECONDS, BYTES = 5, 500 << 20
 """Of CPU time, and of memory."""
@@ -197,7 +200,7 @@ def test_a_tokenizer(case):
     changes, message = BOMBS[case]
     content = bert_json(**changes)
     with limits(), pytest.raises(UserError, match=message):
-        parse(content, architecture_named("bert").special_tokens, "there")
+        tokenizer.parse(content, architecture_named("bert").special_tokens, "there")
 
 
 def test_a_tokenizer_file_of_100_mb(tmp_path, tiny):
@@ -299,3 +302,83 @@ def test_a_path_of_5000_characters(tiny, tmp_path, capsys, case):
         return
     assert code == EXIT_USER and not (tmp_path / "out").exists(), err
     assert err.err.count("\n") == 1 and "x" * 200 in err.err and len(err.err) < 2500, err.err
+
+
+def test_nothing_here_runs_what_it_reads():
+    """No eval, exec, pickle, shell or code of a model in the package; YAML with a safe loader alone."""
+    for path in Path(jaxprune.__file__).parent.rglob("*.py"):
+        if path.name == "tokenizer_pool.py":  # talks to processes that it starts itself
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
+                assert not names & {"pickle", "marshal", "shelve", "dill", "cloudpickle"}, path
+            if isinstance(node, ast.Call):
+                assert not (isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec")), path
+                words = {word.arg: word.value for word in node.keywords}
+                assert not {"shell", "trust_remote_code"} & {*words}, path
+                if isinstance(node.func, ast.Attribute) and ast.unparse(node.func) == "yaml.load":
+                    assert ast.unparse(words["Loader"]) == "_StrictLoader", path
+                assert ast.unparse(words.get("weights_only", ast.Constant(True))) == "True", path
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": []},
+        {"model": 1.5},
+        {"added_tokens": 1.5},
+        {"added_tokens": ["x"]},
+        {"added_tokens": [{"id": []}]},
+    ],
+)
+def test_tokenizer_files_with_values_of_another_kind(tmp_path, changes):
+    special = architecture_named("bert").special_tokens
+    (tmp_path / "tokenizer.json").write_text(json.dumps(json.loads(bert_json()) | changes))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    with pytest.raises(UserError, match=r"copy (it|them) again"):
+        tokenizer.load(str(tmp_path), special=special)
+
+
+def test_an_unknown_word_without_a_piece():
+    content = bert_json(model={"unk_token": "[NONE]"})
+    with pytest.raises(UserError, match=r"lack \[NONE\]"):
+        tokenizer.parse(content, architecture_named("bert").special_tokens, "there")
+
+
+def test_a_length_that_is_no_number():
+    special = architecture_named("bert").special_tokens
+    files = {"tokenizer.json": bert_json(), "tokenizer_config.json": b'{"model_max_length": [1]}'}
+    vocab = tokenizer.from_files(files, special, "there")
+    assert json.loads(tokenizer.files(vocab, max_length=32)["tokenizer_config.json"])["model_max_length"] == 32
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"files": None},
+        {"files": {"a": 3}},
+        {"files": {"a": {}}},
+        {"special_tokens": ["x"]},
+        {"files": {"a": {"size": "1", "sha256": "x"}}},
+    ],
+)
+def test_a_manifest_with_values_of_another_kind(tiny, tmp_path, changes):
+    good = json.loads((tiny.data / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(good | changes))
+    with pytest.raises(UserError, match=r"manifest.json: damaged"):
+        read_manifest(tmp_path)
+
+
+def test_records_and_state_without_anything_that_vouches_for_them(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n\xee\xff\n{"step": "x"}\n[]\n{"step": 2}\n{"ste')
+    assert [record["step"] for record in read_records(tmp_path / "metrics.jsonl")] == [1, 2]
+    for name, read in (("run.json", Workdir.starts), ("result.json", Workdir.result)):
+        for content in (b"{", b"[]", b"\xff", b"[" * 100_000):
+            (tmp_path / name).write_bytes(content)
+            with Workdir(tmp_path) as workdir, pytest.raises(UserError, match=f"{name}: damaged"):
+                read(workdir)
+            (tmp_path / name).unlink()
+    with Workdir(tmp_path) as workdir:
+        workdir.rewind("metrics.jsonl", 1)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b'{"step": 1}\n'

@@ -44,10 +44,17 @@ def read_manifest(folder: AnyPath) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_bytes())
         number = manifest["format"]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"{path}: damaged ({error}); {_REMEDY}") from error
     if number != FORMAT:
         raise UserError(f"{path}: format {number}, but this version reads {FORMAT}; run `jaxprune prepare` again")
+    try:
+        kinds = [(type(sums["size"]), type(sums["sha256"])) for sums in manifest["files"].values()]
+        kinds += [(int, type(token)) for token in manifest.get("special_tokens", {}).values()]
+    except (TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path}: damaged ({error!r}); {_REMEDY}") from error
+    if {*kinds} != {(int, str)}:
+        raise UserError(f"{path}: damaged, sizes, hashes and tokens are not all numbers and text; {_REMEDY}")
     return manifest
 
 

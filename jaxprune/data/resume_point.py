@@ -61,7 +61,7 @@ def load(folder: AnyPath) -> dict[str, Any] | None:
         text = arrays["text"].tobytes()
         point = json.loads(text, object_hook=lambda fields: arrays[fields[_ARRAY]] if _ARRAY in fields else fields)
         then = point["versions"]
-    except (ValueError, KeyError, TypeError, EOFError, MemoryError, RecursionError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, TypeError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile) as error:
         log.warning("prepare: %s is damaged (%s); starting over", path, (str(error).splitlines() or [""])[0])
         return None
     if then != versions():

@@ -33,7 +33,9 @@ class Vocabulary:
     ) -> None:
         check_bounds(tokenizer, where)
         ids = tokenizer.get_vocab(with_added_tokens=True)
-        if missing := [token for token in special if token not in ids]:
+        wordpiece = isinstance(tokenizer.model, tokenizers.models.WordPiece)
+        needed = (*special, tokenizer.model.unk_token) if wordpiece else special  # else it fails at a word it lacks
+        if missing := [token for token in needed if token not in ids]:
             raise tokenizer_folder.lacks(missing, len(ids), where)
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -48,7 +50,6 @@ class Vocabulary:
         """Role of a special token (`pad`, `unk`, `cls`, `sep`, `mask`) -> id."""
         self.sha256 = hashlib.sha256("\n".join(self.pieces).encode()).hexdigest()
         """Hash of the pieces in order of their ids."""
-        wordpiece = isinstance(tokenizer.model, tokenizers.models.WordPiece)
         self.prefix: str = (getattr(tokenizer.model, "continuing_subword_prefix", "") or "") if wordpiece else ""
         """Mark of a piece that continues a word, "##"; empty if the tokenizer is not WordPiece."""
         self.separators = max(1, tokenizer.num_special_tokens_to_add(True) - 2)
@@ -86,7 +87,10 @@ def load(path: str, revision: str = "", *, special: SpecialTokens) -> Vocabulary
 
 def from_files(contents: Mapping[str, bytes], special: SpecialTokens, where: str) -> Vocabulary:
     """As `load`, from files already read, by name."""
-    tokenizer, special, files = tokenizer_folder.build(contents, special, where)
+    try:
+        tokenizer, special, files = tokenizer_folder.build(contents, special, where)
+    except (TypeError, KeyError, AttributeError, IndexError) as error:  # values of another kind, at any depth
+        raise UserError(f"{where}: its tokenizer's files are damaged ({error!r}); copy them again") from error
     return Vocabulary(tokenizer, special, where, files)
 
 
@@ -132,7 +136,8 @@ def files(vocab: Vocabulary, *, max_length: int = 0) -> dict[str, bytes]:
     """
     contents = vocab.files or _written(vocab)
     settings = json.loads(contents.get(SETTINGS, b"{}"))
-    if max_length and not (settings.get("model_max_length") or _UNLIMITED) < _UNLIMITED:
+    stated = settings.get("model_max_length")
+    if max_length and not (isinstance(stated, int | float) and 0 < stated < _UNLIMITED):
         settings["model_max_length"] = max_length
         contents = contents | {SETTINGS: tokenizer_folder.to_json(settings)}
     return contents

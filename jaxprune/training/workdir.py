@@ -81,8 +81,8 @@ class Workdir:
         path = self / name
         if not self.owner or not path.exists():
             return
-        kept = [line for line in path.read_text().splitlines() if _step(line) <= step]
-        write_atomically(path, "".join(line + "\n" for line in kept))
+        kept = [line for line in path.read_bytes().splitlines() if _step(line) <= step]
+        write_atomically(path, b"".join(line + b"\n" for line in kept))
 
     def rewind_to(self, name: str, content: bytes) -> None:
         """Drop what was added behind `content`; a file that does not begin with it is written again, which is said."""
@@ -115,8 +115,7 @@ class Workdir:
 
     def starts(self) -> list[dict[str, Any]]:
         """What each start in run.json ran on, the newest last."""
-        path = self / "run.json"
-        return json.loads(path.read_text())["starts"] if path.exists() else []
+        return (_object(self / "run.json") or {"starts": []})["starts"]
 
     def add_start(self, start: dict[str, Any]) -> None:
         """Add what a start runs on to run.json, below the starts before."""
@@ -125,8 +124,7 @@ class Workdir:
 
     def result(self) -> dict[str, Any] | None:
         """What a finished run wrote last, or None."""
-        path = self / "result.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        return _object(self / "result.json")
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json, which marks the run as finished, and list what the run leaves."""
@@ -190,12 +188,27 @@ def owned_workdir(
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a `.jsonl` file; none if it is not there."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The records of a `.jsonl` file, without lines that were cut or damaged; none if it is not there."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if _step(line) < float("inf")]
 
 
-def _step(line: str) -> float:
+def _object(path: Path) -> dict[str, Any] | None:
+    """The object in a state file, None where there is no file; UserError where it is damaged and cannot be mended."""
+    if not path.exists():
+        return None
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+        content = json.loads(path.read_bytes())
+        if isinstance(content, dict) and isinstance(content.get("starts", []), list):
+            return content
+    except (ValueError, RecursionError):
+        pass
+    raise UserError(f"{path}: damaged, and {MANIFEST} does not hold what it was; delete it, and run again")
+
+
+def _step(line: bytes) -> float:
+    """The step of a line of records; infinity where it has none."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return float("inf")
