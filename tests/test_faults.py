@@ -17,8 +17,10 @@ from test_resume import assert_same_run, flip
 from jaxprune.cli import main
 from jaxprune.config import FinetuneConfig
 from jaxprune.config.load import read_yaml, validate
-from jaxprune.errors import EXIT_DISK, EXIT_RESOURCES, CheckpointError, Diverged, UserError
+from jaxprune.data.split_writer import SplitWriter
+from jaxprune.errors import EXIT_DISK, EXIT_RESOURCES, CheckpointError, Diverged, Preempted, UserError
 from jaxprune.exit_code import exit_code_of
+from jaxprune.experiments import walk
 from jaxprune.experiments.finetune import finetune
 from jaxprune.experiments.weights import read_weights, stored_config
 from jaxprune.progress import Progress
@@ -237,3 +239,110 @@ def test_no_room_for_the_log_and_a_clock_that_jumps_back(tiny, pretrained, tmp_p
     done = tiny.run(*argv)
     assert done.code == 0 and f"resuming at step {good} of 12" in done.err, done.err
     assert_same_run(tmp_path / "run", pretrained)
+
+
+LIMITED = """
+import os, resource, signal, sys
+from jaxprune.training import loop
+
+class Stop(loop.Stop):
+    steps = 0
+    def __enter__(self):
+        super().__enter__()
+        if sys.argv[1] == "interrupt":
+            os.kill(os.getpid(), signal.SIGINT)
+        return self
+    def requested(self, step):
+        Stop.steps += 1
+        if Stop.steps == 3 and sys.argv[1] == "files":
+            count = len(os.listdir("/proc/self/fd"))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (count, count))
+        return super().requested(step)
+
+loop.Stop = Stop
+from jaxprune.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
+"""Of a run: Ctrl-C before its first step is compiled, or no more open files after its third."""
+
+
+@pytest.mark.slow
+def test_interrupted_before_the_first_step_and_out_of_open_files_it_goes_on(tiny, pretrained, tmp_path):
+    argv = ["pretrain", tiny.root / "pretrain.yaml", "--workdir", tmp_path / "run"]
+    done = tiny.start("interrupt", *argv, program=LIMITED).finish()
+    assert done.code == Preempted.exit_code and "step 1 of 12 is saved" in done.err, done
+    done = tiny.start("files", *argv, program=LIMITED).finish()
+    assert done.code == EXIT_RESOURCES and "Traceback" not in done.err, done
+    assert done.err.splitlines()[-1].endswith("Too many open files; raise `ulimit -n`, and run again")
+    done = tiny.run(*argv)
+    assert done.code == 0 and "resuming at step" in done.err, done
+    assert_same_run(tmp_path / "run", pretrained)
+
+
+def test_interrupted_before_anything_is_written(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(walk, "compile_run", lambda *_: signal.raise_signal(signal.SIGINT))
+    config = tiny.pretrain_yaml(tmp_path / "c.yaml")
+    assert main(["pretrain", str(config), "--workdir", str(tmp_path / "run")]) == 130
+    assert capsys.readouterr().err.endswith("jaxprune pretrain: interrupted; run the same command to go on\n")
+    assert not (tmp_path / "run").exists()
+
+
+def test_prepare_is_interrupted_and_goes_on(tiny, tmp_path, monkeypatch, capsys):
+    finish, config = SplitWriter.finish, tiny.prepare_yaml(tmp_path / "c.yaml")
+    argv = ["prepare", str(config), "--workdir", str(tmp_path / "data")]
+    monkeypatch.setattr(SplitWriter, "finish", lambda self: signal.raise_signal(signal.SIGINT))
+    assert main(argv) == 130
+    assert capsys.readouterr().err.endswith("jaxprune prepare: interrupted; run the same command to go on\n")
+    monkeypatch.setattr(SplitWriter, "finish", finish)
+    assert main(argv) == 0
+    for path in tiny.data.glob("*.npy"):
+        assert (tmp_path / "data" / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("command", ["pretrain", "prepare"])
+def test_a_place_that_cannot_be_written_is_said_at_once(tiny, tmp_path, capsys, command):
+    """/proc takes no directory, not even of root."""
+    config = {"pretrain": tiny.pretrain_yaml, "prepare": tiny.prepare_yaml}[command](tmp_path / "c.yaml")
+    began = time.process_time()
+    assert main([command, str(config), "--workdir", "/proc/jaxprune"]) == UserError.exit_code
+    assert time.process_time() - began < 10
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"jaxprune {command}: ")
+
+
+@pytest.mark.slow
+def test_every_command_takes_any_legal_path(tiny, tmp_path, monkeypatch, capsys):
+    """Brackets, quotes, `$`, spaces, a backslash, a star, umlauts and a right-to-left mark, beside what would match."""
+    base = tmp_path / "[x] 'a\" $HOME\\b ü * \u202e\u05d0"
+    for name in (base.name, "x 'a\" $HOMEb ü * \u202e\u05d0"):
+        (tmp_path / name).mkdir()
+    glue, corpus = shutil.copytree(tiny.glue, base / "glue"), base / "corpus"
+    shutil.copytree(tiny.corpus, corpus)
+    data, run, grid, model = (base / name for name in ("data", "run", "grid", "model"))
+    source = {"sources": [{"kind": "local", "path": str(corpus)}]}
+    prepare = tiny.prepare_yaml(base / "prepare.yaml", **source)
+    assert main(["prepare", str(prepare), "--workdir", str(data)]) == 0
+    assert next(data.glob("train-*.ids.npy")).read_bytes() == next(tiny.data.glob("train-*.ids.npy")).read_bytes()
+    config = tiny.pretrain_yaml(base / "pretrain.yaml", data={"path": str(data)}, steps=8)
+    assert tiny.stop(5, signal.SIGTERM, "pretrain", config, "--workdir", run).code == Preempted.exit_code
+    done = tiny.run("pretrain", config, "--workdir", run)
+    assert done.code == 0 and "resuming at step 5 of 8" in done.err, done
+    config = tiny.finetune_yaml(base / "finetune.yaml", glue=str(glue), init_from=str(run), keep_weights=True)
+    done = tiny.run("finetune", config, "--workdir", grid)
+    assert done.code == 0, done
+    texts = base / "texts.csv"
+    texts.write_text("sentence\na cat\n")
+    monkeypatch.chdir(base)
+    for words in (
+        ["prune", str(run), str(model), "--sparsity", "0.8"],
+        ["predict", str(grid), str(texts), "--out", str(base / "out.csv")],
+        ["report", str(grid)],
+        ["report", str(run), str(grid), "--out", str(base / "page")],
+        ["inspect", str(run)],
+        ["diff", str(run), str(model)],
+        ["check", str(base / "run")],
+        ["check", str(data)],
+        ["check", str(model)],
+        ["doctor", "--workdir", str(base / "run")],
+    ):
+        assert main(words) == 0, (words, capsys.readouterr())
+    assert (base / "out.csv").is_file() and (base / "page" / "report.html").is_file()
