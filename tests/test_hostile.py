@@ -360,6 +360,7 @@ def test_a_length_that_is_no_number():
         {"files": {"a": 3}},
         {"files": {"a": {}}},
         {"special_tokens": ["x"]},
+        {"special_tokens": {"unk": "[UNK]"}},
         {"files": {"a": {"size": "1", "sha256": "x"}}},
     ],
 )

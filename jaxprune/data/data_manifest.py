@@ -53,8 +53,9 @@ def read_manifest(folder: AnyPath) -> dict[str, Any]:
         kinds += [(int, type(token)) for token in manifest.get("special_tokens", {}).values()]
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: damaged ({error!r}); {_REMEDY}") from error
-    if {*kinds} != {(int, str)}:
-        raise UserError(f"{path}: damaged, sizes, hashes and tokens are not all numbers and text; {_REMEDY}")
+    roles = {*manifest.get("special_tokens", SpecialTokens._fields)}
+    if {*kinds} != {(int, str)} or roles != {*SpecialTokens._fields}:
+        raise UserError(f"{path}: damaged, it lacks sizes, hashes or special tokens; {_REMEDY}")
     return manifest
 
 
