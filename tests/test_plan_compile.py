@@ -21,7 +21,7 @@ pytestmark = [
 CONFIG = """\
 command: pretrain
 steps: 40
-batch_size: 512
+batch_size: 128
 model: {dtype: bfloat16, vocab_size: 4096, hidden_size: 128, num_hidden_layers: 2, num_attention_heads: 2,
   intermediate_size: 512, max_position_embeddings: 128}
 prune: {sparsity: 0.5, end: 20, every: 10}
@@ -61,7 +61,7 @@ def test_it_fits_and_the_parts_add_up(report):
     assert memory["teacher"] == 2 * weights and report["teacher"]["params"] == weights  # in the run's bfloat16
     assert memory["optimizer"] == 8 * weights + 4 * 4  # two moments, three counts and the peak rate
     assert memory["masks"] == 4096 * 128 + 2 * (4 * 128**2 + 2 * 128 * 512) + 128**2
-    # The vocabulary's logits at 10 masked positions of the chip's 128 examples, in bfloat16 at least.
+    # The vocabulary's logits at 10 masked positions of the chip's 32 examples, in bfloat16 at least.
     assert memory["layout_padding"] >= 0 and memory["activations_and_temporaries"] > 0
 
 
@@ -107,7 +107,7 @@ def test_the_tables_say_the_same(report, capsys):
 
 def test_what_does_not_fit_is_said_with_the_compilers_words(tmp_path, capsys):
     path = tmp_path / "large.yaml"
-    large = CONFIG.replace("batch_size: 512", "batch_size: 4096").replace("vocab_size: 4096", "vocab_size: 500000")
+    large = CONFIG.replace("batch_size: 128", "batch_size: 4096").replace("vocab_size: 4096", "vocab_size: 500000")
     path.write_text(large)
     assert main(["plan", str(path), "--topology", "v5e:2x2", "--seq-len", "64", "--json"]) == 0
     refused = json.loads(capsys.readouterr().out)

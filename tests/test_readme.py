@@ -49,8 +49,10 @@ def test_the_four_commands(tiny, tmp_path):
         write_encoder(tmp_path / "my-encoder")
         with (tmp_path / "configs" / "own_task" / "tickets.yaml").open("a") as file:
             file.write("max_len: 40\n")  # the positions it has
+    # Quickly compiled programs are slower, which shows in a model of this size.
+    environment = tiny.environment() | ({"XLA_FLAGS": ""} if conftest.MINILM else {})
     for line in lines:
-        out = run(line, tmp_path, tiny.environment())
+        out = run(line, tmp_path, environment)
     (answer,) = json.loads(out.replace("'", '"'))
     assert answer["label"] in TOPICS and 0 < answer["score"] < 1
     table = pandas.read_csv(tmp_path / "labelled.csv")
@@ -69,10 +71,10 @@ def test_the_three_commands(tiny, tmp_path):
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     prepare, dry, study = commands("README.md", "A study in three commands")
     run(prepare, tmp_path, tiny.environment())
-    assert "17 runs" in run(dry, tmp_path, tiny.environment()) and not (tmp_path / "runs" / "quick" / "study").exists()
+    assert "13 runs" in run(dry, tmp_path, tiny.environment()) and not (tmp_path / "runs" / "quick" / "study").exists()
     run(study, tmp_path, tiny.environment())
     runs = pandas.read_csv(tmp_path / "runs" / "quick" / "study" / "tables" / "runs.csv")
-    assert len(runs) == 12 and {*runs["task"]} == {"tickets"} and {*runs["seed"]} == {0, 1, 2}
+    assert len(runs) == 9 and {*runs["task"]} == {"tickets"} and {*runs["seed"]} == {0, 1, 2}
     means = runs.groupby(["condition", "target"])["score"].mean()
     assert means["pruned", 0.0] > means["pruned", 0.9] + 0.2  # it learned the topics, and pruning takes them
     assert (tmp_path / "runs" / "quick" / "study" / "report.html").stat().st_size > 10_000
