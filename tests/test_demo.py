@@ -136,5 +136,7 @@ def test_a_larger_model_gets_fewer_steps_and_examples(pretrained, tmp_path):
 
 
 if __name__ == "__main__":
-    once = TINY.model_copy(update={"finetune": TINY.finetune.model_copy(update={"tasks": ("word order",), "seeds": (0,)})})
+    once = TINY.model_copy(
+        update={"finetune": TINY.finetune.model_copy(update={"tasks": ("word order",), "seeds": (0,)})}
+    )
     print(demo(Path(sys.argv[1]), once, model=sys.argv[2]) if sys.argv[2:] else demo(Path(sys.argv[1]), TINY))

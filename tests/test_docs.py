@@ -65,6 +65,24 @@ def test_commands_on_pages_are_commands(page, line, monkeypatch):
     assert main([name, *argv]) == 0 and done == [name]
 
 
+IN_CI = {"jaxprune prune    my-encoder", "jaxprune prepare configs/study_quick"}
+"""How the blocks of commands begin that tests/test_readme.py runs."""
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda page: page.name)
+def test_commands_run_in_ci_or_say_what_they_need(page):
+    """Each block by itself, or all of a page in its head."""
+    text = page.read_text()
+    blocks = re.findall(r"^```(?:bash)?\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    commands = [
+        block
+        for block in blocks
+        if re.search(r"^(jaxprune|pip|python|hf|gcloud|tpu_scripts/\S+) ", block, re.MULTILINE)
+    ]
+    if "commands on this page need" not in text.partition("\n## ")[0]:
+        assert not [b for b in commands if not b.startswith(("# Needs ", *IN_CI))]
+
+
 def test_every_promise_names_a_test_that_is_there():
     file, named = "", 0
     for other, test in re.findall(r"`(test_\w+)?::(test_\w+)`", (DOCS / "reliability.md").read_text()):

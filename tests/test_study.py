@@ -423,10 +423,12 @@ def test_a_dry_run_counts_what_is_left_and_writes_nothing(tiny, config, shared, 
     assert main(["study", str(config), "--workdir", str(shared), "--dry-run"]) == 0
     assert "12 runs, 12 of them finished" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in shared.rglob("*")} == before
-    done = tiny.run("study", config, "--workdir", tmp_path / "new", "--dry-run", "--only", "deletion")
+    done = tiny.run("study", config, "--workdir", tmp_path / "new", "--dry-run", "--only", "deletion", COLUMNS="80")
     assert done.code == 0, done.err
     out = " ".join(done.out.split())
     assert "3 runs, 0 of them finished; of the others 2 pre-train" in out and "1 fine-tune" in out
+    assert "finetune/information_deletion/pruned-s0.9/SST-2/lr0.001-seed0" in done.out  # whole, in a narrow terminal
+    assert max(map(len, done.out.splitlines())) <= 80
     assert not (tmp_path / "new").exists()
 
 
