@@ -28,6 +28,7 @@ from jaxprune.experiments.slice_plan import planned
 from jaxprune.experiments.teacher import teacher_of
 from jaxprune.models import architecture_named
 from jaxprune.models.distillation import Compared, distillation_loss, evenly_spaced
+from jaxprune.plan.memory import shard_bytes
 from jaxprune.training.sharding import put_whole
 from jaxprune.training.workdir import read_records
 
@@ -261,6 +262,7 @@ def test_what_a_teacher_costs_is_said(tiny, teacher, tmp_path, capsys, untimed):
     plain = planned(cfg.model_copy(update={"teacher": TeacherConfig()}), None)
     assert plan.flops == pytest.approx(4 / 3 * plain.flops) and plain.teacher is None
     assert plan.teacher == {"from": str(teacher), "dtype": "bfloat16", "flops": plain.flops / 3}
+    assert shard_bytes(plan.program(4, jax.devices()[:1])[0].frozen) == 2 * params
 
 
 REFUSED = {

@@ -25,7 +25,6 @@ batch_size: 128
 model: {dtype: bfloat16, vocab_size: 4096, hidden_size: 128, num_hidden_layers: 2, num_attention_heads: 2,
   intermediate_size: 512, max_position_embeddings: 128}
 prune: {sparsity: 0.5, end: 20, every: 10}
-teacher: {source: nowhere}
 """
 
 
@@ -58,15 +57,14 @@ def test_it_fits_and_the_parts_add_up(report):
     assert report["fits"] and 0 < total == sum(memory.values()) < hbm == 16 * 2**30
     weights = report["model"]["params"]
     assert memory["params"] == 4 * weights
-    assert memory["teacher"] == 2 * weights and report["teacher"]["params"] == weights  # in the run's bfloat16
+    assert memory["teacher"] == 0 and report["teacher"] is None
     assert memory["optimizer"] == 8 * weights + 4 * 4  # two moments, three counts and the peak rate
     assert memory["masks"] == 4096 * 128 + 2 * (4 * 128**2 + 2 * 128 * 512) + 128**2
     # The vocabulary's logits at 10 masked positions of the chip's 32 examples, in bfloat16 at least.
     assert memory["layout_padding"] >= 0 and memory["activations_and_temporaries"] > 0
 
 
-def test_the_compiler_multiplies_what_the_model_and_its_teacher_need(report):
-    assert report["flops"]["model"] == pytest.approx(4 * 128 * report["teacher"]["flops"])
+def test_the_compiler_multiplies_what_the_model_needs(report):
     assert 0.95 < report["flops"]["ratio"] <= 1.05 and not report["flops"]["waste"]
 
 
@@ -100,8 +98,7 @@ def test_times_follow_from_the_figures(report):
 def test_the_tables_say_the_same(report, capsys):
     show(report)
     out = capsys.readouterr().out
-    bound = f"bound by {report['train']['bound_by']}"
-    for words in ("v5e:2x2", "nowhere is not looked up", "--seq-len", "all-reduce", "prune step", bound):
+    for words in ("v5e:2x2", "--seq-len", "all-reduce", "prune step", f"bound by {report['train']['bound_by']}"):
         assert words in out
 
 
