@@ -326,6 +326,13 @@ def test_a_curve_is_drawn_as_it_says() -> None:
     assert ">0.8<" in plain and ">4<" in plain and ">80<" not in plain
 
 
+def test_first_steps_may_leave_an_axis_and_a_later_peak_does_not() -> None:
+    y = [200.0, 100.0, *[20.0] * 10, 60.0, *[20.0] * 8]
+    for first, ticks in ((0.1, {">20<", ">60<"}), (0.0, {">50<", ">200<"})):
+        svg = curves("t", [Series("", [x / 2 for x in range(21)], y)], "loss (nats)", "step", first=first).svg
+        assert all(tick in svg for tick in ticks) and (">200<" in svg) == (not first), first
+
+
 def test_labels_keep_their_distance() -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):

@@ -47,12 +47,12 @@ def curves(
     *,
     dashed: Sequence[tuple[float, str, str]] = (),
     bands: Sequence[tuple[float, float, int | None]] = (),
-    clip: float | None = None,
+    first: float = 0.0,
 ) -> Figure:
     """Curves against sparsity or anything else; an axis whose label has `%` or `× 100` prints fractions times 100.
 
     dashed: (height, name, colour) of horizontal lines. bands: (from, to, number) of shaded stretches of x, None reads
-    as `?`. clip: cut the y axis at this quantile of all values, so that the first steps do not flatten the rest.
+    as `?`. first: this first fraction of each curve may leave the y axis, lest it flattens the rest.
     """
     longest = max((len(name) for name in (*(s.name for s in series), *(name for _, name, _ in dashed))), default=0)
     figure, axes = new_axes(height=252, right=max(0.97 - 0.021 * longest, 0.6))
@@ -61,9 +61,9 @@ def curves(
     for height, _, color in dashed:
         axes.axhline(height, color=color, **DASHED)
     axes.margins(x=0.03)
-    if clip is not None:
-        heights = np.concatenate([np.asarray(s.y, float) for s in series])
-        low, high = float(heights.min()), float(np.quantile(heights, clip))
+    if first:
+        heights = np.concatenate([np.asarray(s.y, float)[int(first * len(s.y)) :] for s in series])
+        low, high = float(heights.min()), float(heights.max())
         pad = 0.06 * (high - low or 1)
         axes.set_ylim(low - pad, high + pad)
     if bands:

@@ -173,7 +173,7 @@ def _over_steps(runs: Sequence[Row], plans: Mapping[float, Mapping[int, float]])
         figures.append(curves(caption, [*sparsity, *events], "sparsity (%)", "step"))
     if losses:
         caption = "Pre-training loss over the same steps"
-        figures.append(curves(caption, losses, "pre-training loss (nats)", "step", clip=0.97))
+        figures.append(curves(caption, losses, "pre-training loss (nats)", "step", first=0.1))
     return figures
 
 

@@ -92,4 +92,4 @@ def _figure(
             series.append(Series(label, x, y, color, dots=3.6 if column == "dev_loss" else 0))
     if not series or (column == "sparsity" and not any(any(s.y) for s in series)):
         return None
-    return curves(caption, series, axis, "step", clip=0.97 if column == "loss" else None)
+    return curves(caption, series, axis, "step", first=0.1 if column == "loss" else 0)
