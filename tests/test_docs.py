@@ -1,6 +1,8 @@
 """What the pages in docs/ say is what is there."""
 
+import argparse
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -63,6 +65,44 @@ def test_commands_on_pages_are_commands(page, line, monkeypatch):
     monkeypatch.setattr(f"jaxprune.experiments.{CALLS[name]}", lambda *_, **__: done.append(name))
     monkeypatch.chdir(ROOT)
     assert main([name, *argv]) == 0 and done == [name]
+
+
+def benchmark_lines() -> list[tuple[str, str]]:
+    """(page, line) of every benchmark that a page, or the head of one, runs."""
+    lines = []
+    for page in [*PAGES, *ROOT.glob("benchmarks/*.py")]:
+        text = page.read_text().replace("\\\n", " ")
+        for line in re.findall(r"python (benchmarks/\w+\.py[^`\n{]*)[`\n]", text):
+            lines.append((str(page.relative_to(ROOT)), re.sub(r"[][]|\.\.\.", " ", line).strip()))  # [optional ...]
+    return lines
+
+
+@pytest.mark.parametrize(("page", "line"), benchmark_lines())
+def test_benchmarks_on_pages_take_their_words(page, line, monkeypatch):
+    path, *argv = shlex.split(line)
+    parse, parsed = argparse.ArgumentParser.parse_args, []
+
+    def only_parse(*args):
+        parsed.append(parse(*args))
+        raise SystemExit(0)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", only_parse)
+    monkeypatch.setattr(sys, "argv", [path, *argv])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / path), run_name="__main__")
+    assert end.value.code == 0 and parsed
+
+
+@pytest.mark.slow
+def test_benchmarks_run(tiny, pretrained):
+    """Those that take a model of any size, on a tiny one."""
+    small = "--rounds 1 --layers 1 --width 64 --vocab 200 --batch 4 --length 16"
+    for line, words in ((f"train_step.py {small}", "masked"), (f"prune.py {pretrained / 'hf'} --rounds 1", "s")):
+        path, *argv = line.split()
+        command = [sys.executable, str(ROOT / "benchmarks" / path), *argv]
+        done = subprocess.run(command, capture_output=True, text=True, env=tiny.environment(), timeout=500)
+        assert done.returncode == 0 and words in done.stdout, done.stderr
 
 
 IN_CI = {"jaxprune prune    my-encoder", "jaxprune prepare configs/study_quick"}
