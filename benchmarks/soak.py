@@ -4,6 +4,8 @@ Run from the repository root, in the background:
 
     PYTHONPATH=. nice -n 19 python benchmarks/soak.py --minutes 60 --seed 0 --out results/soak
 
+The faults of other seeds that lie in `--out` stay in its table, so several may run side by side.
+
 A round is one workdir: the same command is started again and again, and each time a seeded fault stops the process, or
 one of two processes of a job, at a random moment; then files of the workdir are damaged. Once the run is finished it is
 compared with the undisturbed one, bit for bit: losses, prunes, weights, moments, masks, place in the data, its model.
@@ -25,6 +27,7 @@ import signal
 import socket
 import sys
 import tempfile
+import textwrap
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -33,6 +36,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
+import filelock  # noqa: E402
 import workflow  # noqa: E402
 from damage import WAYS, damage  # noqa: E402
 
@@ -84,12 +88,24 @@ SIGNALS = {
     "interrupted (SIGINT)": signal.SIGINT,
     "hung up (SIGHUP)": signal.SIGHUP,
 }
+MADE = """
+`PYTHONPATH=. nice -n 19 python benchmarks/soak.py --minutes 20 --seed 3 --out results/soak`, seeds {seeds};
+last written {date}, on one core each of {cpu}, Linux, Python {python}. `faults.csv` lists every fault;
+[fuzzing.md](fuzzing.md) says what fuzzing ran.
+"""
+MEANING = """
+{rounds} rounds of a one-layer encoder, {jobs} of them jobs of two processes: {steps} steps, pruned between steps 6 and
+21, saved every 3. A round is stopped, starved and damaged until it is finished, then compared with the undisturbed run,
+bit for bit: losses, prunes, weights, moments, masks, place in the data, its model. *Refused*: the documented error
+came, twice, instead of other bits; the run went on once the undamaged files were put back.
+"""
 SAVED, PEER, DISK, RESOURCES, NO_CHECKPOINT = 75, 76, 74, 71, 78
 
 
 class Fault(NamedTuple):
     """One thing that was done."""
 
+    seed: int
     round: int
     processes: int
     kind: str
@@ -104,15 +120,16 @@ class Round:
     """One workdir on its way to the end."""
 
     def __init__(self, number: int, seed: int, tiny: workflow.Tiny, config: Path, reference: Path, count: int):
-        self.number, self.tiny, self.config, self.reference, self.count = number, tiny, config, reference, count
+        self.seed, self.number, self.count = seed, number, count
+        self.tiny, self.config, self.reference = tiny, config, reference
         self.rng = random.Random(f"{seed} {number}")
-        self.workdir = reference.parent / f"round-{number}"
+        self.workdir = reference.parent / f"round-{seed}-{number}"
         self.faults: list[Fault] = []
         self.forbidden: frozenset[int] = frozenset()
 
     def add(self, kind: str, outcome: str = "") -> None:
         """Count a fault; without an outcome it shares that of the round."""
-        self.faults.append(Fault(self.number, self.count, kind, outcome))
+        self.faults.append(Fault(self.seed, self.number, self.count, kind, outcome))
 
     def start(self, faults: list[dict[str, Any]]) -> list[workflow.Running]:
         """The command, in one process per fault."""
@@ -244,7 +261,7 @@ class Round:
         """Damage the workdir; where nothing good is left, see it refused, and put back what was there."""
         if self.rng.random() < 0.05 or not self.workdir.exists():
             return
-        backup = self.workdir.with_name("backup")
+        backup = self.workdir.with_name(f"{self.workdir.name}-before")
         shutil.rmtree(backup, ignore_errors=True)
         shutil.copytree(self.workdir, backup)
         from jaxprune.training.checkpoint import steps_in
@@ -289,26 +306,30 @@ class Round:
         self.add(f"the model of a finished run {way}")
 
 
-def write(out: Path, faults: list[Fault], rounds: int, seed: int, minutes: float, started: str) -> None:
-    """faults.csv and the table by kind."""
+def write(out: Path, faults: list[Fault], seed: int) -> None:
+    """faults.csv and the table by kind, of these and of the other seeds' faults that are there."""
     out.mkdir(parents=True, exist_ok=True)
-    with (out / "faults.csv").open("w", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(Fault._fields)
-        rows.writerows(faults)
+    with filelock.FileLock(f"{out}.lock"):
+        if (out / "faults.csv").exists():
+            with (out / "faults.csv").open(newline="") as file:
+                rows = [Fault(int(s), int(r), int(p), *more) for s, r, p, *more in [*csv.reader(file)][1:]]
+            faults = sorted([row for row in rows if row.seed != seed] + faults, key=lambda row: row[:2])
+        with (out / "faults.csv").open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([Fault._fields, *faults])
+        (out / "README.md").write_text(page(faults))
+
+
+def page(faults: list[Fault]) -> str:
+    """The table by kind, and what was done."""
+    seeds = ", ".join(map(str, sorted({fault.seed for fault in faults})))
+    rounds = {(fault.seed, fault.round): fault.processes for fault in faults}
     outcomes = ("recovered", "refused", "lost")
-    lines = [
-        "# What a tiny pruned run survives",
-        "",
-        f"`PYTHONPATH=. nice -n 19 python benchmarks/soak.py --minutes {minutes:g} --seed {seed}`, {started}, "
-        f"{cpu()}, {len(os.sched_getaffinity(0))} core(s), {platform.platform()}, Python {platform.python_version()}.",
-        "",
-        f"{rounds} rounds of a one-layer encoder, {STEPS} steps, pruned between steps 6 and 21, saved every 3; every",
-        "fourth is a job of two processes. A round is stopped, starved and damaged until it is finished, then compared",
-        "with the undisturbed run, bit for bit: losses, prunes, weights, moments, masks, place in the data, its model.",
-        "*Refused*: the documented error came, twice, instead of other bits; the run went on once the undamaged files",
-        "were put back. `faults.csv` lists every fault; `benchmarks/soak.py` says how it is done.",
-        "",
+    made = MADE.format(seeds=seeds, date=datetime.date.today(), cpu=cpu(), python=platform.python_version())
+    meaning = MEANING.format(rounds=len(rounds), jobs=sum(count == 2 for count in rounds.values()), steps=STEPS)
+    lines = ["# What a tiny pruned run survives", ""]
+    for text in (made, meaning):
+        lines += [*textwrap.wrap(" ".join(text.split()), 120, break_long_words=False, break_on_hyphens=False), ""]
+    lines += [
         "| fault | tried | recovered, bit-equal | refused as documented | lost |",
         "|---|---|---|---|---|",
     ]
@@ -317,7 +338,7 @@ def write(out: Path, faults: list[Fault], rounds: int, seed: int, minutes: float
         lines.append(f"| {kind} | {sum(counts)} | {' | '.join(map(str, counts))} |")
     counts = [sum(f.outcome == outcome for f in faults) for outcome in outcomes]
     lines.append(f"| **all** | **{sum(counts)}** | {' | '.join(f'**{n}**' for n in counts)} |")
-    (out / "README.md").write_text("\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
 
 
 def cpu() -> str:
@@ -336,7 +357,7 @@ def main() -> int:
         "--folder", type=Path, help="for workdirs and compiled programs; kept, so the next soak begins sooner"
     )
     args = parser.parse_args()
-    started, until = f"{datetime.date.today():%Y-%m-%d}", time.monotonic() + 60 * args.minutes
+    until = time.monotonic() + 60 * args.minutes
     faults, lost = [], 0
     os.environ.update(JAX_PLATFORMS="cpu", HF_HUB_OFFLINE="1")
     with ExitStack() as stack:
@@ -365,12 +386,12 @@ def main() -> int:
                 lost += 1
                 print(f"round {number}: {[fault.kind for fault in this.faults[-4:]]}: {error}", flush=True)
                 args.out.mkdir(parents=True, exist_ok=True)
-                shutil.move(this.workdir, args.out / f"round-{number}")
+                shutil.move(this.workdir, args.out / this.workdir.name)
                 this.faults = [fault._replace(outcome=fault.outcome or "lost") for fault in this.faults]
                 if not this.faults or this.faults[-1].outcome != "lost":
                     this.add("a start", "lost")
             faults += this.faults
-            write(args.out, faults, number, args.seed, args.minutes, started)
+            write(args.out, faults, args.seed)
             print(f"round {number}: {len(this.faults)} faults, {len(faults)} in all, {lost} rounds lost", flush=True)
     return int(lost > 0)
 
