@@ -109,6 +109,17 @@ PRETRAIN = {
         ["prune.include: ", "attention/qery/kernel", "the nearest is 'encoder/layer_00/attention/query/kernel'"],
     ),
     "a dot for any character": (["--prune.include", "encoder/layer.0.*"], {}, ["'encoder/layer.0.*'", "layer_00/"]),
+    "a dot in an amount": (
+        [],
+        {"prune": {"sparsity": 0.5, "amounts": {"encoder.layer.0.*": 0.9}}},
+        ["prune.amounts: 'encoder.layer.0.*'", "layer_00/"],
+    ),
+    "a dot in what is frozen": (
+        ["--optimizer.frozen", "encoder.layer.1.*"],
+        {},
+        ["optimizer.frozen: 'encoder.layer.1.*'", "layer_01/"],
+    ),
+    "heads that do not divide": (["--model.hidden-size", "25"], {}, ["num_attention_heads = 2", "hidden_size = 25"]),
     "biases along with matrices": (
         ["--prune.include", "encoder/.*"],
         {},
@@ -126,6 +137,7 @@ PRETRAIN = {
     ),
     "batch does not split": (["--batch-size", "12"], {}, ["batch_size = 12", "8 devices"]),
     "no data": (["--data.path", "nowhere"], {}, ["nowhere"]),
+    "a file of text": (["--data.path", "text.txt"], {}, ["text.txt: is a file", "`jaxprune prepare` made"]),
     "raw text": (["--data.path", "begun"], {}, ["no manifest.json", "raw text", "run `jaxprune prepare`"]),
     "a folder that is not there": (["--init-from", "begun/none"], {}, ["begun/none: no such directory from /"]),
     "no data key": ([], {"data": {"path": ""}}, ["data.path is empty", "jaxprune prepare"]),
@@ -139,6 +151,7 @@ def test_pretrain_refuses(tiny, tmp_path, refused, monkeypatch, case):
     argv, config, say = PRETRAIN[case]
     path = tiny.pretrain_yaml(tmp_path / "c.yaml", **config)
     tiny.pretrain_yaml(tmp_path / "begun" / "config.yaml")  # the workdir of a run that was killed before it saved
+    (tmp_path / "text.txt").write_text("A line of text.\n")
     monkeypatch.chdir(tmp_path)
     refused("pretrain", path, "--workdir", tmp_path / "run", *argv, say=say)
 
@@ -262,10 +275,12 @@ def test_a_directory_of_someone_else_is_refused(tiny, tmp_path, refused):
     (tmp_path / "home" / "thesis.txt").touch()
     path = tiny.pretrain_yaml(tmp_path / "p.yaml")
     study = {"command": "study", "data": "x", "tasks": [{"name": "SST-2"}]}
-    for argv in (["pretrain", path], ["study", write_yaml(tmp_path / "s.yaml", study)]):
-        refused(
-            *argv, "--workdir", tmp_path / "home", say=["home: holds thesis.txt and no config.yaml", "new or empty"]
-        )
+    home = tmp_path / "home"
+    for argv in (["pretrain", path], ["study", write_yaml(tmp_path / "s.yaml", study)], ["demo"]):
+        refused(*argv, "--workdir", home, say=["home: holds thesis.txt and no config.yaml", "new or empty"])
+    prepare = ["prepare", tiny.prepare_yaml(tmp_path / "d.yaml"), "--workdir", home]
+    for argv in (prepare, [*prepare, "--dry-run"]):
+        refused(*argv, say=["home: holds thesis.txt and no manifest.json", "new or empty"])
 
 
 PRUNE = {

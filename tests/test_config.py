@@ -195,3 +195,9 @@ def test_amounts_of_their_own_are_read_and_written(tmp_path):
     cfg = parse(PretrainConfig, _write(tmp_path / "c.yaml", text), [], prog="x")
     assert cfg.prune.amounts == {".*/embedding": None, "pooler/kernel": 0.25}
     assert parse(PretrainConfig, _write(tmp_path / "d.yaml", to_yaml(cfg)), ["--seed", "0"], prog="x") == cfg
+
+
+def test_a_size_alone_is_a_folders_business_and_else_is_checked():
+    assert validate(PretrainConfig, {"init_from": "x", "model": {"hidden_size": 64}}, "x").model.hidden_size == 64
+    with pytest.raises(UserError, match=r"model\.num_attention_heads = 12 does not divide model\.hidden_size = 64"):
+        validate(PretrainConfig, {"model": {"hidden_size": 64}}, "x")

@@ -41,6 +41,12 @@ CALLS = {
     "prune": "prune_folder.prune_folder",
     "predict": "predict.predict",
     "plan": "slice_plan.plan_slice",
+    "report": "run_report.report",
+    "inspect": "inspect.inspect_checkpoint",
+    "diff": "inspect.diff_checkpoints",
+    "check": "check.check",
+    "doctor": "doctor.doctor",
+    "demo": "demo.demo",
 }
 PAGES = [ROOT / "README.md", *DOCS.glob("*.md"), *ROOT.glob("results/*/*.md"), *ROOT.glob("configs/*/*.yaml")]
 
@@ -103,6 +109,17 @@ def test_benchmarks_run(tiny, pretrained):
         command = [sys.executable, str(ROOT / "benchmarks" / path), *argv]
         done = subprocess.run(command, capture_output=True, text=True, env=tiny.environment(), timeout=500)
         assert done.returncode == 0 and words in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.suffix == ".md"], ids=str)
+def test_files_on_pages_are_there(page):
+    """Paths from the repository's root, and links."""
+    text = page.read_text()
+    named = re.findall(r"`((?:jaxprune|configs|tests|benchmarks|tpu_scripts|docs|results)/[\w./-]+)`", text)
+    links = [link for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text) if not link.startswith("mailto")]
+    missing = [path for path in named if not (ROOT / path).exists() and not (ROOT / f"{path}.py").exists()]
+    missing += [link for link in links if not (page.parent / link).exists()]
+    assert not missing
 
 
 IN_CI = {"jaxprune prune    my-encoder", "jaxprune prepare configs/study_quick"}

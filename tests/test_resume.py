@@ -374,6 +374,8 @@ def test_a_changed_config_is_refused(tiny, interrupted, capsys):
     err = capsys.readouterr().err
     assert "seed: 0 -> 1" in err and "prune.sparsity: 0.7 -> 0.5" in err and "save_every" not in err
     assert err.count("\n") == 1 and f"--init-from {interrupted} goes on from it" in err
+    assert main([*argv, "--steps", "99", "--dry-run"]) == EXIT_USER  # as the run itself would
+    assert "steps: 12 -> 99" in capsys.readouterr().err
     assert files(interrupted) == before
 
 

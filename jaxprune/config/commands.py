@@ -88,6 +88,8 @@ class PretrainConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if not self.init_from:
+            self.model.check_heads("model.")
         if self.prune.prunes and self.prune.end > self.steps:
             raise ValueError(f"prune.end = {self.prune.end} lies after steps = {self.steps}")
         if self.optimizer.warmup_steps > self.steps:

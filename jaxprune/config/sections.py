@@ -72,11 +72,15 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"num_attention_heads = {self.num_attention_heads} does not divide hidden_size = {self.hidden_size}"
-            )
+        if {"hidden_size", "num_attention_heads"} <= self.model_fields_set:  # else the other may be a folder's
+            self.check_heads()
         return self
+
+    def check_heads(self, prefix: str = "") -> None:
+        """ValueError where vectors cannot be split into heads; `prefix` stands before both keys."""
+        if self.hidden_size % self.num_attention_heads:
+            heads = f"{prefix}num_attention_heads = {self.num_attention_heads}"
+            raise ValueError(f"{heads} does not divide {prefix}hidden_size = {self.hidden_size}")
 
 
 class PruneConfig(Section):

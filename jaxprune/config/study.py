@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from jaxprune.config.commands import FinetuneConfig, PretrainConfig
-from jaxprune.config.load import overlaid
+from jaxprune.config.load import of_percent, overlaid
 from jaxprune.config.sections import PruneConfig, Section
 from jaxprune.config.task import OwnTaskConfig, TaskEntry
 
@@ -74,7 +74,7 @@ class ArmConfig(Section):
     def _check(self) -> Self:
         for sparsity in self.sparsities:
             if not 0 <= sparsity <= 1:
-                raise ValueError(f"sparsities: {sparsity} is no fraction in [0, 1]")
+                raise ValueError(f"sparsities: {sparsity} is no fraction in [0, 1]{of_percent(sparsity)}")
         if len({*self.sparsities}) < len(self.sparsities):
             raise ValueError(f"sparsities: {list(self.sparsities)} has one twice; remove it")
         for sparsity in self.replicated:

@@ -35,6 +35,8 @@ def write_manifest(folder: AnyPath, manifest: dict[str, Any]) -> None:
 
 def read_manifest(folder: AnyPath) -> dict[str, Any]:
     """The manifest of prepared data. Errors: UserError if there is none, or it is damaged or of another format."""
+    if folder.is_file():
+        raise UserError(f"data.path {folder}: is a file; name the folder that `jaxprune prepare` made of such text")
     if not folder.is_dir():
         raise UserError(f"data.path {folder}: no such directory; run `jaxprune prepare` first")
     path = folder / MANIFEST

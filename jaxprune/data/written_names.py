@@ -9,12 +9,13 @@ from jaxprune.data import bucket
 from jaxprune.data.bucket import AnyPath
 from jaxprune.errors import UserError
 
-_NAMES = ".prepare.files"
+NAMES = ".prepare.files"
+"""The file that lists them, while the data is unfinished."""
 
 
 def noted(folder: AnyPath) -> set[str]:
     """What was written so far, and may be written over or removed."""
-    path = folder / _NAMES
+    path = folder / NAMES
     return set(path.read_bytes().decode().splitlines()) if path.is_file() else set()
 
 
@@ -24,7 +25,7 @@ def note(folder: AnyPath, name: str) -> None:
     if name in names:
         return
     check_ours(folder, [name])
-    bucket.write(folder / _NAMES, "".join(f"{each}\n" for each in sorted({*names, name})).encode())
+    bucket.write(folder / NAMES, "".join(f"{each}\n" for each in sorted({*names, name})).encode())
 
 
 def check_ours(folder: AnyPath, names: Iterable[str]) -> None:
@@ -36,4 +37,4 @@ def check_ours(folder: AnyPath, names: Iterable[str]) -> None:
 
 def forget(folder: AnyPath) -> None:
     """Drop the list: the data is finished and has its manifest, or nothing of it is left."""
-    (folder / _NAMES).unlink(missing_ok=True)
+    (folder / NAMES).unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from jaxprune.data.mlm import PretrainData
 from jaxprune.data.prepare import prepare
 from jaxprune.experiments import task_run
 from jaxprune.experiments.demo_tasks import own_tasks
+from jaxprune.experiments.own_folder import check_own
 from jaxprune.experiments.pretrain import PRETRAIN
 from jaxprune.experiments.provenance import provenance
 from jaxprune.experiments.pruning_plan import plan_of
@@ -42,6 +43,7 @@ def demo(workdir: Path, cfg: DemoConfig | None = None, *, model: str = "") -> Pa
     if model:
         cfg = sized_for(cfg, absolute(model))
     timings: dict[str, float] = {}
+    check_own(workdir)
     with Workdir(workdir) as directory:
         text = to_yaml(cfg)
         directory.check_same("config.yaml", text, lambda old, new: [] if old == new else ["the demo's settings"])

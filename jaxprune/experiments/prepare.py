@@ -5,13 +5,17 @@ from pathlib import Path
 from jaxprune.config.commands import PrepareConfig
 from jaxprune.data import corpus, tokenizer
 from jaxprune.data.corpus_files import size_hint, unread_files
+from jaxprune.data.data_manifest import MANIFEST
 from jaxprune.data.prepare import prepare
+from jaxprune.data.written_names import NAMES
+from jaxprune.experiments.own_folder import check_own
 from jaxprune.models import architecture_named
 
 
 def prepare_data(cfg: PrepareConfig, workdir: Path, *, dry_run: bool = False) -> None:
     """Write prepared data to `workdir`; the same call again does nothing. `dry_run` checks sources and tokenizer."""
     special = architecture_named(cfg.architecture, "architecture").special_tokens
+    check_own(workdir, (MANIFEST, NAMES))
     if not dry_run:
         manifest = prepare(cfg, workdir, special)
         for split, counts in manifest["splits"].items():

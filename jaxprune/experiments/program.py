@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxprune.config.sections import MeshConfig, ModelConfig, OptimizerConfig, PruneConfig
-from jaxprune.experiments.pruning_plan import named, pruner_of, unpruned
+from jaxprune.experiments.pruning_plan import check_layers, named, pruner_of, unpruned
 from jaxprune.experiments.teacher import Teacher
 from jaxprune.models import architecture_named
 from jaxprune.models.losses import LOSSES
@@ -77,6 +77,7 @@ class Blueprint(NamedTuple):
 def compile_program(blueprint: Blueprint, devices: Sequence[Any] | None = None) -> Program:
     """The steps of a blueprint on a mesh over `devices` (default: all), from shapes alone; compiled on first use."""
     model, teacher, head = blueprint.build(), blueprint.teacher, blueprint.head
+    check_layers("optimizer.frozen", blueprint.optimizer.frozen)
     loss = LOSSES[head](model.apply)
     params = jax.eval_shape(model.init, jax.random.key(0))
     return compile_steps(

@@ -1,7 +1,7 @@
 """What a config prunes and how: its paths, its pruner, its plan."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,11 +37,8 @@ def unpruned(prune: PruneConfig, params: Any) -> Any:
     UserError where that is nowhere, for regexes that match nothing, and for one that takes biases and LayerNorms along
     with matrices; it begins with the setting, as `named` needs it.
     """
-    for key, regexes in (("include", prune.include), ("exclude", prune.exclude)):
-        for regex in regexes:
-            if layer := _LAYER.search(regex):
-                path = f"layer_{int(layer[1]):02d}/"
-                raise UserError(f"{key}: {regex!r}: a dot stands for any character; this layer's paths hold {path}")
+    for key, regexes in (("include", prune.include), ("exclude", prune.exclude), ("amounts", prune.amounts)):
+        check_layers(key, regexes)
     masks = init_masks(params, prune.include, prune.exclude)
     sizes = {path_of(path): mask.ndim for path, mask in jax.tree_util.tree_leaves_with_path(masks)}
     if not sizes:
@@ -53,6 +50,14 @@ def unpruned(prune: PruneConfig, params: Any) -> Any:
             which = f"{len(vectors)} biases and LayerNorms along with matrices, such as {vectors[0]}"
             raise UserError(f"include: {regex!r} takes {which}; end it in /kernel, or give them a regex of their own")
     return masks
+
+
+def check_layers(key: str, regexes: Iterable[str]) -> None:
+    """UserError for a regex with a layer as in Hugging Face's names of tensors, which here would take every layer."""
+    for regex in regexes:
+        if layer := _LAYER.search(regex):
+            path = f"layer_{int(layer[1]):02d}/"
+            raise UserError(f"{key}: {regex!r}: a dot stands for any character; this layer's paths hold {path}")
 
 
 def scopes_of(model: ModelConfig) -> Mapping[str, Scope]:

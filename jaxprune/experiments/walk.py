@@ -149,6 +149,8 @@ def walk(
         if not started:
             with progress.during("reading weights"):
                 read_start(opened)
+        if workdir is not None and dry_run and not from_scratch:
+            Workdir(workdir, owner=False).refuse_changed("config.yaml", text, partial(changes, type(decisions.cfg)))
         if workdir is not None and not dry_run:
             anew = () if from_scratch else None
             return _owned(command, ready, workdir, text, progress, anew)

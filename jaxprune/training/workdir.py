@@ -99,9 +99,12 @@ class Workdir:
             return
         if not path.exists():
             write_state(self.path, name, text)
-            return
-        changed = compare(path.read_text(), text)
-        if changed:
+        self.refuse_changed(name, text, compare)
+
+    def refuse_changed(self, name: str, text: str, compare: Callable[[str, str], list[str]]) -> None:
+        """UserError when the file is there and `compare(old, new)` lists differences; for those who only look too."""
+        path = self / name
+        if path.exists() and (changed := compare(path.read_text(), text)):
             raise UserError(
                 f"workdir {self.path}: made with another config ({'; '.join(changed)}); "
                 f"use another --workdir (--init-from {self.path} goes on from it), the old values to resume, or "
