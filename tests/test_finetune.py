@@ -170,9 +170,11 @@ def test_stopped_and_resumed_it_ends_as_if_it_had_not_been(tiny, pretrained, tmp
 
 def test_another_config_in_the_same_place_is_refused(grid, capsys):
     config, workdir = grid
-    assert main(["finetune", str(config), "--workdir", str(workdir), "--epochs", "2", "--train.keep", "9"]) == 2
-    err = capsys.readouterr().err
-    assert "epochs: 1 -> 2" in err and "train.keep" not in err and err.count("\n") == 1
+    argv = ["finetune", str(config), "--workdir", str(workdir), "--epochs", "2", "--train.keep", "9"]
+    for more in ([], ["--dry-run"]):
+        assert main([*argv, *more]) == 2
+        err = capsys.readouterr().err
+        assert "epochs: 1 -> 2" in err and "train.keep" not in err and err.count("\n") == 1
 
 
 @pytest.fixture(scope="module")

@@ -435,6 +435,8 @@ def test_a_dry_run_counts_what_is_left_and_writes_nothing(tiny, config, shared, 
 @pytest.mark.slow
 def test_a_study_may_grow_but_not_change(config, shared, capsys):
     argv = ["study", str(config), "--workdir", str(shared), "--only", "pruned-s0.5"]
+    assert main([*argv, "--recover.steps", "9", "--dry-run"]) == 2
+    assert "recover.steps: 8 -> 9" in capsys.readouterr().err
     assert main([*argv, "--recover.steps", "9"]) == 2
     assert "recover.steps: 8 -> 9" in capsys.readouterr().err
     assert main([*argv, "--conditions.random.sparsities", "0.5", "0.9"]) == 0

@@ -25,9 +25,11 @@ from jaxprune.files import damage, new_directory
 from jaxprune.progress import Progress, duration
 from jaxprune.training.manifest import check_whole, damage_of, files_below, read_manifest
 from jaxprune.training.processes import agree, together
-from jaxprune.training.workdir import owned_workdir
+from jaxprune.training.workdir import Workdir, owned_workdir
 
 log = logging.getLogger("jaxprune")
+
+_changes = functools.partial(changes, FinetuneConfig)
 
 
 def finetune(
@@ -58,6 +60,8 @@ def finetune(
     if not started:
         read_start(ready[0].opened)
     if dry_run or workdir is None:
+        if workdir and not from_scratch:
+            Workdir(workdir, owner=False).refuse_changed("config.yaml", to_yaml(cfg), _changes)
         speed = step_time.timed(
             max(ready, key=lambda task: step_time.step_flops(task.opened))
         )  # the other tasks follow by their arithmetic
@@ -70,7 +74,7 @@ def finetune(
         return None
     records = []
     anew = ("tokenizer", *first) if from_scratch else None
-    with owned_workdir(workdir, to_yaml(cfg), functools.partial(changes, FinetuneConfig), anew=anew) as directory:
+    with owned_workdir(workdir, to_yaml(cfg), _changes, anew=anew) as directory:
         if directory.owner and not Path(own).is_dir():
             write_tokenizer(vocabulary, cfg.model, Path(own))  # so that a resumed run needs nothing else
             directory.list_outputs()

@@ -58,6 +58,7 @@ def study(cfg: StudyConfig, workdir: Path | None, *, dry_run: bool = False, only
         jobs = select(jobs, only, part)
     if 0.0 not in cfg.conditions.pruned.sparsities:
         log.warning("conditions.pruned.sparsities has no 0: without an unpruned model few claims can be told")
+    _refuse_changed(cfg, root)
     if dry_run:
         from jaxprune.experiments.estimate import estimate
 
@@ -199,8 +200,8 @@ def _compiled_once() -> Iterator[None]:
             reset_cache()  # else it goes on writing to the directory that is gone
 
 
-def _keep_config(cfg: StudyConfig, root: Path) -> None:
-    """Write config.yaml; UserError when the study was begun with another one, but for what only adds runs."""
+def _refuse_changed(cfg: StudyConfig, root: Path) -> None:
+    """UserError when the study was begun with another config, but for what only adds runs."""
     path = root / "config.yaml"
     if path.exists():
         old = validate(StudyConfig, read_yaml(path), str(path))
@@ -212,9 +213,13 @@ def _keep_config(cfg: StudyConfig, root: Path) -> None:
                 f"study {root}: begun with another config ({'; '.join(changed)}); "
                 "use another --workdir, or the old values to resume"
             )
+
+
+def _keep_config(cfg: StudyConfig, root: Path) -> None:
+    """Write config.yaml."""
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / ".lock"):  # processes that share a study begin at once
-        write_atomically(path, to_yaml(cfg))
+        write_atomically(root / "config.yaml", to_yaml(cfg))
 
 
 def _seeds_added(old: StudyConfig, new: StudyConfig) -> bool:
