@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import jaxprune
-from jaxprune.errors import UserError
+from jaxprune.errors import EXIT_RESOURCES, UserError
 from jaxprune.exit_code import exit_code_of, leave, open_streams, quiet_threads
 
 EXIT_USER = UserError.exit_code
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         return _answer(argv)
 
     code = exit_code_of(command, f"jaxprune {argv[0]}" if argv else "jaxprune", job=job)
-    if code and job:
+    if code and (job or (own_process and code == EXIT_RESOURCES)):
         leave(code)
     return code
 

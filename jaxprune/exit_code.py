@@ -156,16 +156,16 @@ def _one_line(error: BaseException) -> str:
 
 
 def leave(code: int) -> None:
-    """End one process of a job at once: an orderly exit would wait for peers that may be gone.
+    """End this process at once: an orderly exit would wait for peers of a job that may be gone, and without memory or
+    descriptors for threads that cannot end.
 
     Process 0 serves the others; it goes last, so that each can still say why it ends.
     """
-    import jax
-
     with suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
-    if jax.distributed.is_initialized() and jax.process_index() == 0:
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized() and jax.process_index() == 0:
         time.sleep(_LAST_SECONDS)
     os._exit(code)
 

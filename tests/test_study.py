@@ -174,6 +174,7 @@ def test_the_cut_after_fine_tuning_is_made_as_recovery_prunes():
     how = {
         "amounts": {".*/query/kernel": 0.25, "pooler/kernel": None},
         "scope": "head",
+        "distribution": "erk",
         "structure": "block(2, 2)",
         "criterion": "random",
         "method": "quantile",
@@ -423,7 +424,8 @@ def test_a_dry_run_counts_what_is_left_and_writes_nothing(tiny, config, shared, 
     assert main(["study", str(config), "--workdir", str(shared), "--dry-run"]) == 0
     assert "12 runs, 12 of them finished" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in shared.rglob("*")} == before
-    done = tiny.run("study", config, "--workdir", tmp_path / "new", "--dry-run", "--only", "deletion", COLUMNS="80")
+    argv = ["study", config, "--workdir", tmp_path / "new", "--dry-run", "--only", "deletion"]
+    done = tiny.start(*argv, COLUMNS="80").finish()
     assert done.code == 0, done.err
     out = " ".join(done.out.split())
     assert "3 runs, 0 of them finished; of the others 2 pre-train" in out and "1 fine-tune" in out
