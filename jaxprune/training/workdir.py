@@ -97,9 +97,10 @@ class Workdir:
         path = self / name
         if not self.owner:
             return
-        if not path.exists():
+        if path.exists():
+            self.refuse_changed(name, text, compare)
+        else:
             write_state(self.path, name, text)
-        self.refuse_changed(name, text, compare)
 
     def refuse_changed(self, name: str, text: str, compare: Callable[[str, str], list[str]]) -> None:
         """UserError when the file is there and `compare(old, new)` lists differences; for those who only look too."""
