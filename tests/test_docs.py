@@ -102,9 +102,14 @@ def test_benchmarks_on_pages_take_their_words(page, line, monkeypatch):
 
 @pytest.mark.slow
 def test_benchmarks_run(tiny, pretrained):
-    """Those that take a model of any size, on a tiny one."""
+    """Those that take a model or a corpus of any size, on a tiny one."""
     small = "--rounds 1 --layers 1 --width 64 --vocab 200 --batch 4 --length 16"
-    for line, words in ((f"train_step.py {small}", "masked"), (f"prune.py {pretrained / 'hf'} --rounds 1", "s")):
+    prepare = tiny.prepare_yaml(tiny.root / "benchmark.yaml")
+    for line, words in (
+        (f"train_step.py {small}", "masked"),
+        (f"prune.py {pretrained / 'hf'} --rounds 1", "warm"),
+        (f"prepare.py {prepare} --megabytes 1 --processes 1", "0.1"),
+    ):
         path, *argv = line.split()
         command = [sys.executable, str(ROOT / "benchmarks" / path), *argv]
         done = subprocess.run(command, capture_output=True, text=True, env=tiny.environment(), timeout=500)
