@@ -89,9 +89,9 @@ SIGNALS = {
     "hung up (SIGHUP)": signal.SIGHUP,
 }
 MADE = """
-`PYTHONPATH=. nice -n 19 python benchmarks/soak.py --minutes 20 --seed 3 --out results/soak`, seeds {seeds};
-last written {date}, on one core each of {cpu}, Linux, Python {python}. `faults.csv` lists every fault;
-[fuzzing.md](fuzzing.md) says what fuzzing ran.
+`PYTHONPATH=. python benchmarks/soak.py --minutes 30 --seed {first} --out results/soak`, seeds {seeds}, each until its
+time was over or it was stopped; last written {date}, each on one core, shared with other work, of {cpu}, Linux, Python
+{python}. `faults.csv` lists every fault; [fuzzing.md](fuzzing.md) says what fuzzing ran.
 """
 MEANING = """
 {rounds} rounds of a one-layer encoder, {jobs} of them jobs of two processes: {steps} steps, pruned between steps 6 and
@@ -321,10 +321,16 @@ def write(out: Path, faults: list[Fault], seed: int) -> None:
 
 def page(faults: list[Fault]) -> str:
     """The table by kind, and what was done."""
-    seeds = ", ".join(map(str, sorted({fault.seed for fault in faults})))
+    seeds = sorted({fault.seed for fault in faults})
     rounds = {(fault.seed, fault.round): fault.processes for fault in faults}
     outcomes = ("recovered", "refused", "lost")
-    made = MADE.format(seeds=seeds, date=datetime.date.today(), cpu=cpu(), python=platform.python_version())
+    made = MADE.format(
+        first=seeds[0],
+        seeds=", ".join(map(str, seeds)),
+        date=datetime.date.today(),
+        cpu=cpu(),
+        python=platform.python_version(),
+    )
     meaning = MEANING.format(rounds=len(rounds), jobs=sum(count == 2 for count in rounds.values()), steps=STEPS)
     lines = ["# What a tiny pruned run survives", ""]
     for text in (made, meaning):

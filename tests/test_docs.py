@@ -116,7 +116,7 @@ def test_benchmarks_run(tiny, pretrained):
         assert done.returncode == 0 and words in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.suffix == ".md"], ids=str)
+@pytest.mark.parametrize("page", [page for page in PAGES if page.suffix == ".md"], ids=lambda page: page.name)
 def test_files_on_pages_are_there(page):
     """Paths from the repository's root, and links."""
     text = page.read_text()

@@ -7,7 +7,7 @@ header's included; rows of Parquet files and datasets from 0.
 import difflib
 import io
 import json
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,8 +74,7 @@ def lines_of(path: Path) -> list[str]:
 
 def _text(path: Path) -> str:
     with path.open("rb") as file:
-        deque(whole_lines(file, path), maxlen=0)
-    data = path.read_bytes()
+        data = b"".join(whole_lines(file, path))
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

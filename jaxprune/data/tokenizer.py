@@ -34,9 +34,8 @@ class Vocabulary:
         check_bounds(tokenizer, where)
         ids = tokenizer.get_vocab(with_added_tokens=True)
         wordpiece = isinstance(tokenizer.model, tokenizers.models.WordPiece)
-        needed = (
-            (*special, getattr(tokenizer.model, "unk_token", "")) if wordpiece else special
-        )  # else it fails at a word it lacks
+        # Without its token for unknown words, WordPiece fails at a word that it lacks.
+        needed = (*special, getattr(tokenizer.model, "unk_token", "")) if wordpiece else special
         if missing := [token for token in needed if token not in ids]:
             raise tokenizer_folder.lacks(missing, len(ids), where)
         tokenizer.no_padding()

@@ -56,12 +56,12 @@ def finetune(
         first = {task_name(run.tasks[0]): run for run in reversed(grid)}  # bad data of any task is said before any runs
         ready = [compile_run(command.open(decisions_of(run), shelf), shelf) for run in first.values()]
     agree({"config": to_yaml(cfg)} | versions())
+    if workdir and dry_run and not from_scratch:
+        Workdir(workdir, owner=False).refuse_changed("config.yaml", to_yaml(cfg), _changes)
     started = workdir is not None and not from_scratch and all(begun(_folder(workdir, run)) for run in grid)
     if not started:
         read_start(ready[0].opened)
     if dry_run or workdir is None:
-        if workdir and not from_scratch:
-            Workdir(workdir, owner=False).refuse_changed("config.yaml", to_yaml(cfg), _changes)
         speed = step_time.timed(
             max(ready, key=lambda task: step_time.step_flops(task.opened))
         )  # the other tasks follow by their arithmetic

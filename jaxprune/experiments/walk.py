@@ -145,12 +145,12 @@ def walk(
             ready = compile_run(opened, shelf)
         text = to_yaml(decisions.cfg)
         agree({"config": text, "data": opened.data.fingerprint} | versions())
+        if workdir is not None and dry_run and not from_scratch:
+            Workdir(workdir, owner=False).refuse_changed("config.yaml", text, partial(changes, type(decisions.cfg)))
         started = not from_scratch and begun(workdir)
         if not started:
             with progress.during("reading weights"):
                 read_start(opened)
-        if workdir is not None and dry_run and not from_scratch:
-            Workdir(workdir, owner=False).refuse_changed("config.yaml", text, partial(changes, type(decisions.cfg)))
         if workdir is not None and not dry_run:
             anew = () if from_scratch else None
             return _owned(command, ready, workdir, text, progress, anew)

@@ -120,17 +120,18 @@ def masked_beyond(source: str, revision: str, model: ModelConfig, head: Head) ->
         include, exclude = cfg.prune.include, cfg.prune.exclude
         if {*include} <= {*record.prunable}:
             return []
-        masked = {path for path in paths("pretraining") if _matches(path, include) and not _matches(path, exclude)}
+        masked = _matching(include, paths("pretraining")) - _matching(exclude, paths("pretraining"))
     else:
         names = read_masks(model_folder(source), revision or None)
         if not names:
             return []
         masked = {path for path in paths(head) if tensor_name(record, path) in names}
-    return [re.escape(path) for path in paths(head) if path in masked and not _matches(path, record.prunable)]
+    counted = _matching(record.prunable, paths(head))
+    return [re.escape(path) for path in paths(head) if path in masked and path not in counted]
 
 
-def _matches(path: str, regexes: Iterable[str]) -> bool:
-    return any(matched(regex, [path], "include or exclude") for regex in regexes)
+def _matching(regexes: Iterable[str], paths: Sequence[str]) -> set[str]:
+    return {path for regex in regexes for path in matched(regex, paths, "include or exclude")}
 
 
 def model_folder(source: str) -> str:
