@@ -30,6 +30,7 @@ Prune an encoder while it pre-trains, let it recover, fine-tune it, and measure 
   study    CONFIG.yaml --workdir DIR [--a.b value ...]    conditions x sparsities x tasks x seeds, and the report
   report   DIR [DIR ... --out DIR]                        the page of a run, of several side by side, of a study
   prune    SRC DST --sparsity 0.7 [--scope matrix]        one shot: Hugging Face directory in and out
+  export   MODEL DIR --format sparse [--dtype int8]       smaller, or for another runtime: ONNX, OpenVINO, ...
   inspect  CKPT [--json]                                  sparsity per matrix and head, weights, memory
   diff     A B [--json]                                   mask distance, movement and cosine of two checkpoints
   check    DIR                                            is a workdir, data or a model as it was written
@@ -245,6 +246,24 @@ def _prune(argv: list[str]) -> None:
     prune_folder(**known, amounts=amounts)
 
 
+def _export(argv: list[str]) -> None:
+    parser = _Parser(
+        prog="jaxprune export", description="Write a model in a form that other tools read, or that is smaller."
+    )
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from jaxprune.experiments.export_model import FORMATS, export_model
+
+    dtypes = dict.fromkeys(dtype for form in FORMATS.values() for dtype in form.dtypes)
+    parser.add_argument("model", metavar="MODEL", help="workdir, Hugging Face directory or hub name, or a sparse one")
+    parser.add_argument("directory", metavar="DIR", type=Path, help="directory to write; must be new or empty")
+    parser.add_argument("--format", dest="form", required=True, metavar="NAME", help=f"one of {', '.join(FORMATS)}")
+    words = "; ".join(f"{name}: {', '.join(form.dtypes)}" for name, form in FORMATS.items())
+    parser.add_argument("--dtype", default="", choices=["", *dtypes], metavar="TYPE", help=f"of the values; {words}")
+    parser.add_argument("--coded", action="store_true", help="sparse: masks in fewer bits, somewhat slower to load")
+    parser.add_argument("--variant", default="", metavar="NAME", help="fp16: read model.fp16.safetensors")
+    export_model(**vars(parser.parse_args(argv)))
+
+
 def _predict(argv: list[str]) -> None:
     parser = _Parser(prog="jaxprune predict", description="Label the texts of a file with a fine-tuned model.")
     parser.add_argument(
@@ -360,6 +379,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "study": _study,
     "report": _report,
     "prune": _prune,
+    "export": _export,
     "predict": _predict,
     "inspect": _inspect,
     "diff": _diff,

@@ -39,6 +39,7 @@ CALLS = {
     "finetune": "finetune.finetune",
     "study": "study.study",
     "prune": "prune_folder.prune_folder",
+    "export": "export_model.export_model",
     "predict": "predict.predict",
     "plan": "slice_plan.plan_slice",
     "report": "run_report.report",

@@ -24,7 +24,9 @@ TABLE = {
     "analysis": BOTTOM,
     "plan": {"config", "training", "errors"},
     "reports": BOTTOM | {"analysis"},
-    "experiments": BOTTOM | {"config", "pruning", "data", "models", "training", "analysis", "plan", "reports"},
+    "export": BOTTOM | {"config", "pruning", "models"},
+    "experiments": BOTTOM
+    | {"config", "pruning", "data", "models", "training", "analysis", "plan", "reports", "export"},
     "exit_code": {"errors", "experiments"},
     "cli": {"config", "experiments", "errors", "exit_code"},
     "__main__": {"cli"},

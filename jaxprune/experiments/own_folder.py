@@ -20,3 +20,9 @@ def check_own(workdir: Path | None, marks: tuple[str, ...] = (_CONFIG, MANIFEST)
     if theirs:
         names = ", ".join(theirs[:3]) + (", ..." if len(theirs) > 3 else "")
         raise UserError(f"--workdir {workdir}: holds {names} and no {marks[0]} of ours; name a new or empty directory")
+
+
+def check_new(directory: Path) -> None:
+    """UserError where something is in the way of a directory to write."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"{directory}: exists and is not empty; name a new directory")

@@ -15,6 +15,7 @@ from rich.table import Table
 from jaxprune.config.load import of_percent, validate
 from jaxprune.config.sections import PruneConfig
 from jaxprune.errors import UserError
+from jaxprune.experiments.own_folder import check_new
 from jaxprune.experiments.pruning_plan import check_untrained, included, named, scopes_of
 from jaxprune.experiments.weights import Weights, model_folder, read_weights, say_pruned, start_masks, there
 from jaxprune.models import architecture_named
@@ -59,8 +60,7 @@ def prune_folder(
     if not 0 <= sparsity <= 1:
         raise UserError(f"--sparsity {sparsity:g}: give a fraction in [0, 1]{of_percent(sparsity)}")
     check_untrained("--criterion", criterion, "one shot makes none;")
-    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
-        raise UserError(f"{dst}: exists and is not empty; name a new directory")
+    check_new(dst)
     src = model_folder(src)
     weights = read_weights(src, revision, variant)
     settings: dict[str, Any] = {"sparsity": sparsity, "scope": scope, "structure": structure, "schedule": "one_shot"}

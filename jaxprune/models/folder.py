@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +15,12 @@ from jaxprune.config.sections import ModelConfig
 from jaxprune.config.tokenizer_files import TOKENIZER_FILES
 from jaxprune.errors import UserError
 from jaxprune.models import ARCHITECTURES, architecture_named
+from jaxprune.models.architecture import Architecture
 from jaxprune.models.config_json import config_of, json_text, read_json, with_true_type
 from jaxprune.models.hub import find_file, find_folder
 from jaxprune.models.model import Head, Params
-from jaxprune.models.other_files import CONFIG, copy_other_files, replaced
+from jaxprune.models.other_files import CONFIG, READERS, copy_other_files, replaced
+from jaxprune.models.sparse_file import SPARSE_WEIGHTS
 from jaxprune.models.tensors import (
     CLASSIFIER_BIAS,
     leaf_shapes,
@@ -33,6 +35,8 @@ from jaxprune.models.weights import MASKS, WEIGHTS, read_masks, read_weights, wr
 OVERRIDES = ("dtype", "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 
 _CARD = "README.md"
+_FOLLOWS = (WEIGHTS, MASKS, SPARSE_WEIGHTS, *READERS)
+"""What is written anew, or is of no use without what is."""
 _RELU_NOTE = (
     "This BERT has a ReLU on both sub-layer outputs (`sublayer_relu` in config.json). "
     "jaxprune computes it; transformers loads the weights, leaves the ReLU out and so computes something else.\n"
@@ -105,7 +109,7 @@ def read_folder(
     read = {tensor_name(record, leaf) for leaf in flatten_dict(params, sep="/")}
     named = {name: original_name(record, name) for name in tensors}
     others = tuple(name for name, new in named.items() if not new.startswith(record.prefix) and new not in read)
-    masks = read_masks(path_or_name, revision)
+    masks = masks_of(record, path_or_name, revision)
     if masks is None:
         return Folder(cfg, params, None, fresh, others)
     for name in masks.keys() - {*named.values()}:
@@ -193,7 +197,7 @@ def write_masked(
     """
     record = architecture_named(read_config(src, revision=revision).architecture)
     tensors = read_weights(src, revision, variant)[1]
-    kept, zeros = read_masks(src, revision) or {}, {}
+    kept, zeros = masks_of(record, src, revision) or {}, {}
     originals = {name: original_name(record, name) for name in tensors}
     for leaf, mask in flatten_dict(masks, sep="/").items():
         if mask is None:
@@ -204,18 +208,32 @@ def write_masked(
         if not copies or any(tensors[copy].shape != kept[name].shape for copy in copies):
             raise UserError(f"{src}: has no tensor for {leaf} of its mask's shape; leave it out with --exclude")
         zeros |= dict.fromkeys(copies, kept[name])
-    folder = find_folder(src, revision)
-    part = encoder_part(folder)
-    config = with_true_type(read_json(part / CONFIG), tensors.values())
     with replaced(directory) as temporary:
-        if left := [name for name in copy_other_files(folder, temporary) if Path(name).name not in (WEIGHTS, MASKS)]:
-            _log.info("%s: has its weights in %s alone; left behind: %s", directory, WEIGHTS, ", ".join(left))
-        inner = temporary / part.relative_to(folder)
-        if config is not None:
-            (inner / CONFIG).write_text(json_text(config, sort_keys=False), encoding="utf-8")
+        inner = copy_with_config(find_folder(src, revision), temporary, tensors.values())
         write_weights(inner, tensors, zeros)
         if kept:
             write_masks(inner, kept)
+
+
+def masks_of(record: Architecture, src: str | Path, revision: str | None = None) -> dict[str, np.ndarray] | None:
+    """The masks that lie beside a checkpoint, under today's names of its tensors; None without any."""
+    masks = read_masks(src, revision)
+    return None if masks is None else {original_name(record, name): mask for name, mask in masks.items()}
+
+
+def copy_with_config(folder: Path, target: Path, arrays: Iterable[np.ndarray]) -> Path:
+    """Copy what holds no weights to `target`, and let config.json name a type that the weights have.
+
+    Returns the directory in `target` where the weights belong.
+    """
+    part = encoder_part(folder)
+    config = with_true_type(read_json(part / CONFIG), arrays)
+    if left := [name for name in copy_other_files(folder, target) if Path(name).name not in _FOLLOWS]:
+        _log.info("%s: has its weights in %s alone; left behind: %s", target, WEIGHTS, ", ".join(left))
+    inner = target / part.relative_to(folder)
+    if config is not None:
+        (inner / CONFIG).write_text(json_text(config, sort_keys=False), encoding="utf-8")
+    return inner
 
 
 def _tokenizer_files(tokenizer: str | Path | Mapping[str, bytes] | None) -> dict[str, bytes]:

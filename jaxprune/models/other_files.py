@@ -17,6 +17,8 @@ _STALE = re.compile(
     r".*\.(safetensors|bin|pt|pth|msgpack|h5|onnx|onnx_data|ot|gguf|tflite|mlmodel)(\.index(\.[\w-]+)?\.json)?"
     r"|.*\.ckpt(\..*)?|openvino_\w*\.xml"
 )
+READERS = ("jaxprune_sparse.py", "jaxprune_encoder.py")
+"""What reads our sparse form, beside it."""
 _NO_WEIGHTS = ("training_args.bin",)
 _MODULE = re.compile(r"\d+_\w+")
 """sentence-transformers' names of modules' directories, which modules.json lists too."""
@@ -81,7 +83,8 @@ def _copy(path: Path, target: Path) -> None:
 
 
 def _is_stale(path: Path) -> bool:
-    return bool(_STALE.fullmatch(path.name)) and path.name not in _NO_WEIGHTS and path.is_file()
+    stale = path.name in READERS or (_STALE.fullmatch(path.name) and path.name not in _NO_WEIGHTS)
+    return bool(stale) and path.is_file()
 
 
 def _modules(folder: Path) -> set[str]:

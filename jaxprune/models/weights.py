@@ -1,4 +1,4 @@
-"""Weight files as transformers saves them, whole or in shards, and `masks.safetensors` beside them."""
+"""Weight files as transformers saves them, whole or in shards, our sparse form, and `masks.safetensors` beside them."""
 
 import json
 import math
@@ -15,6 +15,7 @@ from jaxprune.config.encoder_part import encoder_part
 from jaxprune.errors import UserError
 from jaxprune.files import new_file
 from jaxprune.models.hub import find_file
+from jaxprune.models.sparse_file import SPARSE_WEIGHTS, SparseFileError, Tensor, read
 
 WEIGHTS, MASKS = "model.safetensors", "masks.safetensors"
 _PICKLE = "pytorch_model.bin"
@@ -31,15 +32,20 @@ def read_weights(path_or_name: str | Path, revision: str | None = None, variant:
     """The file of a directory's (or hub model's) weights and its tensors, as they are stored; of shards their index.
 
     The order is transformers': `model.safetensors`, its shards, `pytorch_model.bin`, its shards; with the `variant`
-    fp16 `model.fp16.safetensors`, ... Tensors are read-only views of the mapped file, so reading again costs nothing.
+    fp16 `model.fp16.safetensors`, ...; then `model.sparse.safetensors`, whose int8 come back as float32. Tensors, but
+    for sparse ones, are read-only views of the mapped file, so reading again costs nothing.
     Pickles are read by `torch.load(weights_only=True)` alone; other pickles and msgpack are refused by name (UserError,
     as for a damaged file, or a shard that is missing).
     """
-    for name, read in ((WEIGHTS, _read), (_PICKLE, _read_pickle)):
+    for name, reader in ((WEIGHTS, _read), (_PICKLE, _read_pickle)):
         if path := find_file(path_or_name, _named(name, variant), revision):
-            return path, read(path)
+            return path, reader(path)
         if index := find_file(path_or_name, _named(f"{name}.index.json", variant), revision):
-            return index, _read_shards(path_or_name, index, revision, read)
+            return index, _read_shards(path_or_name, index, revision, reader)
+    if not variant and (path := find_file(path_or_name, SPARSE_WEIGHTS, revision)):
+        sparse = _read_sparse(path)[0]
+        decoded = {id(tensor): _decoded(tensor) for tensor in sparse.values()}  # a tied copy is no second array
+        return path, {name: decoded[id(tensor)] for name, tensor in sparse.items()}
     folder = encoder_part(Path(path_or_name).expanduser())
     present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     if variants := sorted({match[1] for name in present if (match := _VARIANT.fullmatch(name))}):
@@ -54,17 +60,23 @@ def read_weights(path_or_name: str | Path, revision: str | None = None, variant:
 
 def write_weights(directory: Path, tensors: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray]) -> None:
     """Write `model.safetensors` with +0.0 where a tensor's mask is False; OSError where the disk is full."""
-    _write(directory / WEIGHTS, tensors, {"format": "pt"}, masks)
+    write_safetensors(directory / WEIGHTS, tensors, {"format": "pt"}, masks)
 
 
 def read_masks(path_or_name: str | Path, revision: str | None = None) -> Tensors | None:
     """{Hugging Face's name of a tensor: bool array in its layout, True = kept} of `masks.safetensors`, if there is one.
 
-    UserError for a damaged file.
+    Else those of `model.sparse.safetensors`, where the weights that it was made of came with masks. UserError for a
+    damaged file.
     """
     path = find_file(path_or_name, MASKS, revision)
     if path is None:
-        return None
+        sparse_path = find_file(path_or_name, SPARSE_WEIGHTS, revision)
+        if sparse_path is None or find_file(path_or_name, WEIGHTS, revision):
+            return None
+        sparse, metadata = _read_sparse(sparse_path)
+        kept = {name: tensor.kept() for name, tensor in sparse.items() if tensor.mask is not None}
+        return kept if metadata.get("masks") == "stored" else None
     packed = _read(path)
     try:
         shapes = {name: tuple(shape) for name, shape in json.loads(_header(path)["__metadata__"]["shapes"]).items()}
@@ -78,15 +90,18 @@ def read_masks(path_or_name: str | Path, revision: str | None = None) -> Tensors
 
 def write_masks(directory: Path, masks: Mapping[str, np.ndarray]) -> None:
     """Write `masks.safetensors`: per tensor the bits of `np.packbits` as uint8; metadata `shapes` is JSON of shapes."""
-    shapes = {name: mask.shape for name, mask in masks.items()}
+    shapes = {name: mask.shape for name, mask in sorted(masks.items())}
     packed = {name: np.packbits(mask) for name, mask in masks.items()}
-    _write(directory / MASKS, packed, {"shapes": json.dumps(shapes)}, {})
+    write_safetensors(directory / MASKS, packed, {"shapes": json.dumps(shapes)}, {})
 
 
-def _write(
+def write_safetensors(
     path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str], masks: Mapping[str, np.ndarray]
 ) -> None:
-    """The file that `safetensors.numpy.save_file` writes, without its copy of all tensors in memory."""
+    """The file that `safetensors.numpy.save_file` writes, without its copy of all tensors in memory.
+
+    +0.0 where a mask is False.
+    """
     names, sizes = {name: key for key, name in _TYPES.items()}, {}
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
@@ -127,6 +142,20 @@ def _read(path: Path) -> Tensors:
     return tensors
 
 
+def _read_sparse(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        return read(path)
+    except SparseFileError as error:
+        raise UserError(f"{error}; export the model again") from None
+
+
+def _decoded(tensor: Tensor) -> np.ndarray:
+    """In the type that is stored, but for int8 with its scales, which is float32."""
+    if tensor.scales is not None:
+        return tensor.dense()
+    return tensor.raw().view(_numpy_type(tensor.dtype))
+
+
 def _numpy_type(name: str) -> np.dtype:
     return np.dtype(ml_dtypes.bfloat16 if name == "BF16" else _TYPES[name])
 
@@ -149,7 +178,7 @@ def _named(name: str, variant: str) -> str:
 
 
 def _read_shards(
-    path_or_name: str | Path, index: Path, revision: str | None, read: Callable[[Path], Tensors]
+    path_or_name: str | Path, index: Path, revision: str | None, reader: Callable[[Path], Tensors]
 ) -> Tensors:
     try:
         shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
@@ -163,7 +192,7 @@ def _read_shards(
         path = find_file(path_or_name, shard, revision)
         if path is None:
             raise UserError(f"{path_or_name}: has no {shard}, which {index.name} names; fetch it again")
-        held = read(path)
+        held = reader(path)
         if missing := [name for name, file in shard_of.items() if file == shard and name not in held]:
             raise UserError(f"{path}: has no {missing[0]}, which {index.name} says; fetch both again")
         tensors |= held
