@@ -246,7 +246,7 @@ def test_a_tied_copy_is_stored_once(tmp_path):
 
 
 REFUSED = {
-    "form": (["--format", "zip"], "--format zip: is none of hf, sparse"),
+    "form": (["--format", "zip"], "--format zip: is none of hf, sparse, onnx"),
     "type": (["--format", "hf", "--dtype", "int8"], "--dtype int8: hf takes stored"),
     "coded": (["--format", "hf", "--coded"], "--coded: hf has no masks to code"),
 }

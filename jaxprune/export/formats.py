@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from jaxprune.export import hugging_face, sparse
+from jaxprune.export import hugging_face, onnx, openvino, sparse, two_four
 
 
 class Format(NamedTuple):
@@ -18,5 +18,8 @@ class Format(NamedTuple):
 FORMATS: dict[str, Format] = {
     "hf": Format(hugging_face.write, ("stored",)),
     "sparse": Format(sparse.write, ("stored", *sparse.DTYPES)),
+    "onnx": Format(onnx.write, ("float32", "int8")),
+    "openvino": Format(openvino.write, ("float32", "int8")),
+    "torch-2:4": Format(two_four.write, ("float16", "bfloat16")),
 }
 """Name of a form -> how it is written."""

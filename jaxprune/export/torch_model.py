@@ -1,0 +1,88 @@
+"""The model in transformers, for the exporters that start from torch."""
+
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxprune.config.encoder_part import encoder_part
+from jaxprune.errors import UserError
+from jaxprune.export import hugging_face
+from jaxprune.export.source import Source
+from jaxprune.models.config_json import read_json
+from jaxprune.models.other_files import CONFIG
+
+OUTPUTS = ("logits", "prediction_logits", "seq_relationship_logits", "last_hidden_state", "pooler_output")
+
+
+class TorchModel(NamedTuple):
+    """A module in float32 that takes tensors of `inputs` in that order and returns those of `outputs`."""
+
+    module: Any
+    inputs: dict[str, Any]
+    """Name -> an int64 example (2, 8), the second text padded."""
+    outputs: list[str]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """A block whose warnings are the exporters' to each other."""
+    import logging
+
+    before = logging.root.manager.disable
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+def torch_model(source: Source) -> TorchModel:
+    """The model of a source with the head that its config.json names, or without one.
+
+    UserError for what transformers computes otherwise than we do.
+    """
+    if source.model.sublayer_relu:
+        raise UserError(
+            f"{source.name}: sublayer_relu is true, which transformers does not compute; export hf or sparse"
+        )
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    record = source.record
+    names = read_json(encoder_part(source.folder) / CONFIG).get("architectures") or []
+    known = [name for name in names if name in record.classes.values()] or [record.classes["similarity"]]
+    more: dict[str, Any] = {"attn_implementation": "eager", "dtype": torch.float32}
+    if known[0] == record.classes["similarity"] and "pooler" in " ".join(dict(record.tensors)):
+        more["add_pooling_layer"] = any("pooler.dense" in name for name in source.tensors)
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        dense = Path(folder) / "hf"
+        dense.mkdir()
+        hugging_face.write(source, dense, dtype="stored", coded=False)
+        model = getattr(transformers, known[0]).from_pretrained(encoder_part(dense), **more).eval()
+    ids = torch.arange(3, 19).reshape(2, 8) % source.model.vocab_size
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if record.next_sentence:
+        inputs["token_type_ids"] = torch.zeros_like(ids)
+    with torch.no_grad():
+        result = model(**inputs)
+    outputs = [name for name in OUTPUTS if result.get(name) is not None]
+
+    class Outputs(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, *tensors):
+            result = self.model(**dict(zip(inputs, tensors, strict=True)))
+            return tuple(result[name] for name in outputs)
+
+    return TorchModel(Outputs().eval(), inputs, outputs)

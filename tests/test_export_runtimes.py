@@ -1,0 +1,153 @@
+"""`jaxprune export` to the runtimes of others: their logits are ours."""
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from test_export import export, ours, write_pruned
+
+from jaxprune.cli import EXIT_USER, main
+from jaxprune.export import load, onnx
+from jaxprune.export.source import read_source
+from jaxprune.models.folder import read_folder
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    """A classifier of one layer, 2:4 but for its embeddings, of a width that torch's kernels take."""
+    shape = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 128}
+    folder = write_pruned(tmp_path_factory.mktemp("small") / "source", "bert", "classification", sparsity=0.0, **shape)
+    target = folder.parent / "pruned"
+    words = ["--structure", "2:4", "--sparsity", "0.5", "--include", "encoder/.*/kernel"]
+    assert main(["prune", str(folder), str(target), *words]) == 0
+    return target
+
+
+@pytest.fixture(scope="module")
+def sparser(small) -> Path:
+    """The same at 80 %: sparse enough for ONNX's sparse form."""
+    target = small.parent / "sparser"
+    assert main(["prune", str(small), str(target), "--sparsity", "0.8", "--include", "encoder/.*/kernel"]) == 0
+    return target
+
+
+@pytest.fixture(scope="module")
+def exported(sparser) -> Path:
+    """What torch's exporter makes of it."""
+    pytest.importorskip("onnxscript")
+    onnx.export(read_source(str(sparser)), sparser.parent / "exported.onnx")
+    return sparser.parent / "exported.onnx"
+
+
+@pytest.fixture
+def once(exported, monkeypatch):
+    """Forms that start from what torch's exporter makes find it made."""
+    monkeypatch.setattr(onnx, "export", lambda _, path: shutil.copyfile(exported, path))
+
+
+def feeds(folder: Path) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Inputs of two texts, one padded, longer than what an exporter saw; and our logits."""
+    cfg, model = ours(folder, "classification")
+    ids = np.random.default_rng(0).integers(1, cfg.vocab_size, (3, 11))
+    mask = (np.arange(11)[None] < np.array([[11], [4], [1]])).astype(np.int64)
+    inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    few = {name: array.astype(np.int32) for name, array in inputs.items()}
+    return inputs, np.asarray(
+        model.apply(read_folder(folder, head="classification", num_labels=3).params, few)["logits"]
+    )
+
+
+def test_onnxruntime_computes_our_logits_of_sparse_matrices(sparser, once, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from onnx import load as load_onnx
+
+    folder = export(sparser, tmp_path / "out", "--format", "onnx")
+    inputs, wanted = feeds(sparser)
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    assert [each.name for each in session.get_inputs()] == [*inputs]
+    (logits,) = session.run(["logits"], inputs)
+    np.testing.assert_allclose(logits, wanted, atol=1e-5)
+    graph = load_onnx(folder / "model.onnx").graph
+    pruned = [array for name, array in load_file(sparser / "model.safetensors").items() if (array == 0).mean() > 0.7]
+    pruned = [array for array in pruned if array.ndim == 2]
+    assert len(pruned) == 6  # as many, of as many values, in the file
+    counts = sorted(np.count_nonzero(array) for array in pruned)
+    assert sorted(tensor.values.dims[0] for tensor in graph.sparse_initializer) == counts
+
+
+def test_onnxruntime_s_own_int8(sparser, once, tmp_path):
+    """Near ours: a step of int8 and no more; matrices take a byte per weight."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    folder = export(sparser, tmp_path / "out", "--format", "onnx", "--dtype", "int8")
+    inputs, wanted = feeds(sparser)
+    (logits,) = onnxruntime.InferenceSession(folder / "model.onnx").run(["logits"], inputs)
+    assert 0 < np.abs(logits - wanted).max() < 0.1 * np.abs(wanted).max()
+    weights = sum(array.size for array in read_source(str(sparser)).tensors.values() if array.ndim == 2)
+    assert (folder / "model.onnx").stat().st_size < weights + 40_000
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("int8", 0.1)])
+def test_openvino_computes_our_logits(sparser, once, tmp_path, dtype, tolerance):
+    """int8 of its own tools: with the share of zeros that `compile_model` takes, and takes here."""
+    if not importlib.util.find_spec("nncf"):
+        pytest.skip("needs the `openvino` extra")
+    folder = export(sparser, tmp_path / "out", "--format", "openvino", "--dtype", dtype)
+    import openvino
+
+    inputs, wanted = feeds(sparser)
+    properties = json.loads((folder / "openvino_properties.json").read_text())
+    assert properties == ({"CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE": 0.8} if dtype == "int8" else {})
+    properties["INFERENCE_PRECISION_HINT"] = "f32"
+    model = openvino.Core().compile_model(folder / "openvino_model.xml", "CPU", properties)
+    assert np.abs(model(inputs)["logits"] - wanted).max() < tolerance * np.abs(wanted).max()
+    assert "openvino_telemetry" not in sys.modules or sys.modules["openvino_telemetry"] is None
+
+
+def test_torch_packs_what_is_2_of_4(small, tmp_path, capsys):
+    """Its own packing for CUTLASS, which runs anywhere, and back: the same values, two of four in each row."""
+    torch = pytest.importorskip("torch")
+    from torch.sparse import _semi_structured_conversions as conversions
+
+    folder = export(small, tmp_path / "out", "--format", "torch-2:4")
+    modules = json.loads((folder / "two_four.json").read_text())
+    tensors, before = load_file(folder / "model.safetensors"), load_file(small / "model.safetensors")
+    assert len(modules) == 6 and all("encoder.layer.0." in name for name in modules)
+    for name in modules:
+        weight = torch.from_numpy(tensors[f"{name}.weight"])
+        assert weight.dtype == torch.float16
+        packed, meta = conversions.sparse_semi_structured_from_dense_cutlass(weight)
+        assert packed.shape == (weight.shape[0], weight.shape[1] // 2)
+        assert (conversions.sparse_semi_structured_to_dense_cutlass(packed, meta) == weight).all()
+        assert (weight.numpy() == before[f"{name}.weight"].astype(np.float16)).all()
+    masks = (folder / "masks.safetensors").read_bytes()
+    assert masks == (small / "masks.safetensors").read_bytes()
+    target = tmp_path / "dense"
+    dense = write_pruned(tmp_path / "source", "bert", "similarity", sparsity=0.3)
+    assert main(["export", str(dense), str(target), "--format", "torch-2:4"]) == EXIT_USER
+    assert "no matrix keeps 2 of 4; prune it with jaxprune prune --structure 2:4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("form", "absent"), [("onnx", "onnxruntime"), ("openvino", "nncf")])
+def test_a_form_says_what_it_needs(small, tmp_path, capsys, monkeypatch, form, absent):
+    for name in ("onnx", "onnxruntime", "onnxruntime.quantization", "openvino", "nncf"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for name in {"onnx", "openvino"} - {absent}:
+        monkeypatch.setitem(sys.modules, name, sys)  # installed
+    assert main(["export", str(small), str(tmp_path / "out"), "--format", form]) == EXIT_USER
+    words = f"jaxprune export: --format {form}: needs {absent}; pip install 'jaxprune[{form}]'\n"
+    assert capsys.readouterr().err.endswith(words) and not (tmp_path / "out").exists()
+
+
+def test_what_transformers_computes_otherwise_is_refused(tmp_path, capsys):
+    pytest.importorskip("onnxscript")
+    source = write_pruned(tmp_path / "source", "bert", "similarity", sublayer_relu=True)
+    assert main(["export", str(source), str(tmp_path / "out"), "--format", "onnx"]) == EXIT_USER
+    assert "sublayer_relu is true, which transformers does not compute" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists() and load(export(source, tmp_path / "sparse", "--format", "sparse"))
