@@ -20,7 +20,8 @@ from test_hostile import limits
 from jaxprune.cli import EXIT_USER, main
 from jaxprune.config.sections import ModelConfig
 from jaxprune.export.source import Source
-from jaxprune.export.sparse import sparse_arrays, stored_as
+from jaxprune.export.sparse import sparse_arrays
+from jaxprune.export.values import stored_as
 from jaxprune.models.bert import BERT
 from jaxprune.models.sparse_file import SPARSE_WEIGHTS, SparseFileError, read
 from jaxprune.models.weights import read_masks, read_weights, write_safetensors

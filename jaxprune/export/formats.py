@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from jaxprune.export import hugging_face, onnx, openvino, sparse, two_four
+from jaxprune.export.values import DTYPES
 
 
 class Format(NamedTuple):
@@ -17,7 +18,7 @@ class Format(NamedTuple):
 
 FORMATS: dict[str, Format] = {
     "hf": Format(hugging_face.write, ("stored",)),
-    "sparse": Format(sparse.write, ("stored", *sparse.DTYPES)),
+    "sparse": Format(sparse.write, ("stored", *DTYPES)),
     "onnx": Format(onnx.write, ("float32", "int8")),
     "openvino": Format(openvino.write, ("float32", "int8")),
     "torch-2:4": Format(two_four.write, ("float16", "bfloat16")),

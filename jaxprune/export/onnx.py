@@ -7,7 +7,6 @@ import numpy as np
 
 from jaxprune.export.extras import needed
 from jaxprune.export.source import Source
-from jaxprune.export.torch_model import quiet, torch_model
 from jaxprune.models.folder import copy_with_config
 
 MODEL = "model.onnx"
@@ -22,6 +21,8 @@ def write(source: Source, target: Path, *, dtype: str, coded: bool) -> None:
     they come (`quantize_dynamic`); unsigned, since sums of signed ones overflow on CPUs without VNNI, without a word.
     UserError without the extra.
     """
+    from jaxprune.export.torch_model import quiet
+
     onnx, quantization, *_ = needed("onnx", "onnx", "onnxruntime.quantization", "onnxscript", "torch")
     inner = copy_with_config(source.folder, target, source.tensors.values())
     export(source, inner / MODEL)
@@ -40,6 +41,8 @@ def export(source: Source, path: Path) -> None:
     """Write the model in float32, dense, for any number and length of texts."""
     import onnx
     import torch
+
+    from jaxprune.export.torch_model import quiet, torch_model
 
     model = torch_model(source)
     length = torch.export.Dim("length", max=source.record.max_tokens(source.model))

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxprune.export import onnx
 from jaxprune.export.extras import needed
 from jaxprune.export.source import Source
-from jaxprune.export.torch_model import quiet
 from jaxprune.models.folder import copy_with_config
 
 MODEL = "openvino_model.xml"
@@ -26,6 +24,9 @@ def write(source: Source, target: Path, *, dtype: str, coded: bool) -> None:
     to `compile_model`: from which share of zeros the CPU plugin keeps int8 matrices packed, on chips with AMX.
     UserError without the extra.
     """
+    from jaxprune.export import onnx
+    from jaxprune.export.torch_model import quiet
+
     sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore (it would tell its makers of each export)
     openvino, nncf = needed("openvino", "openvino", "nncf", "onnx", "onnxscript", "torch")[:2]
     inner = copy_with_config(source.folder, target, source.tensors.values())

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from jaxprune.config.encoder_part import encoder_part
 from jaxprune.errors import UserError
-from jaxprune.export import hugging_face
 from jaxprune.export.source import Source
 from jaxprune.models.config_json import read_json
+from jaxprune.models.folder import write_masked
 from jaxprune.models.other_files import CONFIG
 
 OUTPUTS = ("logits", "prediction_logits", "seq_relationship_logits", "last_hidden_state", "pooler_output")
@@ -63,8 +63,7 @@ def torch_model(source: Source) -> TorchModel:
         more["add_pooling_layer"] = any("pooler.dense" in name for name in source.tensors)
     with tempfile.TemporaryDirectory() as folder, quiet():
         dense = Path(folder) / "hf"
-        dense.mkdir()
-        hugging_face.write(source, dense, dtype="stored", coded=False)
+        write_masked(source.name, dense, {}, revision=source.revision or None, variant=source.variant)
         model = getattr(transformers, known[0]).from_pretrained(encoder_part(dense), **more).eval()
     ids = torch.arange(3, 19).reshape(2, 8) % source.model.vocab_size
     mask = torch.ones_like(ids)

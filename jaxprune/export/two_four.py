@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxprune.errors import UserError
 from jaxprune.export.source import Source
-from jaxprune.export.sparse import stored_as
+from jaxprune.export.values import stored_as
 from jaxprune.models.folder import copy_with_config
 from jaxprune.models.tensors import original_name, tensor_name
 from jaxprune.models.weights import WEIGHTS, write_masks, write_safetensors
