@@ -31,6 +31,7 @@ Prune an encoder while it pre-trains, let it recover, fine-tune it, and measure 
   report   DIR [DIR ... --out DIR]                        the page of a run, of several side by side, of a study
   prune    SRC DST --sparsity 0.7 [--scope matrix]        one shot: Hugging Face directory in and out
   export   MODEL DIR --format sparse [--dtype int8]       smaller, or for another runtime: ONNX, OpenVINO, ...
+  compact  SRC DST [--layers 0 2 4] [--vocabulary TEXT]   take out pruned heads and neurons, layers, unused pieces
   inspect  CKPT [--json]                                  sparsity per matrix and head, weights, memory
   diff     A B [--json]                                   mask distance, movement and cosine of two checkpoints
   check    DIR                                            is a workdir, data or a model as it was written
@@ -202,42 +203,35 @@ def _report(argv: list[str]) -> None:
     report(**vars(parser.parse_args(argv)))
 
 
-def _prune(argv: list[str]) -> None:
-    parser = _Parser(
-        prog="jaxprune prune",
-        description="Prune a Hugging Face encoder in one shot, without training, and write a Hugging Face directory.",
-    )
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax starts: a chip may be busy, and takes longer to find
+def _from_to(prog: str, description: str) -> _Parser:
+    """A parser of SRC, DST and --variant; the command runs on the CPU: a chip may be busy, and takes longer to find."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax starts
+    parser = _Parser(prog=prog, description=description)
     parser.add_argument("src", metavar="SRC", help="Hugging Face directory or hub name, or the workdir of a run")
     parser.add_argument("dst", metavar="DST", type=Path, help="directory to write; must be new or empty")
+    parser.add_argument("--variant", default="", metavar="NAME", help="fp16: read model.fp16.safetensors")
+    return parser
+
+
+def _prune(argv: list[str]) -> None:
+    words = "Prune a Hugging Face encoder in one shot, without training, and write a Hugging Face directory."
+    parser = _from_to("jaxprune prune", words)
     parser.add_argument("--sparsity", type=float, required=True, help="fraction in [0, 1] to prune")
     names = _offers()
-    for key, default in (
-        ("scope", "matrix"),
-        ("distribution", "uniform"),
-        ("structure", "weights"),
-        ("method", "exact"),
-        ("criterion", "magnitude"),
-    ):
+    defaults = {"scope": "matrix", "distribution": "uniform", "structure": "weights", "method": "exact"}
+    for key, default in (defaults | {"criterion": "magnitude"}).items():
         words = f"one of {', '.join(names[key])}; default: {default}"
         parser.add_argument(f"--{key}", default=default, metavar="NAME", help=words)
     parser.add_argument(
         "--include", nargs="+", metavar="REGEX", default=(), help="whole paths to prune (default: the architecture's)"
     )
     parser.add_argument("--exclude", nargs="+", metavar="REGEX", default=(), help="whole paths to leave alone")
-    parser.add_argument(
-        "--amount",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("REGEX", "SPARSITY"),
-        help="a sparsity of their own; none: leave alone",
-    )
+    pair, words = ("REGEX", "SPARSITY"), "a sparsity of their own; none: leave alone"
+    parser.add_argument("--amount", nargs=2, action="append", default=[], metavar=pair, help=words)
     parser.add_argument(
         "--masks", choices=("fixed", "none"), default="fixed", help="none: nothing of SRC counts as pruned"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of --criterion random")
-    parser.add_argument("--variant", default="", metavar="NAME", help="fp16: read model.fp16.safetensors")
     parser.add_argument("--verbose", action="store_true", help="print a row per matrix, not per kind of matrix")
     from jaxprune.experiments.prune_folder import prune_folder
 
@@ -262,6 +256,21 @@ def _export(argv: list[str]) -> None:
     parser.add_argument("--coded", action="store_true", help="sparse: masks in fewer bits, somewhat slower to load")
     parser.add_argument("--variant", default="", metavar="NAME", help="fp16: read model.fp16.safetensors")
     export_model(**vars(parser.parse_args(argv)))
+
+
+def _compact(argv: list[str]) -> None:
+    words = "Write a model without the heads and neurons that are pruned whole, which computes the same."
+    parser = _from_to("jaxprune compact", words)
+    parser.add_argument("--layers", nargs="+", type=int, metavar="N", default=(), help="layers that stay, from 0")
+    parser.add_argument(
+        "--vocabulary", nargs="+", metavar="TEXT", default=(), help="files of text: pieces they do not use go"
+    )
+    parser.add_argument(
+        "--text-field", default="text", metavar="COLUMN", help="column or key of TEXT that holds it; default: text"
+    )
+    from jaxprune.experiments.compact import compact
+
+    compact(**vars(parser.parse_args(argv)))
 
 
 def _predict(argv: list[str]) -> None:
@@ -380,6 +389,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "report": _report,
     "prune": _prune,
     "export": _export,
+    "compact": _compact,
     "predict": _predict,
     "inspect": _inspect,
     "diff": _diff,

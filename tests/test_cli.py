@@ -547,7 +547,7 @@ NAMES = {
         *dict.fromkeys(name for model in ARCHITECTURES.values() for name in model.scopes(ModelConfig())),
     ],
     "distribution": [*DISTRIBUTIONS],
-    "structure": [*STRUCTURES],
+    "structure": [*STRUCTURES, "heads", "neurons", "heads+neurons"],
     "method": [*METHODS],
     "schedule": [*SCHEDULES],
 }

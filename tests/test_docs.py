@@ -40,6 +40,7 @@ CALLS = {
     "study": "study.study",
     "prune": "prune_folder.prune_folder",
     "export": "export_model.export_model",
+    "compact": "compact.compact",
     "predict": "predict.predict",
     "plan": "slice_plan.plan_slice",
     "report": "run_report.report",

@@ -43,7 +43,10 @@ class ModelConfig(Section):
     num_hidden_layers: int = Field(default=12, ge=1, le=1000)
     """Number of encoder layers."""
     num_attention_heads: int = Field(default=12, ge=1, le=2**20)
-    """Heads per layer; divides hidden_size."""
+    """Heads per layer; divides hidden_size where `head_dim` is none."""
+    head_dim: int | None = Field(default=None, ge=1, le=2**20)
+    """Width of a head; none takes `hidden_size` / `num_attention_heads`, the only one that transformers loads. It is
+    another one in a model that heads were taken out of."""
     intermediate_size: int = Field(default=3072, ge=1, le=2**24)
     """Width of the feed-forward layer."""
     max_position_embeddings: int = Field(default=512, ge=8, le=2**24)
@@ -76,9 +79,14 @@ class ModelConfig(Section):
             self.check_heads()
         return self
 
+    @property
+    def head_width(self) -> int:
+        """Width of a head."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
     def check_heads(self, prefix: str = "") -> None:
         """ValueError where vectors cannot be split into heads; `prefix` stands before both keys."""
-        if self.hidden_size % self.num_attention_heads:
+        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
             heads = f"{prefix}num_attention_heads = {self.num_attention_heads}"
             raise ValueError(f"{heads} does not divide {prefix}hidden_size = {self.hidden_size}")
 
@@ -108,7 +116,9 @@ class PruneConfig(Section):
     """How the sparsity is shared out among the sets of `scope`: the same for each, or by shape with the same total
     (erk, Erdos-Renyi-Kernel: Evci et al. 2020)."""
     structure: str = "weights"
-    """Which weights live or die together: each by itself, n of m consecutive ones (2:4), or blocks (block(4, 4))."""
+    """Which weights live or die together: each by itself, n of m consecutive ones (2:4), blocks (block(4, 4)), or what
+    `jaxprune compact` takes out: attention heads, neurons of the feed-forward layers. Those prune their own leaves
+    alone where `include` names none, and with scope = matrix as many in every layer."""
     criterion: str = "magnitude"
     """Which weights score low and go first."""
     method: str = "exact"

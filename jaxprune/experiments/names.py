@@ -5,6 +5,7 @@ from jaxprune.data.corpus_files import FORMATS
 from jaxprune.data.metrics import METRICS
 from jaxprune.data.tasks import TASKS
 from jaxprune.models import ARCHITECTURES
+from jaxprune.models.units import structures
 from jaxprune.pruning.criteria import CRITERIA
 from jaxprune.pruning.distributions import DISTRIBUTIONS
 from jaxprune.pruning.groups import SCOPES
@@ -18,11 +19,12 @@ def offers() -> dict[str, list[str]]:
     scopes = (
         name for record in ARCHITECTURES.values() for name in record.scopes(ModelConfig(architecture=record.name))
     )
+    units = (name for record in ARCHITECTURES.values() for name in structures(record.units, ModelConfig()))
     return {
         "criterion": [*CRITERIA],
         "distribution": [*DISTRIBUTIONS],
         "scope": [*SCOPES, *dict.fromkeys(scopes)],
-        "structure": [*STRUCTURES],
+        "structure": [*STRUCTURES, *dict.fromkeys(units)],
         "method": [*METHODS],
         "schedule": [*SCHEDULES],
         "architecture": [*ARCHITECTURES],

@@ -65,7 +65,7 @@ def resolve(cfg: PretrainConfig, workdir: Path | None) -> Decisions:
         shape = shallower(source_model(cfg.init_from, cfg.init_revision), cfg.layers, source)
         model = shaped(cfg.model, shape, source)
         if cfg.masks != "none":
-            also = masked_beyond(cfg.init_from, cfg.init_revision, model, "pretraining")
+            also = masked_beyond(cfg.init_from, cfg.init_revision, model, "pretraining", cfg.prune.structure)
     elif cfg.layers:
         raise UserError(f"layers = {[*cfg.layers]}: needs init_from, whose layers they are")
     else:

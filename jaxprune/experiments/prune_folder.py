@@ -16,13 +16,14 @@ from jaxprune.config.load import of_percent, validate
 from jaxprune.config.sections import PruneConfig
 from jaxprune.errors import UserError
 from jaxprune.experiments.own_folder import check_new
-from jaxprune.experiments.pruning_plan import check_untrained, included, named, scopes_of
+from jaxprune.experiments.pruning_plan import check_untrained, included, named, scopes_of, structure_of
 from jaxprune.experiments.weights import Weights, model_folder, read_weights, say_pruned, start_masks, there
 from jaxprune.models import architecture_named
 from jaxprune.models.architecture import encoder_matrices
 from jaxprune.models.folder import write_masked
+from jaxprune.pruning.interface import Structure
 from jaxprune.pruning.single_prune import prune_once
-from jaxprune.pruning.structures import structure_named, tile_of
+from jaxprune.pruning.structures import tile_of
 
 log = logging.getLogger("jaxprune")
 
@@ -68,14 +69,14 @@ def prune_folder(
     settings |= {"include": tuple(include), "exclude": tuple(exclude)}
     prune = validate(PruneConfig, settings, "command line")
     chosen = prune if include else there(included(prune, weights.model), weights)
-    parts = {"criterion": criterion, "structure": structure, "scope": scope, "method": method}
-    parts["distribution"] = distribution
+    parts: dict[str, Any] = {"criterion": criterion, "scope": scope, "method": method, "distribution": distribution}
     if masks == "fixed":
         say_pruned(weights, prune)
     with named("--"):
+        parts["structure"] = structure_of(structure, weights.model)
         before = start_masks(weights.params, weights, chosen, lift=masks == "none")
         if not include:
-            before = _fitting(before, structure, src)
+            before = _fitting(before, structure, parts["structure"], src)
         wanted = prune.finals if prune.amounts else sparsity
         named_scopes = scopes_of(weights.model)
         after = prune_once(weights.params, before, wanted, jax.random.key(seed), **parts, scopes=named_scopes)
@@ -89,20 +90,20 @@ def prune_folder(
     return counts
 
 
-def _fitting(masks: Any, structure: str, src: str) -> Any:
+def _fitting(masks: Any, name: str, structure: Structure, src: str) -> Any:
     """Masks without the leaves that the structure's tiles do not divide, unless that is all of them."""
     flat: dict[str, Any] = flatten_dict(masks, sep="/")
-    tiled, unfit = structure_named(structure), {}
+    unfit = {}
     for path, mask in flat.items():
         try:
             if mask is not None:
-                tile_of(tiled, path, mask.shape)
+                tile_of(structure, path, mask.shape)
         except UserError as error:
             unfit[path] = error
     if not unfit or len(unfit) == sum(mask is not None for mask in flat.values()):
         return masks
     shapes = ", ".join(f"{path} ({' x '.join(map(str, flat[path].shape))})" for path in unfit)
-    log.info("%s: --structure %s does not divide %s: left out", src, structure, shapes)
+    log.info("%s: --structure %s does not divide %s: left out", src, name, shapes)
     return unflatten_dict(flat | dict.fromkeys(unfit), sep="/")
 
 

@@ -12,13 +12,15 @@ from jaxprune.errors import UserError
 from jaxprune.models import architecture_named
 from jaxprune.models.model import Head
 from jaxprune.models.tensors import leaf_shapes
+from jaxprune.models.units import prunable_units, structures
 from jaxprune.pruning.criteria import CRITERIA, criterion_of
 from jaxprune.pruning.groups import SCOPES
-from jaxprune.pruning.interface import Pruner, Scope
+from jaxprune.pruning.interface import Pruner, Scope, Structure
 from jaxprune.pruning.masks import init_masks
 from jaxprune.pruning.names import chosen, matched, path_of
 from jaxprune.pruning.pruner import pruner
 from jaxprune.pruning.schedules import SCHEDULES, plan
+from jaxprune.pruning.structures import structure_named
 
 _LAYER = re.compile(r"(?<!\\)layer\.(\d+)")  # as in Hugging Face's names of tensors; paths here hold layer_00
 
@@ -27,8 +29,20 @@ def included(prune: PruneConfig, model: ModelConfig, also: Sequence[str] = ()) -
     """`prune` with the regexes of the architecture's prunable paths, and `also` these, where it names none."""
     if prune.include:
         return prune
-    include = dict.fromkeys((*architecture_named(model.architecture).prunable, *also))
+    include = dict.fromkeys((*prunable_by(prune.structure, model), *also))
     return prune.model_copy(update={"include": tuple(include)})
+
+
+def prunable_by(structure: str, model: ModelConfig) -> Sequence[str]:
+    """The regexes of the paths that a structure prunes where a config names none: of heads and neurons their own."""
+    record = architecture_named(model.architecture)
+    return prunable_units(record.units, structure) or record.prunable
+
+
+def structure_of(name: str, model: ModelConfig) -> Structure:
+    """The structure of a name: one of the architecture's own, or everyone's. UserError where it is none."""
+    own = structures(architecture_named(model.architecture).units, model)
+    return own[name] if name in own else structure_named(name, own)
 
 
 def unpruned(prune: PruneConfig, params: Any) -> Any:
@@ -67,10 +81,10 @@ def scopes_of(model: ModelConfig) -> Mapping[str, Scope]:
 
 def pruner_of(prune: PruneConfig, model: ModelConfig) -> Pruner:
     """The pruner of a config; UserError for a name that is none, with the key that holds it."""
-    names = {"structure": prune.structure, "scope": prune.scope, "method": prune.method, "mode": prune.mode}
-    names["distribution"] = prune.distribution
+    names = {"scope": prune.scope, "method": prune.method, "mode": prune.mode, "distribution": prune.distribution}
     with named("prune."):
-        return pruner(prune.criterion, **names, scopes=scopes_of(model))
+        structure = structure_of(prune.structure, model)
+        return pruner(prune.criterion, structure=structure, **names, scopes=scopes_of(model))
 
 
 @contextmanager
@@ -132,5 +146,6 @@ def with_paths_of(prune: PruneConfig, model: ModelConfig, head: Head, num_labels
     """`prune` without the architecture's own regexes that match no path of a model with this head (a pooler's)."""
     record = architecture_named(model.architecture)
     paths = leaf_shapes(record, model, head=head, num_labels=num_labels)
-    include = [regex for regex in prune.include if regex not in record.prunable or matched(regex, paths, "include")]
+    own = (*record.prunable, *prunable_units(record.units, prune.structure))
+    include = [regex for regex in prune.include if regex not in own or matched(regex, paths, "include")]
     return prune.model_copy(update={"include": tuple(include)})

@@ -93,7 +93,7 @@ def resolve(cfg: FinetuneConfig, workdir: Path | None) -> Decisions:
     model = tuned_model(cfg, shape)
     also: Sequence[str] = before.prune.include
     if stored is None and cfg.init_from and cfg.masks != "none":
-        also = masked_beyond(cfg.init_from, cfg.init_revision, model, "classification")
+        also = masked_beyond(cfg.init_from, cfg.init_revision, model, "classification", cfg.prune.structure)
     prune = included(cfg.prune, model, also)
     paths = {key: absolute(getattr(cfg, key), getattr(before, key)) for key in ("init_from", "glue", "tokenizer")}
     tasks = tuple(with_paths(entry, absolute) for entry in cfg.tasks)

@@ -90,9 +90,10 @@ def teacher_of(
         wanted = f"name one of its layers 0 to {theirs - 1} for each of the run's {ours}"
         raise UserError(f"teacher.layers = {[*cfg.layers]}: {wanted}")
     heads = (cfg.relation_heads or student.num_attention_heads) if cfg.relations else 0
-    for name, size in (("the run's", student.hidden_size), (f"{where}'s", model.hidden_size)):
-        if heads and size % heads:
-            raise UserError(f"teacher.relation_heads = {heads} does not divide {name} hidden_size {size}")
+    for name, one in (("the run's", student), (f"{where}'s", model)):
+        if heads and (size := one.num_attention_heads * one.head_width) % heads:
+            kind = "width of all heads" if one.head_dim else "hidden_size"
+            raise UserError(f"teacher.relation_heads = {heads} does not divide {name} {kind} {size}")
     if cfg.hardness and head == "pretraining" and model.vocab_size != student.vocab_size:
         rows = f"it has {model.vocab_size} pieces, the run's model {student.vocab_size}"
         raise UserError(f"{where}: {rows}; set model.vocab_size = {model.vocab_size}, or teacher.hardness = 0")

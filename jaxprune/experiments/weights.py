@@ -17,7 +17,7 @@ from jaxprune.config.load import parse_yaml, read_yaml, validate
 from jaxprune.config.sections import ModelConfig, PruneConfig
 from jaxprune.data.tokenizer import Vocabulary
 from jaxprune.errors import UserError
-from jaxprune.experiments.pruning_plan import unpruned
+from jaxprune.experiments.pruning_plan import prunable_by, unpruned
 from jaxprune.models import architecture_named
 from jaxprune.models.folder import read_config, read_folder
 from jaxprune.models.hub import find_folder
@@ -32,8 +32,8 @@ from jaxprune.training.manifest import check_whole, read_manifest
 log = logging.getLogger("jaxprune")
 
 SHAPE_FIELDS = (
-    *("architecture", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
-    *("max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pad_token_id"),
+    *("architecture", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim"),
+    *("intermediate_size", "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pad_token_id"),
 )
 FUNCTION_FIELDS = ("hidden_act", "sublayer_relu", "classifier_dropout")
 """What the same weights may be asked to compute instead; unset (at its default), the checkpoint decides."""
@@ -109,24 +109,30 @@ def with_layers(weights: Weights, layers: Sequence[int]) -> Weights:
     return weights._replace(model=model, params=chosen(weights.params), masks=masks)
 
 
-def masked_beyond(source: str, revision: str, model: ModelConfig, head: Head) -> list[str]:
-    """Regexes of the paths that a source has masks of, though the architecture does not count them as prunable."""
+def masked_beyond(source: str, revision: str, model: ModelConfig, head: Head, structure: str) -> list[str]:
+    """Regexes of the paths that a source has masks of, though `structure` does not count them as prunable.
+
+    Heads and neurons count no other matrices: of these only masks that prune something.
+    """
     cfg, record = stored_config(source), architecture_named(model.architecture)
+    prunable = prunable_by(structure, model)
+    ours = prunable is record.prunable
 
     def paths(head: Head) -> list[str]:
         return [*leaf_shapes(record, model, head=head, num_labels=2 if head == "classification" else 0)]
 
     if isinstance(cfg, PretrainConfig):
         include, exclude = cfg.prune.include, cfg.prune.exclude
-        if {*include} <= {*record.prunable}:
+        if {*include} <= {*prunable} or not (ours or cfg.prune.prunes or cfg.init_from):
             return []
         masked = _matching(include, paths("pretraining")) - _matching(exclude, paths("pretraining"))
     else:
         names = read_masks(model_folder(source), revision or None)
         if not names:
             return []
+        names = {name for name, mask in names.items() if ours or not mask.all()}
         masked = {path for path in paths(head) if tensor_name(record, path) in names}
-    counted = _matching(record.prunable, paths(head))
+    counted = _matching(prunable, paths(head))
     return [re.escape(path) for path in paths(head) if path in masked and path not in counted]
 
 

@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from jaxprune.config.sections import ModelConfig
 from jaxprune.config.special_tokens import SpecialTokens
 from jaxprune.models.model import Head, Model, Pooling
+from jaxprune.models.units import Units
 from jaxprune.pruning.interface import Scope
 
 
@@ -59,6 +61,8 @@ class Architecture(NamedTuple):
     next_sentence: bool
     """Whether the pretraining head has a next-sentence task."""
     train_flops: TrainFlops
+    units: Mapping[str, Units] = MappingProxyType({})
+    """What of a layer can be left out with all its weights, and a structure of pruning: `heads`, `neurons`."""
 
 
 def encoder_matrices(architecture: Architecture, paths: Iterable[str]) -> list[str]:

@@ -26,6 +26,7 @@ from jaxprune.models.model import TASK_HEADS, Batch, Head, Model, Pooling
 from jaxprune.models.paths import ENCODER_MATRICES, PARTS, WORD_EMBEDDINGS, encoder_tensors, scopes
 from jaxprune.models.positions import first_positions, first_tokens, take_positions
 from jaxprune.models.shape import shape_from_hf, shape_to_hf
+from jaxprune.models.units import UNITS
 
 
 def bert(cfg: ModelConfig, *, head: Head, num_labels: int = 0, pooling: Pooling = "mean") -> Model:
@@ -140,4 +141,5 @@ BERT = Architecture(
     parts=PARTS,
     next_sentence=True,
     train_flops=_train_flops,
+    units=UNITS,
 )

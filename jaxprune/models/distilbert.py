@@ -27,6 +27,7 @@ from jaxprune.models.model import TASK_HEADS, Batch, Head, Model, Pooling
 from jaxprune.models.paths import ENCODER_MATRICES, PARTS, WORD_EMBEDDINGS, scopes
 from jaxprune.models.positions import first_positions, first_tokens, take_positions
 from jaxprune.models.shape import shape_from_hf, shape_to_hf
+from jaxprune.models.units import UNITS
 
 _FIXED = ("type_vocab_size", "layer_norm_eps", "sublayer_relu")
 
@@ -104,6 +105,7 @@ _KEYS = {
     "hidden_size": "dim",
     "num_hidden_layers": "n_layers",
     "num_attention_heads": "n_heads",
+    "head_dim": "head_dim",
     "intermediate_size": "hidden_dim",
     "max_position_embeddings": "max_position_embeddings",
     "hidden_act": "activation",
@@ -154,4 +156,5 @@ DISTILBERT = Architecture(
     parts=PARTS,
     next_sentence=False,
     train_flops=_train_flops,
+    units=UNITS,
 )

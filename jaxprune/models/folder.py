@@ -34,12 +34,16 @@ from jaxprune.models.weights import MASKS, WEIGHTS, read_masks, read_weights, wr
 
 OVERRIDES = ("dtype", "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 
-_CARD = "README.md"
+CARD = "README.md"
 _FOLLOWS = (WEIGHTS, MASKS, SPARSE_WEIGHTS, *READERS)
 """What is written anew, or is of no use without what is."""
 _RELU_NOTE = (
     "This BERT has a ReLU on both sub-layer outputs (`sublayer_relu` in config.json). "
     "jaxprune computes it; transformers loads the weights, leaves the ReLU out and so computes something else.\n"
+)
+_HEADS_NOTE = (
+    "Attention heads were taken out of this model (`head_dim` in config.json). jaxprune computes it; transformers, "
+    "where all heads together are as wide as the model, refuses its weights.\n"
 )
 _log = logging.getLogger(__name__)
 
@@ -169,14 +173,12 @@ def write_folder(
     files = _tokenizer_files(tokenizer)
     theirs = read_json(encoder_part(source) / CONFIG) if source else {}
     config = config_of(record, cfg, head, labels, source=theirs, own=extra_config or {})
-    if cfg.sublayer_relu:
-        card = f"{card}\n{_RELU_NOTE}" if card else _RELU_NOTE
-        _log.warning("%s: %s", directory, _RELU_NOTE.strip())
+    card = with_notes(card, cfg, directory)
     with replaced(directory) as temporary:
         if source:
-            leave = (_CARD, CONFIG, *(TOKENIZER_FILES if files else ()))
+            leave = (CARD, CONFIG, *(TOKENIZER_FILES if files else ()))
             copy_other_files(source, temporary, leave=leave, whole=True)
-        for name, content in (files | {CONFIG: json_text(config).encode(), _CARD: card.encode()}).items():
+        for name, content in (files | {CONFIG: json_text(config).encode(), CARD: card.encode()}).items():
             if content:
                 (temporary / name).write_bytes(content)
         write_weights(temporary, tensors, kept)
@@ -234,6 +236,15 @@ def copy_with_config(folder: Path, target: Path, arrays: Iterable[np.ndarray]) -
     if config is not None:
         (inner / CONFIG).write_text(json_text(config, sort_keys=False), encoding="utf-8")
     return inner
+
+
+def with_notes(card: str, cfg: ModelConfig, directory: str | Path) -> str:
+    """A model card that says what transformers does not compute of the model, which is logged too."""
+    for applies, note in ((cfg.sublayer_relu, _RELU_NOTE), (cfg.head_dim, _HEADS_NOTE)):
+        if applies and note not in card:
+            card = f"{card}\n{note}" if card else note
+            _log.warning("%s: %s", directory, note.strip())
+    return card
 
 
 def _tokenizer_files(tokenizer: str | Path | Mapping[str, bytes] | None) -> dict[str, bytes]:

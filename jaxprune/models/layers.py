@@ -1,7 +1,8 @@
 """The layers of BERT (Devlin et al. 2019) and its kin as NNX modules. They declare params; `functions.py` draws values.
 
-Shape suffixes: B batch, L sequence length, D hidden size, H heads, K = D / H, F intermediate size, P predictions per
-example, S examples per row, T segment types, V vocabulary, C classes; M is L again, on the key side of attention.
+Shape suffixes: B batch, L sequence length, D hidden size, H heads, K width of a head (D / H as a rule), F intermediate
+size, P predictions per example, S examples per row, T segment types, V vocabulary, C classes; M is L again, on the key
+side of attention.
 """
 
 from collections.abc import Sequence
@@ -101,16 +102,16 @@ class Attention(nnx.Module):
     """
 
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
-        D = cfg.hidden_size
+        D, HK = cfg.hidden_size, cfg.num_attention_heads * cfg.head_width
         self.cfg = cfg
-        self.query, self.key, self.value, self.output = (dense(cfg, D, D, rngs) for _ in range(4))
+        self.query, self.key, self.value = (dense(cfg, D, HK, rngs) for _ in range(3))
+        self.output = dense(cfg, HK, D, rngs)
         self.layer_norm = LayerNorm(cfg)
 
     def __call__(
         self, x_BMD: Array, keep_B1LM: Array, seeds: Sequence[Array | None], at_BS: Array | None = None
     ) -> Array:
-        H = self.cfg.num_attention_heads
-        K = self.cfg.hidden_size // H
+        H, K = self.cfg.num_attention_heads, self.cfg.head_width
         x_BLD = x_BMD
         if at_BS is not None:
             x_BLD = take_positions(x_BMD, at_BS)
@@ -124,7 +125,7 @@ class Attention(nnx.Module):
         probs_BHLM = jax.nn.softmax(scores_BHLM, axis=-1).astype(x_BLD.dtype)
         probs_BHLM = dropout(probs_BHLM, self.cfg.attention_probs_dropout_prob, seeds[0])
         mixed_BLHK = jnp.einsum("bhlm,bmhk->blhk", probs_BHLM, v_BMHK)
-        out_BLD = sublayer(self.cfg, self.output(mixed_BLHK.reshape(x_BLD.shape)))
+        out_BLD = sublayer(self.cfg, self.output(mixed_BLHK.reshape(*x_BLD.shape[:2], H * K)))
         return self.layer_norm(x_BLD + dropout(out_BLD, self.cfg.hidden_dropout_prob, seeds[1]))
 
 
@@ -185,7 +186,8 @@ class MaskedLM(nnx.Module):
 def forward_flops(cfg: ModelConfig, *, seq_len: int, predictions: int) -> int:
     """FLOPs of the forward matrix products of encoder and masked-LM head for one sequence (a multiply-add is 2)."""
     d, inner, n = cfg.hidden_size, cfg.intermediate_size, cfg.num_hidden_layers
-    per_token = n * (2 * (4 * d * d + 2 * d * inner) + 4 * seq_len * d)
+    heads = cfg.num_attention_heads * cfg.head_width
+    per_token = n * (2 * (4 * d * heads + 2 * d * inner) + 4 * seq_len * heads)
     return seq_len * per_token + predictions * 2 * (d * d + d * cfg.vocab_size)
 
 

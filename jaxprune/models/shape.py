@@ -44,5 +44,6 @@ def shape_from_hf(raw: Mapping[str, Any], where: str, *, architecture: str, keys
 
 
 def shape_to_hf(cfg: ModelConfig, *, keys: Mapping[str, str]) -> dict[str, Any]:
-    """The fields of `cfg` that are in `keys`, under their keys in a `config.json`."""
-    return {key: getattr(cfg, field) for field, key in keys.items()}
+    """The fields of `cfg` that are in `keys`, under their keys in a `config.json`; no `head_dim` that is none."""
+    fields = {field: key for field, key in keys.items() if field != "head_dim" or cfg.head_dim}
+    return {key: getattr(cfg, field) for field, key in fields.items()}

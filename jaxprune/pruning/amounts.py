@@ -66,10 +66,11 @@ def _distributed(
     groups: Groups, shapes: Sequence[tuple[int, ...]], counts: list[int], sparsities: list[float], by: Distribution
 ) -> list[int]:
     """The number of tiles that stay of each group, shared out among the groups of each amount."""
-    weights = [Fraction(0)] * len(counts)
+    weights, counted = [Fraction(0)] * len(counts), set()
     for slot, shape in zip(groups.slots, shapes, strict=True):
-        if slot is None:
+        if slot is None or slot.tile.bound in counted:
             continue
+        counted |= {slot.tile.bound} - {""}
         tiles = prod(n // t for n, t in zip(shape, slot.tile.together))
         for i in range(slot.first, slot.first + slot.parts):
             weights[i] += by(shape) * tiles / slot.parts

@@ -31,12 +31,26 @@ def group(
 ) -> Groups:
     """The groups of leaves of the given paths and shapes, apart for every regex of amounts (None = left alone).
 
-    Leaves whose tiles are chosen among m are groups of their own, of size m.
+    Leaves whose tiles are chosen among m are groups of their own, of size m. Leaves whose tiles are bound count as one
+    leaf, whose path is the name that binds them and whose shape is (number of tiles,).
 
     Raises:
-      UserError: a scope that names no leaf, parts or tiles that do not divide a leaf.
+      UserError: a scope or structure that names no leaf, parts or tiles that do not divide a leaf, bound leaves with
+        different amounts or numbers of tiles.
     """
-    named = [scope(path, shape) for path, shape in zip(paths, shapes, strict=True)]
+    tiles = [
+        None if regex is None else tile_of(structure, path, shape)
+        for path, shape, regex in zip(paths, shapes, regexes, strict=True)
+    ]
+    if any(regex is not None for regex in regexes) and not any(tiles):
+        raise UserError(f"structure: is one of none of {len(paths)} prunable leaves ({', '.join(paths[:3])}, ...)")
+    grids = [
+        tuple(n // t for n, t in zip(shape, tile.together)) if tile else shape for shape, tile in zip(shapes, tiles)
+    ]
+    named = [
+        scope(tile.bound, (math.prod(grid),)) if tile and tile.bound else scope(path, shape)
+        for path, shape, tile, grid in zip(paths, shapes, tiles, grids, strict=True)
+    ]
     if paths and not any(named):
         name, few = getattr(scope, "__name__", scope), ", ".join(paths[:3])
         raise UserError(f"scope = {name} names none of {len(paths)} prunable leaves ({few}, ...); use another scope")
@@ -44,22 +58,33 @@ def group(
     spans: dict[tuple, int] = {}
     groups: list[Group] = []
     slots: list[Slot | None] = []
-    for path, shape, regex, scoped in zip(paths, shapes, regexes, named, strict=True):
-        if regex is None:
+    bound: dict[str, tuple[str, str, int, Slot]] = {}
+    for path, regex, tile, grid, scoped in zip(paths, regexes, tiles, grids, named, strict=True):
+        if regex is None or tile is None:
             slots.append(None)
             continue
-        tile = tile_of(structure, path, shape)
-        tiles = [n // t for n, t in zip(shape, tile.together)]
-        name, axis, parts = scoped if scoped and not tile.among else ("/" + path, None, 1)
-        if axis is not None and (not 0 <= axis < len(shape) or parts < 1 or tiles[axis] % parts):
-            raise UserError(f"scope: {parts} parts do not divide axis {axis} of {path}, a leaf of {tuple(tiles)} tiles")
+        if tile.bound in bound:
+            other, amount, size, slot = bound[tile.bound]
+            if (amount, size) != (regex, math.prod(grid)):
+                what = f"{math.prod(grid)} tiles" if amount == regex else f"the amount of {regex!r}"
+                theirs = f"{size}" if amount == regex else f"that of {amount!r}"
+                raise UserError(f"structure: {path} has {what}, {other} {theirs}, though both are {tile.bound}")
+            slots.append(slot._replace(tile=tile))
+            continue
+        leaf, grid = (tile.bound, (math.prod(grid),)) if tile.bound else (path, grid)
+        name, axis, parts = scoped if scoped and not tile.among else ("/" + leaf, None, 1)
+        if axis is not None and (not 0 <= axis < len(grid) or parts < 1 or grid[axis] % parts):
+            raise UserError(f"scope: {parts} parts do not divide axis {axis} of {leaf}, a leaf of {grid} tiles")
         key = (regex, name, tile.among is not None, parts)
         if key not in firsts:
             firsts[key], spans[key] = len(groups), 0
             groups += [Group(name, regex, 0, tile.least, tile.among is not None)] * parts
-        slots.append(Slot(tile, firsts[key], axis, parts, spans[key], zlib.crc32((regex + name).encode())))
-        spans[key] += math.prod(tiles)
+        slot = Slot(tile, firsts[key], axis, parts, spans[key], zlib.crc32((regex + name).encode()))
+        slots.append(slot)
+        if tile.bound:
+            bound[tile.bound] = path, regex, math.prod(grid), slot
+        spans[key] += math.prod(grid)
         for i in range(firsts[key], firsts[key] + parts):
-            size = tile.among[1] if tile.among else groups[i].size + math.prod(tiles) // parts
+            size = tile.among[1] if tile.among else groups[i].size + math.prod(grid) // parts
             groups[i] = groups[i]._replace(size=size)
     return Groups(tuple(slots), tuple(groups), max(spans.values(), default=0))

@@ -13,15 +13,17 @@ Masks = Any
 
 class Tile(NamedTuple):
     """`together`: the shape of the weights that live or die together. `among`: (axis, m) if tiles are chosen among m
-    consecutive ones along an axis rather than by a threshold, and then at least `least` of them stay."""
+    consecutive ones along an axis rather than by a threshold, and then at least `least` of them stay. `bound`: a name;
+    the k-th tiles of all leaves of that name are one, counted once, such as a neuron's columns, bias and rows."""
 
     together: tuple[int, ...]
     among: tuple[int, int] | None = None
     least: int = 0
+    bound: str = ""
 
 
-Structure = Callable[[str, tuple[int, ...]], tuple[int, ...] | Tile]
-"""(path, shape) -> the tile of a leaf; a plain tuple t stands for Tile(t)."""
+Structure = Callable[[str, tuple[int, ...]], tuple[int, ...] | Tile | None]
+"""(path, shape) -> the tile of a leaf; a plain tuple t stands for Tile(t), None leaves the leaf alone."""
 
 
 Scope = Callable[[str, tuple[int, ...]], tuple[str, int | None, int] | None]

@@ -1,6 +1,7 @@
 """The pruner: score -> pool (structure) -> share out (scope, amounts) -> threshold (method) -> expand."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,11 +14,30 @@ from jaxprune.pruning.amounts import share_out
 from jaxprune.pruning.criteria import Criterion, Scores, criterion_of
 from jaxprune.pruning.distributions import DISTRIBUTIONS, Distribution
 from jaxprune.pruning.groups import SCOPES
-from jaxprune.pruning.interface import Amounts, Groups, Masks, Pruner, PruneReport, Scope, Slot, Sparsity, Structure
+from jaxprune.pruning.interface import (
+    Amounts,
+    Groups,
+    Masks,
+    Pruner,
+    PruneReport,
+    Scope,
+    Slot,
+    Sparsity,
+    Structure,
+    Tile,
+)
 from jaxprune.pruning.masks import apply_masks
 from jaxprune.pruning.names import chosen, path_of
 from jaxprune.pruning.order_statistics import Leaf
-from jaxprune.pruning.structures import expand, pool, pool_any, structure_named
+from jaxprune.pruning.structures import (
+    expand,
+    expand_bound,
+    pool,
+    pool_any,
+    pool_any_bound,
+    pool_bound,
+    structure_named,
+)
 from jaxprune.pruning.tallies import count
 from jaxprune.pruning.thresholds import METHODS, Method, check_scores, exact
 
@@ -93,21 +113,35 @@ def scores_of(tree: Any, masks: Masks) -> list[jax.Array]:
 def keep_leaves(scores, live, amounts: Amounts, groups: Groups, method, transform=None):
     """The masks and thresholds of leaves by scores, taken through `transform` if any; None and nan where left alone."""
     slots = groups.slots
-    pooled = {i: _pooled(scores[i], live and live[i], slot, transform) for i, slot in enumerate(slots) if slot}
-    if method is not exact and any(leaf.slot.tile.among for leaf in pooled.values()):
+    members: dict[Any, dict[int, Slot]] = {}
+    for i, slot in enumerate(slots):
+        if slot:
+            members.setdefault(slot.tile.bound or i, {})[i] = slot
+    pooled = [
+        _pooled([scores[i] for i in own], live and [live[i] for i in own], [*own.values()], transform)
+        for own in members.values()
+    ]
+    if method is not exact and any(leaf.slot.tile.among for leaf in pooled):
         raise UserError("structure: tiles are chosen among m with method = 'exact' alone; use it")
-    tiles, cuts = method(list(pooled.values()), groups, amounts) if pooled else ([], jnp.zeros(0))
+    tiles, cuts = method(pooled, groups, amounts) if pooled else ([], jnp.zeros(0))
     masks: list[Any] = [None] * len(slots)
     thresholds: list[Any] = [jnp.float32(jnp.nan)] * len(slots)
-    for (i, leaf), kept in zip(pooled.items(), tiles, strict=True):
-        slot = leaf.slot
-        masks[i] = expand(kept, slot.tile.together, scores[i])
-        thresholds[i] = cuts[slot.first] if slot.axis is None else cuts[slot.first : slot.first + slot.parts]
+    for own, kept in zip(members.values(), tiles, strict=True):
+        for i, slot in own.items():
+            tile = slot.tile
+            masks[i] = expand_bound(kept, tile, scores[i]) if tile.bound else expand(kept, tile.together, scores[i])
+            thresholds[i] = cuts[slot.first] if slot.axis is None else cuts[slot.first : slot.first + slot.parts]
     return masks, thresholds
 
 
-def _pooled(x: jax.Array, live: jax.Array | None, slot: Slot, transform) -> Leaf:
-    """The scores of a leaf's tiles."""
+def _pooled(values: Sequence[jax.Array], lives: Sequence[jax.Array] | None, slots: Sequence[Slot], transform) -> Leaf:
+    """The scores of a leaf's tiles, or of several leaves' whose tiles are bound."""
+    if slots[0].tile.bound:
+        tiles = [slot.tile for slot in slots]
+        scores = lax.optimization_barrier(pool_bound(values, tiles, transform))
+        whole = Tile((sum(math.prod(tile.together) for tile in tiles),))
+        return Leaf(scores, None if lives is None else pool_any_bound(lives, tiles), slots[0]._replace(tile=whole))
+    x, live, slot = values[0], lives[0] if lives else None, slots[0]
     together = slot.tile.together
     if set(together) <= {1}:
         return Leaf(x, live, slot, transform)

@@ -71,7 +71,9 @@ def _alone(groups: Groups, amounts: Amounts, members: list[int]) -> tuple[Groups
     salts = [jax.numpy.uint32(slot.salt) for slot in slots]
     nameless = tuple(one._replace(name="", regex="") for one in groups.groups[held])
     plain = [slot.axis is None and not slot.tile.among and {*slot.tile.together} <= {1} for slot in slots]
+    names = {name: f"{i}" for i, name in enumerate(dict.fromkeys(slot.tile.bound for slot in slots if slot.tile.bound))}
     tiles = [slot.tile._replace(together=(1,)) if flat else slot.tile for slot, flat in zip(slots, plain)]
+    tiles = [tile._replace(bound=names.get(tile.bound, "")) for tile in tiles]
     slots = tuple(slot._replace(tile=tile, first=0, salt=0) for slot, tile in zip(slots, tiles))
     own = Groups(slots, nameless, groups.span)
     return own, Amounts(amounts.kept[held], amounts.sparsity[held], (), ()), salts

@@ -1,8 +1,10 @@
 """Structures: which weights live or die together, and among which they are chosen."""
 
 import math
+import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxprune.errors import UserError
-from jaxprune.pruning.axes import even_parts, explicit_sharding
+from jaxprune.pruning.axes import even_parts, explicit_sharding, gathered
 from jaxprune.pruning.interface import Structure, Tile
 
 
@@ -51,20 +53,24 @@ STRUCTURES: dict[str, tuple[str, Callable[..., Structure]]] = {
 """Form of a name -> (its regex, the structure made from the regex's integers)."""
 
 
-def structure_named(name: str | Structure) -> Structure:
-    """The structure of a name like `2:4`; a callable comes back as it is. An unknown name is a UserError."""
+def structure_named(name: str | Structure, others: Iterable[str] = ()) -> Structure:
+    """The structure of a name like `2:4`; a callable comes back as it is. An unknown name is a UserError, which lists
+    `others` too.
+    """
     if not isinstance(name, str):
         return name
     for regex, make in STRUCTURES.values():
         if match := re.fullmatch(regex, name):
             return make(*map(int, match.groups()))
-    raise UserError(f"structure = {name!r} is unknown; use one of {', '.join(STRUCTURES)}")
+    raise UserError(f"structure = {name!r} is unknown; use one of {', '.join((*STRUCTURES, *others))}")
 
 
-def tile_of(structure: Structure, path: str, shape: tuple[int, ...]) -> Tile:
-    """The tile of a leaf; a UserError that names the path if tiles do not fit its shape."""
+def tile_of(structure: Structure, path: str, shape: tuple[int, ...]) -> Tile | None:
+    """The tile of a leaf, None if it is left alone; a UserError that names the path if tiles do not fit its shape."""
     remedy = f"exclude it, or leave it alone by amounts: {{{path}: null}}"
     tile = structure(path, shape)
+    if tile is None:
+        return None
     tile = tile if isinstance(tile, Tile) else Tile(tuple(tile))
     fits = len(tile.together) == len(shape) and all(t > 0 and n % t == 0 for n, t in zip(shape, tile.together))
     if not fits:
@@ -102,14 +108,26 @@ def pool(
     values: jax.Array, together: Sequence[int], transform: Callable[[jax.Array], jax.Array] | None = None
 ) -> jax.Array:
     """Float32 means of each tile of the scores `transform(values)`, added in an order that no mesh changes."""
+    return _sums(values, together, transform) * jnp.float32(1 / math.prod(together))
 
+
+def pool_bound(
+    leaves: Sequence[jax.Array], tiles: Sequence[Tile], transform: Callable[[jax.Array], jax.Array] | None = None
+) -> jax.Array:
+    """`pool` over leaves whose k-th tiles are one: float32 means (n,) over all weights of the k-th of n."""
+    sums = [gathered(_sums(x, tile.together, transform)).reshape(-1) for x, tile in zip(leaves, tiles, strict=True)]
+    weights = sum(math.prod(tile.together) for tile in tiles)
+    return reduce(operator.add, sums) * jnp.float32(1 / weights)
+
+
+def _sums(values: jax.Array, together: Sequence[int], transform: Callable[[jax.Array], jax.Array] | None) -> jax.Array:
     def read(x):
         return (x if transform is None else transform(x)).astype(jnp.float32)
 
     total = split(values, together)
     for axis in [2 * i + 1 for i, t in enumerate(together) if t > 1]:
         total, read = _sum_in_order(total, axis, read), lambda x: x
-    return jnp.squeeze(read(total), tuple(range(1, total.ndim, 2))) * jnp.float32(1 / math.prod(together))
+    return jnp.squeeze(read(total), tuple(range(1, total.ndim, 2)))
 
 
 def _sum_in_order(x: jax.Array, axis: int, read: Callable[[jax.Array], jax.Array]) -> jax.Array:
@@ -124,6 +142,21 @@ def _sum_in_order(x: jax.Array, axis: int, read: Callable[[jax.Array], jax.Array
 def pool_any(live: jax.Array, together: Sequence[int]) -> jax.Array:
     """True where any weight of a tile is."""
     return jnp.any(split(live, together), axis=tuple(range(1, 2 * live.ndim, 2)))
+
+
+def pool_any_bound(live: Sequence[jax.Array], tiles: Sequence[Tile]) -> jax.Array:
+    """True (n,) where any weight of the k-th tile of any of these leaves is."""
+    each = [gathered(pool_any(x, tile.together)).reshape(-1) for x, tile in zip(live, tiles, strict=True)]
+    return reduce(operator.or_, each)
+
+
+def expand_bound(kept: jax.Array, tile: Tile, like: jax.Array) -> jax.Array:
+    """The mask (n,) of bound tiles as one of a leaf's weights, shaped and sharded as `like`."""
+    kept = kept.reshape([n // t for n, t in zip(like.shape, tile.together)])
+    if sharding := explicit_sharding(like):
+        parts = PartitionSpec(*even_parts(sharding, kept.shape))
+        kept = jax.sharding.reshard(kept, NamedSharding(sharding.mesh, parts))
+    return expand(kept, tile.together, like)
 
 
 def expand(kept: jax.Array, together: Sequence[int], like: jax.Array) -> jax.Array:

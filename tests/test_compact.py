@@ -1,0 +1,142 @@
+"""`jaxprune compact`: physically smaller models compute what the pruned ones did."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_folders import tiny_model, torch, transformers
+
+from jaxprune.cli import main
+from jaxprune.models import architecture_named
+from jaxprune.models.folder import read_folder
+
+KINDS = {
+    "BertForPreTraining": {},
+    "BertForSequenceClassification": {"num_labels": 3},
+    "DistilBertForMaskedLM": {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24},
+    "RobertaForMaskedLM": {"max_position_embeddings": 22, "pad_token_id": 1},
+}
+IDS = np.arange(18).reshape(3, 6) * 3 % 50 + 5
+
+
+def saved(folder, kind="BertForPreTraining", **config):
+    """A model of transformers whose biases are not 0."""
+    model = tiny_model(kind, **KINDS[kind] | {"num_attention_heads": 4, "n_heads": 4} | config)
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if name.endswith("bias"):
+                tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(len(name))))
+            elif "LayerNorm" not in name and "layer_norm" not in name:
+                tensor.mul_(10)
+    model.save_pretrained(folder)
+    return folder
+
+
+def outputs(folder, ids=IDS):
+    """What jaxprune computes of a folder: the hidden states and the logits of its head."""
+    read = read_folder(folder, head=None)
+    head = "classification" if "classifier" in read.params else "pretraining"
+    build = architecture_named(read.model.architecture).build
+    model = build(read.model, head=head, num_labels=3 if head == "classification" else 0)
+    batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    with jax.default_matmul_precision("highest"):
+        out = model.apply(read.params, jax.tree.map(jnp.asarray, batch), hidden_states=True)
+    return [*out["hidden_states"], *(out[name] for name in ("logits", "mlm_logits", "nsp_logits") if name in out)]
+
+
+def theirs(folder, kind, ids=IDS):
+    with torch.no_grad():
+        out = getattr(transformers, kind).from_pretrained(folder).eval()(input_ids=torch.tensor(ids))
+    return (out.prediction_logits if kind == "BertForPreTraining" else out.logits).numpy()
+
+
+def run(*argv):
+    assert main([str(word) for word in argv]) == 0
+
+
+def same(some, others):
+    for a, b in zip(some, others, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_of_the_neurons_and_heads_gone_and_the_same_logits(tmp_path, caplog, kind):
+    source = saved(tmp_path / "dense", kind)
+    run("prune", source, tmp_path / "neurons", "--structure", "neurons", "--sparsity", 0.5)
+    run("compact", tmp_path / "neurons", tmp_path / "small")
+    same(outputs(tmp_path / "small"), outputs(tmp_path / "neurons"))
+    logits = theirs(tmp_path / "neurons", kind)
+    same([theirs(tmp_path / "small", kind)], [logits])
+    assert abs(logits - theirs(source, kind)).max() > 0.1  # pruning does something here
+    config = json.loads((tmp_path / "small/config.json").read_text())
+    assert config.get("hidden_dim", config.get("intermediate_size")) == 12 and "head_dim" not in config
+    assert not (tmp_path / "small/masks.safetensors").exists()
+
+    run("prune", tmp_path / "neurons", tmp_path / "both", "--structure", "heads", "--sparsity", 0.5)
+    run("compact", tmp_path / "both", tmp_path / "smaller")
+    same(outputs(tmp_path / "smaller"), outputs(tmp_path / "both"))
+    assert "Attention heads were taken out" in caplog.text
+    assert "Attention heads were taken out" in (tmp_path / "smaller/README.md").read_text()
+    read = read_folder(tmp_path / "smaller", head=None).model
+    assert (read.num_attention_heads, read.head_dim, read.intermediate_size, read.hidden_size) == (2, 4, 12, 16)
+    with pytest.raises(RuntimeError, match="mismatch"):  # not a wrong model, silently
+        theirs(tmp_path / "smaller", kind)
+
+
+def test_layers_keep_as_many_neurons_as_the_one_that_needs_most(tmp_path, capsys):
+    source = saved(tmp_path / "dense")
+    words = ["--structure", "neurons", "--sparsity", 0.6, "--amount", "encoder/layer_01/.+", 0.25]
+    run("prune", source, tmp_path / "uneven", *words)
+    run("compact", tmp_path / "uneven", tmp_path / "small")
+    assert "neurons: layers need 10, 18; each keeps 18" in capsys.readouterr().out
+    same(outputs(tmp_path / "small"), outputs(tmp_path / "uneven"))
+    masks = read_folder(tmp_path / "small", head=None).masks["encoder"]
+    assert masks["layer_01"]["output"]["kernel"] is None  # what still prunes something is masked still
+    assert int(masks["layer_00"]["output"]["kernel"].sum()) == 10 * 16
+
+
+def test_zeros_without_masks_count_and_a_unit_goes_by_either_side(tmp_path):
+    """A neuron whose row is 0 adds nothing whatever goes into it; one whose column and bias are 0 gives gelu(0) = 0."""
+    model = transformers.BertForPreTraining.from_pretrained(saved(tmp_path / "dense"))
+    with torch.no_grad():
+        for layer in model.bert.encoder.layer:
+            layer.output.dense.weight[:, :5] = 0
+            layer.intermediate.dense.weight[5:8] = 0
+            layer.intermediate.dense.bias[5:7] = 0
+    model.save_pretrained(tmp_path / "zeros")
+    run("compact", tmp_path / "zeros", tmp_path / "small")
+    assert read_folder(tmp_path / "small", head=None).model.intermediate_size == 24 - 7
+    same(outputs(tmp_path / "small"), outputs(tmp_path / "zeros"))
+
+
+def test_layers_that_stay_are_numbered_anew(tmp_path):
+    source = saved(tmp_path / "dense", "DistilBertForMaskedLM", n_layers=3, num_hidden_layers=3)
+    run("compact", source, tmp_path / "small", "--layers", 2, 0)
+    before, after = (read_folder(tmp_path / name, head=None) for name in ("dense", "small"))
+    assert after.model.num_hidden_layers == 2
+    for new, old in (("layer_00", "layer_02"), ("layer_01", "layer_00")):
+        one, other = after.params["encoder"][new], before.params["encoder"][old]
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+    theirs(tmp_path / "small", "DistilBertForMaskedLM")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "no head or neuron is pruned whole in every layer"),
+        (["--layers", "0", "7"], "has the layers 0 to 1"),
+        (["--layers", "1", "1"], "name each layer once"),
+        (["--vocabulary", "no.txt"], "holds neither tokenizer.json nor vocab.txt"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_writes_nothing(tmp_path, capsys, words, message):
+    source, target = saved(tmp_path / "dense"), tmp_path / "small"
+    assert main(["compact", str(source), str(target), *words]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error.splitlines()[-1] and not target.exists()
+    (target).mkdir()
+    (target / "mine").write_text("")
+    assert main(["compact", str(source), str(target), *words]) == 2
+    assert "is not empty" in capsys.readouterr().err
