@@ -1,12 +1,14 @@
 """`jaxprune compact`: physically smaller models compute what the pruned ones did."""
 
 import json
+import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_folders import tiny_model, torch, transformers
+from flax.traverse_util import flatten_dict
+from tiny_folders import contents, encoder_output, tiny_model, torch, transformers
 
 from jaxprune.cli import main
 from jaxprune.models import architecture_named
@@ -140,3 +142,48 @@ def test_what_cannot_be_is_one_line_and_writes_nothing(tmp_path, capsys, words, 
     (target / "mine").write_text("")
     assert main(["compact", str(source), str(target), *words]) == 2
     assert "is not empty" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_prunes_units_resumes_and_is_made_small(tiny, tmp_path):
+    """Gradually, by first order, with recovery under the masks; stopped between two prunes it ends with the same bits.
+    What it leaves is made small, and fine-tuned as any other model."""
+    prune = {"structure": "heads+neurons", "sparsity": 0.5, "criterion": "taylor"}
+    config = tiny.pretrain_yaml(tmp_path / "run.yaml", prune=prune, model={"num_attention_heads": 4})
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    assert tiny.run("pretrain", config, "--workdir", once).code == 0
+    assert tiny.stop(6, signal.SIGTERM, "pretrain", config, "--workdir", twice).code == 75
+    assert tiny.run("pretrain", config, "--workdir", twice).code == 0
+    for name in ("prunes.jsonl", "hf/model.safetensors", "hf/masks.safetensors"):
+        assert (once / name).read_bytes() == (twice / name).read_bytes()
+    assert json.loads((once / "result.json").read_text())["sparsity"] == 0.5
+    masks = read_folder(once / "hf", head=None).masks
+    kept = {path: mask for path, mask in flatten_dict(masks, sep="/").items() if mask is not None}
+    assert all(mask.mean() == 0.5 for mask in kept.values()) and len(kept) == 10
+    run("compact", once, tmp_path / "small")
+    same(outputs(tmp_path / "small"), outputs(once / "hf"))
+    cfg = read_folder(tmp_path / "small", head=None).model
+    assert (cfg.num_attention_heads, cfg.head_dim, cfg.intermediate_size) == (2, 4, 16)
+    tuning = tiny.finetune_yaml(tmp_path / "tune.yaml", init_from=str(tmp_path / "small"))
+    assert tiny.run("finetune", tuning, "--workdir", tmp_path / "tuned").code == 0
+    assert read_folder(tmp_path / "tuned/best/hf", head=None).model.head_dim == 4
+
+
+@pytest.mark.real
+def test_a_real_sentence_encoder_with_half_its_neurons(minilm, tmp_path):
+    """It stays a sentence-transformers folder that transformers loads, and gives the same vectors."""
+    run("prune", minilm, tmp_path / "masked", "--structure", "neurons", "--sparsity", 0.5)
+    run("compact", tmp_path / "masked", tmp_path / "small")
+    assert contents(minilm).keys() == contents(tmp_path / "small").keys()
+    assert read_folder(tmp_path / "small", head=None).model.intermediate_size == 768
+    same([encoder_output(tmp_path / "small")], [encoder_output(tmp_path / "masked")])
+    text = tmp_path / "text.txt"
+    text.write_text("A man is playing a guitar.\n\nThe weather is lovely today.")
+    run("compact", tmp_path / "small", tmp_path / "smaller", "--vocabulary", text)
+    pairs = []
+    for folder in (tmp_path / "small", tmp_path / "smaller"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        with torch.no_grad():
+            model = transformers.AutoModel.from_pretrained(folder).eval()
+            pairs.append(model(**tokenizer(text.read_text(), return_tensors="pt")).last_hidden_state.numpy())
+    same([pairs[0]], [pairs[1]])
