@@ -50,6 +50,11 @@ class PrepareConfig(Section):
     """Processes that tokenise; 0: one per core, at most 16, for a large corpus; 1: only this one. Same result."""
 
 
+def _check_masks(cfg: "PretrainConfig | FinetuneConfig") -> None:
+    if cfg.masks_from and cfg.masks == "none":
+        raise ValueError(f"masks = none lifts what masks_from = {[*cfg.masks_from]} prunes; leave one of them out")
+
+
 class PretrainConfig(Section):
     """Continue (or start) MLM + NSP pre-training while pruning."""
 
@@ -71,6 +76,11 @@ class PretrainConfig(Section):
     """Layers of `init_from` to keep, from 0 and in this order, for a shallower start; empty keeps all."""
     masks: Literal["fixed", "none"] = "fixed"
     """What `init_from` has pruned: `fixed` stays pruned, `none` lifts its masks at the start."""
+    masks_from: tuple[str, ...] = ()
+    """Workdirs or Hugging Face directories of the same shape whose masks take the place of those of `init_from`: with
+    an earlier checkpoint of the same run as `init_from` a lottery ticket, with another task's run a transfer."""
+    masks_kept_by: Literal["all", "any"] = "all"
+    """Of several `masks_from`: a weight stays where all of them keep it (intersection), or any (union)."""
     data: DataConfig = DataConfig()
     """Prepared data."""
     model: ModelConfig = ModelConfig()
@@ -90,6 +100,9 @@ class PretrainConfig(Section):
     def _check(self) -> Self:
         if not self.init_from:
             self.model.check_heads("model.")
+        if self.masks_from and not self.init_from:
+            raise ValueError(f"masks_from = {[*self.masks_from]} needs init_from, whose weights they mask")
+        _check_masks(self)
         if self.prune.prunes and self.prune.end > self.steps:
             raise ValueError(f"prune.end = {self.prune.end} lies after steps = {self.steps}")
         if self.optimizer.warmup_steps > self.steps:
@@ -124,6 +137,11 @@ class FinetuneConfig(Section):
     """Tokenizer directory or hub name; empty takes the one beside `init_from`."""
     masks: Literal["fixed", "lifted", "none"] = "fixed"
     """`fixed`: pruned weights stay 0. `lifted`: they start at 0 and train (information deletion). `none`: dense."""
+    masks_from: tuple[str, ...] = ()
+    """Workdirs or Hugging Face directories of the same shape whose masks take the place of those of `init_from`: with
+    an earlier checkpoint of the same run as `init_from` a lottery ticket, with another task's run a transfer."""
+    masks_kept_by: Literal["all", "any"] = "all"
+    """Of several `masks_from`: a weight stays where all of them keep it (intersection), or any (union)."""
     learning_rates: tuple[float, ...] = Field(default=(2e-5, 3e-5, 4e-5, 5e-5), min_length=1)
     """Peak learning rates; each is a run."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
@@ -175,6 +193,7 @@ class FinetuneConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        _check_masks(self)
         names = [task_name(entry) for entry in self.tasks]
         if len({*names}) < len(names):
             raise ValueError(f"tasks: {', '.join(names)} has one twice; remove it")

@@ -24,13 +24,14 @@ from jaxprune.experiments.weights import (
     absolute,
     check_vocabulary,
     folder_beside,
-    masked_beyond,
+    masked_at_start,
     read_weights,
     shallower,
     shaped,
     source_model,
     stored_config,
     with_layers,
+    with_masks_of,
 )
 from jaxprune.models import architecture_named
 from jaxprune.models.folder import write_folder
@@ -65,7 +66,7 @@ def resolve(cfg: PretrainConfig, workdir: Path | None) -> Decisions:
         shape = shallower(source_model(cfg.init_from, cfg.init_revision), cfg.layers, source)
         model = shaped(cfg.model, shape, source)
         if cfg.masks != "none":
-            also = masked_beyond(cfg.init_from, cfg.init_revision, model, "pretraining", cfg.prune.structure)
+            also = masked_at_start(cfg, model, "pretraining")
     elif cfg.layers:
         raise UserError(f"layers = {[*cfg.layers]}: needs init_from, whose layers they are")
     else:
@@ -74,7 +75,15 @@ def resolve(cfg: PretrainConfig, workdir: Path | None) -> Decisions:
     prune = included(cfg.prune, model, also)
     data = cfg.data.model_copy(update={"path": absolute(cfg.data.path)})
     teacher = cfg.teacher.model_copy(update={"source": absolute(cfg.teacher.source, before.teacher.source)})
-    changes = {"model": model, "data": data, "init_from": init_from, "prune": prune, "teacher": teacher}
+    masks_from = tuple(absolute(path, path if path in before.masks_from else "") for path in cfg.masks_from)
+    changes = {
+        "masks_from": masks_from,
+        "model": model,
+        "data": data,
+        "init_from": init_from,
+        "prune": prune,
+        "teacher": teacher,
+    }
     cfg = cfg.model_copy(update=changes)
     return Decisions(cfg, cfg.seed, prune, cfg.masks, cfg.train, cfg.train.keep, "", rewrites=True)
 
@@ -143,7 +152,8 @@ def _weights(cfg: PretrainConfig, shelf: Shelf) -> Any:
     if not cfg.init_from:
         return None
     key = (cfg.init_from, cfg.init_revision, cfg.init_variant)
-    return with_layers(shelf.get("weights", key, lambda: read_weights(*key), single=True), cfg.layers)
+    weights = with_layers(shelf.get("weights", key, lambda: read_weights(*key), single=True), cfg.layers)
+    return with_masks_of(weights, cfg)
 
 
 def _data_key(cfg: PretrainConfig) -> str:

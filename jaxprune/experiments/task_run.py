@@ -33,12 +33,13 @@ from jaxprune.experiments.walk import Command, Data, Decisions, Fitted, Opened, 
 from jaxprune.experiments.weights import (
     absolute,
     check_vocabulary,
-    masked_beyond,
+    masked_at_start,
     read_weights,
     shaped,
     source_model,
     stored_config,
     tokenizer_beside,
+    with_masks_of,
 )
 from jaxprune.models import architecture_named
 from jaxprune.models.model import TASK_HEADS
@@ -93,12 +94,13 @@ def resolve(cfg: FinetuneConfig, workdir: Path | None) -> Decisions:
     model = tuned_model(cfg, shape)
     also: Sequence[str] = before.prune.include
     if stored is None and cfg.init_from and cfg.masks != "none":
-        also = masked_beyond(cfg.init_from, cfg.init_revision, model, "classification", cfg.prune.structure)
+        also = masked_at_start(cfg, model, "classification")
     prune = included(cfg.prune, model, also)
     paths = {key: absolute(getattr(cfg, key), getattr(before, key)) for key in ("init_from", "glue", "tokenizer")}
+    masks_from = tuple(absolute(path, path if path in before.masks_from else "") for path in cfg.masks_from)
     tasks = tuple(with_paths(entry, absolute) for entry in cfg.tasks)
     teacher = cfg.teacher.model_copy(update={"source": absolute(cfg.teacher.source, before.teacher.source)})
-    changes = {"model": model, "prune": prune, "tasks": tasks, "teacher": teacher, **paths}
+    changes = {"masks_from": masks_from, "model": model, "prune": prune, "tasks": tasks, "teacher": teacher, **paths}
     return decisions_of(cfg.model_copy(update=changes))
 
 
@@ -163,6 +165,7 @@ def open_run(read: Read, decisions: Decisions, shelf: Shelf) -> Opened:
         if not cfg.init_from:
             return None
         weights = shelf.get("weights", key, lambda: read_weights(*key), single=True)
+        weights = with_masks_of(weights, cfg)
         return with_fitting_head(weights, cfg.init_revision, blueprint, splits.task.labels)
 
     def read_teacher() -> Lesson:

@@ -25,7 +25,7 @@ from jaxprune.models.model import Head
 from jaxprune.models.other_files import CONFIG
 from jaxprune.models.paths import layer_name
 from jaxprune.models.tensors import leaf_shapes, tensor_name
-from jaxprune.models.weights import read_masks
+from jaxprune.models.weights import MASKS, read_masks
 from jaxprune.pruning.names import matched
 from jaxprune.training.manifest import check_whole, read_manifest
 
@@ -109,6 +109,31 @@ def with_layers(weights: Weights, layers: Sequence[int]) -> Weights:
     return weights._replace(model=model, params=chosen(weights.params), masks=masks)
 
 
+def with_masks_of(weights: Weights, cfg: PretrainConfig | FinetuneConfig) -> Weights:
+    """`weights` with the masks of `cfg.masks_from`, where it names any; UserError where those are of another shape."""
+    if not cfg.masks_from:
+        return weights
+    held: dict[str, Any] = flatten_dict(weights.params, sep="/")
+    optional = re.compile("|".join(architecture_named(weights.model.architecture).optional))
+    joined: dict[str, Any] = dict.fromkeys(held)
+    for source in cfg.masks_from:
+        masks = read_weights(source).masks
+        if masks is None:
+            raise UserError(f"masks_from = {source}: has no masks; name a run, or a directory with {MASKS}")
+        for path, mask in flatten_dict(masks, sep="/").items():
+            if mask is None or (path not in held and optional.fullmatch(path)):
+                continue
+            if path not in held or held[path].shape != mask.shape:
+                theirs = f"a mask of {path} of shape {mask.shape}"
+                raise UserError(f"masks_from = {source}: has {theirs}, which fits no weights of {weights.source}")
+            joined.setdefault(path, None)
+            joined[path] = [*(joined[path] or ()), np.asarray(mask)]
+    join, sources = (np.logical_and, 1) if cfg.masks_kept_by == "all" else (np.logical_or, len(cfg.masks_from))
+    # A source without a mask of a leaf keeps all of it.
+    made = {path: join.reduce(each) if each and len(each) >= sources else None for path, each in joined.items()}
+    return weights._replace(masks=unflatten_dict(made, sep="/"))
+
+
 def masked_beyond(source: str, revision: str, model: ModelConfig, head: Head, structure: str) -> list[str]:
     """Regexes of the paths that a source has masks of, though `structure` does not count them as prunable.
 
@@ -134,6 +159,13 @@ def masked_beyond(source: str, revision: str, model: ModelConfig, head: Head, st
         masked = {path for path in paths(head) if tensor_name(record, path) in names}
     counted = _matching(prunable, paths(head))
     return [re.escape(path) for path in paths(head) if path in masked and path not in counted]
+
+
+def masked_at_start(cfg: PretrainConfig | FinetuneConfig, model: ModelConfig, head: Head) -> list[str]:
+    """`masked_beyond` of where a run's first masks come from: `masks_from`, or `init_from`."""
+    sources = [(source, "") for source in cfg.masks_from] or [(cfg.init_from, cfg.init_revision)]
+    found = (masked_beyond(*source, model, head, cfg.prune.structure) for source in sources)
+    return [*dict.fromkeys(path for paths in found for path in paths)]
 
 
 def _matching(regexes: Iterable[str], paths: Sequence[str]) -> set[str]:
