@@ -120,12 +120,13 @@ def with_masks_of(weights: Weights, cfg: PretrainConfig | FinetuneConfig) -> Wei
         masks = read_weights(source).masks
         if masks is None:
             raise UserError(f"masks_from = {source}: has no masks; name a run, or a directory with {MASKS}")
-        for path, mask in flatten_dict(masks, sep="/").items():
+        theirs: dict[str, Any] = flatten_dict(masks, sep="/")
+        for path, mask in theirs.items():
             if mask is None or (path not in held and optional.fullmatch(path)):
                 continue
             if path not in held or held[path].shape != mask.shape:
-                theirs = f"a mask of {path} of shape {mask.shape}"
-                raise UserError(f"masks_from = {source}: has {theirs}, which fits no weights of {weights.source}")
+                misfit = f"a mask of {path} of shape {mask.shape}"
+                raise UserError(f"masks_from = {source}: has {misfit}, which fits no weights of {weights.source}")
             joined.setdefault(path, None)
             joined[path] = [*(joined[path] or ()), np.asarray(mask)]
     join, sources = (np.logical_and, 1) if cfg.masks_kept_by == "all" else (np.logical_or, len(cfg.masks_from))
