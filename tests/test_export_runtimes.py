@@ -15,6 +15,8 @@ from jaxprune.cli import EXIT_USER, main
 from jaxprune.export import load, onnx
 from jaxprune.export.source import read_source
 from jaxprune.models.folder import read_folder
+from jaxprune.models.portable_encoder import arrays, encode
+from jaxprune.models.sparse_file import SPARSE_WEIGHTS, read, read_config
 
 pytestmark = pytest.mark.slow
 
@@ -151,3 +153,67 @@ def test_what_transformers_computes_otherwise_is_refused(tmp_path, capsys):
     assert main(["export", str(source), str(tmp_path / "out"), "--format", "onnx"]) == EXIT_USER
     assert "sublayer_relu is true, which transformers does not compute" in capsys.readouterr().err
     assert not (tmp_path / "out").exists() and load(export(source, tmp_path / "sparse", "--format", "sparse"))
+
+
+@pytest.mark.filterwarnings("ignore")  # what coremltools says of newer libraries when it is imported
+def test_core_ml_packs_pruned_matrices(sparser, tmp_path):
+    """As far as it goes on Linux: the program is converted and has a mask and values for each; it does not run here."""
+    coremltools = pytest.importorskip("coremltools")
+    folder = export(sparser, tmp_path / "out", "--format", "coreml", "--dtype", "float32")
+    spec = coremltools.utils.load_spec(str(folder / "model.mlpackage"))
+    (block,) = spec.mlProgram.functions["main"].block_specializations.values()
+    kinds = [operation.type for operation in block.operations]
+    packed = [kind for kind in kinds if kind.startswith("constexpr_") and "sparse" in kind]
+    assert len(packed) == 6  # the matrices of the layer
+    assert [each.name for each in spec.description.output] == ["last_hidden_state"]
+    weights = folder / "model.mlpackage" / "Data" / "com.apple.CoreML" / "weights" / "weight.bin"
+    tensors = [a for name, a in load_file(sparser / "model.safetensors").items() if "classifier" not in name]
+    dense = sum(array.nbytes for array in tensors)
+    saved = sum(3.8 * array.size - 4 * np.count_nonzero(array) for array in tensors if (array == 0).mean() > 0.7)
+    assert weights.stat().st_size < dense - saved
+
+
+@pytest.fixture(scope="module")
+def pruned_minilm(minilm, tmp_path_factory) -> Path:
+    target = tmp_path_factory.mktemp("minilm") / "pruned"
+    assert main(["prune", str(minilm), str(target), "--sparsity", "0.9"]) == 0
+    return target
+
+
+@pytest.mark.real
+def test_minilm_in_the_sparse_form(pruned_minilm, tmp_path):
+    """At 90 %: within 3 % of bit mask and values, bit-equal back, and what numpy computes is ours."""
+    source = pruned_minilm
+    sparse = export(source, tmp_path / "sparse", "--format", "sparse")
+    back = export(sparse, tmp_path / "back", "--format", "hf")
+    for path in source.rglob("*"):
+        assert path.is_dir() or path.read_bytes() == (back / path.relative_to(source)).read_bytes(), path
+    before = load_file(source / "model.safetensors")
+    masked = {name: a for name, a in before.items() if a.ndim == 2 and (a == 0).mean() > 0.5}
+    bits = sum(array.size / 8 + array.itemsize * np.count_nonzero(array) for array in masked.values())
+    bits += sum(array.nbytes for name, array in before.items() if name not in masked)
+    assert len(masked) == 38 and bits < (sparse / SPARSE_WEIGHTS).stat().st_size < 1.03 * bits
+    ids = np.array([[101, 7592, 2088, 102], [101, 2204, 102, 0]])
+    mask = (ids != 0).astype(np.int32)
+    hidden = encode(arrays(read(sparse)[0]), read_config(sparse), ids, mask)
+    model = ours(source, "similarity")[1]
+    inputs = {"input_ids": ids.astype(np.int32), "token_type_ids": np.zeros((2, 4), np.int32), "attention_mask": mask}
+    wanted = model.apply(read_folder(source, head="similarity").params, inputs, hidden_states=True)["hidden_states"]
+    np.testing.assert_allclose(hidden[mask == 1], np.asarray(wanted[-1])[mask == 1], atol=1e-5)
+
+
+@pytest.mark.real
+def test_minilm_in_onnxruntime(pruned_minilm, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    source = pruned_minilm
+    folder = export(source, tmp_path / "onnx", "--format", "onnx")
+    assert (folder / "model.onnx").stat().st_size < 30e6  # of 91
+    ids = np.array([[101, 7592, 2088, 102], [101, 2204, 102, 0]])
+    inputs = {"input_ids": ids, "attention_mask": (ids != 0).astype(np.int64), "token_type_ids": np.zeros_like(ids)}
+    hidden = onnxruntime.InferenceSession(folder / "model.onnx").run(["last_hidden_state"], inputs)[0]
+    model = ours(source, "similarity")[1]
+    few = {name: array.astype(np.int32) for name, array in inputs.items()}
+    params = read_folder(source, head="similarity").params
+    wanted = np.asarray(model.apply(params, few, hidden_states=True)["hidden_states"][-1])
+    np.testing.assert_allclose(hidden[ids != 0], wanted[ids != 0], atol=2e-5)

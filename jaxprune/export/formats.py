@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from jaxprune.export import hugging_face, onnx, openvino, sparse, two_four
+from jaxprune.export import coreml, hugging_face, onnx, openvino, sparse, two_four
 from jaxprune.export.values import DTYPES
 
 
@@ -21,6 +21,7 @@ FORMATS: dict[str, Format] = {
     "sparse": Format(sparse.write, ("stored", *DTYPES)),
     "onnx": Format(onnx.write, ("float32", "int8")),
     "openvino": Format(openvino.write, ("float32", "int8")),
+    "coreml": Format(coreml.write, ("float16", "float32")),
     "torch-2:4": Format(two_four.write, ("float16", "bfloat16")),
 }
 """Name of a form -> how it is written."""

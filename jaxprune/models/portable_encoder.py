@@ -29,14 +29,21 @@ def arrays(tensors: Mapping[str, Any], xp: ModuleType = np, *, compressed_embedd
     With `compressed_embeddings` the word embeddings stay as they are in the file; rows are decoded as they are looked
     up.
     """
-    named = {}
+    packed = ("embeddings.word_embeddings.weight",) if compressed_embeddings else ()
+    return {
+        name: tensor if name in packed else xp.asarray(np.array(tensor.dense()))
+        for name, tensor in named(tensors).items()
+    }
+
+
+def named(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors under BERT's names, without a prefix."""
+    renamed = {}
     for name, tensor in tensors.items():
         for old, new in _TODAY:
             name = name.replace(old, new)
-        name = name.removeprefix("bert.").removeprefix("roberta.").removeprefix("distilbert.")
-        packed = compressed_embeddings and name == "embeddings.word_embeddings.weight"
-        named[name] = tensor if packed else xp.asarray(np.array(tensor.dense()))
-    return named
+        renamed[name.removeprefix("bert.").removeprefix("roberta.").removeprefix("distilbert.")] = tensor
+    return renamed
 
 
 def encode(
@@ -44,24 +51,27 @@ def encode(
 ) -> Any:
     """The last hidden states (B, L, D) of token ids (B, L); `attention_mask` (B, L) is 0 at padding.
 
-    All tokens are of segment type 0.
+    All tokens are of segment type 0. ValueError for an id that the vocabulary does not have.
     """
-    ids = np.asarray(input_ids)
-    real = np.ones_like(ids) if attention_mask is None else np.asarray(attention_mask)
     words = arrays["embeddings.word_embeddings.weight"]
-    if ids.min() < 0 or ids.max() >= words.shape[0]:
-        raise ValueError(f"token ids are in [0, {words.shape[0]}), and these reach from {ids.min()} to {ids.max()}")
-    x = xp.asarray(words.rows(ids)) if hasattr(words, "rows") else words[xp.asarray(ids)]
-    positions = np.arange(ids.shape[1])[None]
+    if not hasattr(input_ids, "requires_grad"):  # torch's may be traced
+        input_ids = np.asarray(input_ids)
+        low, high = input_ids.min(), input_ids.max()
+        if low < 0 or high >= words.shape[0]:
+            raise ValueError(f"token ids are in [0, {words.shape[0]}), and these reach from {low} to {high}")
+    ids = xp.asarray(input_ids)
+    real = xp.ones_like(ids) if attention_mask is None else xp.asarray(attention_mask)
+    x = xp.asarray(words.rows(np.asarray(ids))) if hasattr(words, "rows") else words[ids]
+    positions = np.arange(int(ids.shape[1]))[None]
     if config.get("model_type") in ("roberta", "xlm-roberta"):
         pad = config.get("pad_token_id", 1)
-        positions = pad + np.cumsum(ids != pad, 1) * (ids != pad)
+        positions = pad + xp.cumsum(ids != pad, 1) * (ids != pad)
     x = x + arrays["embeddings.position_embeddings.weight"][xp.asarray(positions)]
     if (types := arrays.get("embeddings.token_type_embeddings.weight")) is not None:
         x = x + types[0].reshape(1, 1, -1)
     eps = config.get("layer_norm_eps", 1e-12)
     x = _layer_norm(x, arrays, "embeddings.LayerNorm", eps, xp)
-    unseen = xp.asarray(np.where(real, 0.0, np.finfo(np.float32).min).astype(np.float32))[:, None, None, :]
+    unseen = (real == 0)[:, None, None, :] * float(np.finfo(np.float32).min)
     heads = config.get("num_attention_heads", config.get("n_heads"))
     gelu = _gelu if config.get("hidden_act", config.get("activation", "gelu")) == "gelu" else _tanh_gelu
     sublayer = (lambda y: y * (y > 0)) if config.get("sublayer_relu") else (lambda y: y)
@@ -104,12 +114,12 @@ def _layer_norm(x: Any, arrays: Arrays, name: str, eps: float, xp: ModuleType) -
 
 
 def _attention(x: Any, unseen: Any, arrays: Arrays, name: str, heads: int, xp: ModuleType) -> Any:
-    B, L, _ = x.shape
+    B, L = int(x.shape[0]), int(x.shape[1])
     query, key, value = (
         _dense(x, arrays, f"{name}.{part}").reshape(B, L, heads, -1).swapaxes(1, 2)
         for part in ("query", "key", "value")
     )
-    scores = query @ key.swapaxes(2, 3) / math.sqrt(query.shape[-1]) + unseen
+    scores = query @ key.swapaxes(2, 3) / math.sqrt(int(query.shape[-1])) + unseen
     weights = xp.exp(scores - xp.amax(scores, -1)[..., None])
     mixed = weights / weights.sum(-1)[..., None] @ value
     return mixed.swapaxes(1, 2).reshape(B, L, -1)
