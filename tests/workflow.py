@@ -1,6 +1,7 @@
 """A tiny path through the whole of jaxprune, made once per session: text, prepared data, configs, GLUE, weights."""
 
 import atexit
+import gc
 import multiprocessing
 import os
 import random
@@ -135,7 +136,7 @@ class Tiny(NamedTuple):
             },
             "prune": {"sparsity": 0.7, "begin": 4, "end": 8, "every": 2},
             "optimizer": {"learning_rate": 3e-3},
-            "train": {"log_every": 1, "save_every": 2, "eval_batches": 2},
+            "train": {"log_every": 1, "save_every": 4, "eval_batches": 2},
         }
         return write_yaml(path, _merge(config, changes))
 
@@ -204,6 +205,7 @@ def forked(program: str, argv: list[str], environment: dict[str, str], folder: s
     """Be a fresh process: `python -c program *argv` in `folder`, with standard output and error written to files."""
     import jax
 
+    gc.freeze()  # what was imported is not looked through again
     for fd, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY), fd)
     os.environ.clear()
