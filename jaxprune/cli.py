@@ -231,6 +231,17 @@ def _prune(argv: list[str]) -> None:
     parser.add_argument(
         "--masks", choices=("fixed", "none"), default="fixed", help="none: nothing of SRC counts as pruned"
     )
+    parser.add_argument(
+        "--calibration", default="", metavar="FILE", help="a text per line, for a criterion that observes something"
+    )
+    parser.add_argument("--texts", type=int, default=256, metavar="N", help="texts to read of it; default: %(default)s")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="prunes up to the sparsity, each with an observation of its own",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of --criterion random")
     parser.add_argument("--verbose", action="store_true", help="print a row per matrix, not per kind of matrix")
     from jaxprune.experiments.prune_folder import prune_folder

@@ -3,7 +3,6 @@
 import gc
 import importlib.util
 import os
-import tempfile
 from pathlib import Path
 
 import workflow
@@ -13,12 +12,9 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-_programs = tempfile.TemporaryDirectory(prefix="jaxprune-programs")
-os.environ |= {  # what one test compiled another reads: a tenth of the time
-    "JAX_COMPILATION_CACHE_DIR": _programs.name,
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-}
+os.environ["JAX_COMPILATION_CACHE_DIR"] = workflow.PROGRAMS.name  # what one test compiled another reads
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
 import pytest

@@ -25,7 +25,7 @@ PRODUCT = {
     "scope": [*NAMED],
     "distribution": [*DISTRIBUTIONS],
     "structure": ["weights", "2:4", "block(4, 4)", "bound"],
-    "criterion": [*CRITERIA],
+    "criterion": [name for name in CRITERIA if CRITERIA[name].watches == "gradients"],
     "mode": ["hard", "soft"],
     "mesh": [*MESHES],
     "axes": ["auto", "explicit"],

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import sys
+import tempfile
 import uuid
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
@@ -17,6 +18,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 SEQ_LEN, VOCAB = 32, 160
+PROGRAMS = tempfile.TemporaryDirectory(prefix="jaxprune-programs")
+"""Where the tests of a worker keep what they compiled."""
 XLA_FLAGS = " ".join(
     (
         "--xla_backend_optimization_level=0",

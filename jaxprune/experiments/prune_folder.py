@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,16 @@ from rich.table import Table
 from jaxprune.config.load import of_percent, validate
 from jaxprune.config.sections import PruneConfig
 from jaxprune.errors import UserError
+from jaxprune.experiments.calibration import observed, read_texts, unread
 from jaxprune.experiments.own_folder import check_new
 from jaxprune.experiments.pruning_plan import check_untrained, included, named, scopes_of, structure_of
 from jaxprune.experiments.weights import Weights, model_folder, read_weights, say_pruned, start_masks, there
 from jaxprune.models import architecture_named
 from jaxprune.models.architecture import encoder_matrices
 from jaxprune.models.folder import write_masked
+from jaxprune.pruning.criteria import criterion_of
 from jaxprune.pruning.interface import Structure
+from jaxprune.pruning.pruner import compensated
 from jaxprune.pruning.single_prune import prune_once
 from jaxprune.pruning.structures import tile_of
 
@@ -45,6 +49,9 @@ def prune_folder(
     exclude: Sequence[str] = (),
     amounts: Mapping[str, float | None] | None = None,
     masks: str = "fixed",
+    calibration: str = "",
+    texts: int = 256,
+    rounds: int = 1,
     seed: int = 0,
     revision: str = "",
     variant: str = "",
@@ -55,12 +62,22 @@ def prune_folder(
     `src`: a Hugging Face directory or hub name, or the workdir of a run that left a model. Every other value, tensor
     and file is carried over bit-equal; `variant` names the weights to read (`fp16`). What `src` has pruned stays pruned
     unless `masks` is "none". Without `include`, matrices that `structure` does not fit are left alone, which is said.
+    A criterion that observes something reads the first `texts` lines of the file `calibration`, and does so before each
+    of `rounds` prunes that rise evenly to the sparsity; one that compensates changes the kept weights.
     Prints a row per kind of matrix, `verbose` one per matrix. UserError, before anything is written, when `dst` holds
     something or an argument does not fit.
     """
     if not 0 <= sparsity <= 1:
         raise UserError(f"--sparsity {sparsity:g}: give a fraction in [0, 1]{of_percent(sparsity)}")
-    check_untrained("--criterion", criterion, "one shot makes none;")
+    scoring = criterion_of(criterion, "--criterion")
+    if not calibration:
+        check_untrained("--criterion", criterion, "one shot makes none without --calibration FILE;")
+    elif scoring.observe is None:
+        raise UserError(f"--calibration {calibration}: --criterion {criterion} looks at weights alone; leave it out")
+    if rounds < 1 or texts < 1:
+        raise UserError(f"--rounds {rounds} --texts {texts}: give 1 or more of each")
+    if rounds > 1 and amounts:
+        raise UserError(f"--rounds {rounds}: goes with one sparsity for all; leave out --amount, or --rounds")
     check_new(dst)
     src = model_folder(src)
     weights = read_weights(src, revision, variant)
@@ -77,11 +94,21 @@ def prune_folder(
         before = start_masks(weights.params, weights, chosen, lift=masks == "none")
         if not include:
             before = _fitting(before, structure, parts["structure"], src)
-        wanted = prune.finals if prune.amounts else sparsity
-        named_scopes = scopes_of(weights.model)
-        after = prune_once(weights.params, before, wanted, jax.random.key(seed), **parts, scopes=named_scopes)
-    after = jax.device_get(after)
-    write_masked(src, dst, after, revision=revision or None, variant=variant)
+        if scoring.watches == "inputs":
+            before = _read(before, weights, criterion, include)
+        after, params = before, weights.params
+        read = read_texts(calibration, texts, weights, src) if calibration else None
+        for number in range(1, rounds + 1):
+            held = weights._replace(params=params)
+            state = observed(scoring, held, after, read, seed) if read else None
+            share = sparsity if number == rounds else sparsity * number / rounds
+            wanted = prune.finals if prune.amounts else share
+            options = {**parts, "scopes": scopes_of(weights.model), "state": state}
+            pruned = jax.device_get(prune_once(params, after, wanted, jax.random.key(seed), **options))
+            params = jax.device_get(jax.jit(partial(compensated, scoring))(state, params, after, pruned)[0])
+            after = pruned
+    values = params if scoring.compensate else None
+    write_masked(src, dst, after, values, revision=revision or None, variant=variant)
     flat: dict[str, Any] = flatten_dict(after, sep="/")
     made = {path: mask for path, mask in flat.items() if mask is not None}
     counts = {path: (int(np.count_nonzero(mask)), mask.size) for path, mask in made.items()}
@@ -105,6 +132,18 @@ def _fitting(masks: Any, name: str, structure: Structure, src: str) -> Any:
     shapes = ", ".join(f"{path} ({' x '.join(map(str, flat[path].shape))})" for path in unfit)
     log.info("%s: --structure %s does not divide %s: left out", src, name, shapes)
     return unflatten_dict(flat | dict.fromkeys(unfit), sep="/")
+
+
+def _read(masks: Any, weights: Weights, criterion: str, include: Sequence[str]) -> Any:
+    """Masks without the leaves that no text's inputs go into."""
+    apart = unread(weights, masks)
+    flat: dict[str, Any] = flatten_dict(masks, sep="/")
+    if apart and (include or len(apart) == sum(mask is not None for mask in flat.values())):
+        why = "looks at what goes into a matrix of the encoder"
+        raise UserError(f"--include: {apart[0]}: --criterion {criterion} {why}; leave it out, or use magnitude")
+    if apart:
+        log.info("--criterion %s sees no inputs of %s: left out", criterion, ", ".join(apart))
+    return unflatten_dict(flat | dict.fromkeys(apart), sep="/")
 
 
 def _print(counts: Counts, weights: Weights, verbose: bool) -> None:

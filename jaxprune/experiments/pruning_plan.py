@@ -83,6 +83,11 @@ def pruner_of(prune: PruneConfig, model: ModelConfig) -> Pruner:
     """The pruner of a config; UserError for a name that is none, with the key that holds it."""
     names = {"scope": prune.scope, "method": prune.method, "mode": prune.mode, "distribution": prune.distribution}
     with named("prune."):
+        if criterion_of(prune.criterion).watches == "inputs":
+            remedy = "fisher or obert here, or jaxprune prune --calibration"
+            raise UserError(
+                f"criterion = {prune.criterion} looks at inputs, which training does not show; use {remedy}"
+            )
         structure = structure_of(prune.structure, model)
         return pruner(prune.criterion, structure=structure, **names, scopes=scopes_of(model))
 

@@ -187,19 +187,27 @@ def write_folder(
 
 
 def write_masked(
-    src: str | Path, directory: str | Path, masks: Any, *, revision: str | None = None, variant: str = ""
+    src: str | Path,
+    directory: str | Path,
+    masks: Any,
+    values: Any = None,
+    *,
+    revision: str | None = None,
+    variant: str = "",
 ) -> None:
     """Write the checkpoint `src` to `directory` with +0.0 where a mask is False; all else stays as it was.
 
     Tensors keep their names, types and bits, in one file whatever the layout of `src`, in the directory that held them;
     every copy of a tied matrix gets the same zeros. All other files are copied, but for those that hold the weights in
     other forms; config.json is corrected where it names another type than the weights have. `masks` is a tree like
-    params, of bool arrays or None; masks that `src` has for other tensors are carried over. UserError when a mask
+    params, of bool arrays or None, `values` one of new values for leaves that have masks; masks that `src` has for
+    other tensors are carried over. UserError when a mask
     belongs to no tensor of the checkpoint.
     """
     record = architecture_named(read_config(src, revision=revision).architecture)
     tensors = read_weights(src, revision, variant)[1]
     kept, zeros = masks_of(record, src, revision) or {}, {}
+    new: dict[str, Any] = flatten_dict(values, sep="/") if values is not None else {}
     originals = {name: original_name(record, name) for name in tensors}
     for leaf, mask in flatten_dict(masks, sep="/").items():
         if mask is None:
@@ -210,6 +218,8 @@ def write_masked(
         if not copies or any(tensors[copy].shape != kept[name].shape for copy in copies):
             raise UserError(f"{src}: has no tensor for {leaf} of its mask's shape; leave it out with --exclude")
         zeros |= dict.fromkeys(copies, kept[name])
+        if leaf in new:
+            tensors |= {copy: np.ascontiguousarray(stored(leaf, new[leaf]), tensors[copy].dtype) for copy in copies}
     with replaced(directory) as temporary:
         inner = copy_with_config(find_folder(src, revision), temporary, tensors.values())
         write_weights(inner, tensors, zeros)

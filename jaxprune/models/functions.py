@@ -50,14 +50,21 @@ def functions(
     def init(key: Array) -> Params:
         return _initial(shapes, cfg.initializer_range, key)
 
-    def apply(params: Params, batch: Batch, *, key: Array | None = None, hidden_states: bool = False) -> dict[str, Any]:
+    def apply(
+        params: Params, batch: Batch, *, key: Array | None = None, hidden_states: bool = False, inputs: bool = False
+    ) -> dict[str, Any]:
         params, batch = jax.tree.map(jnp.asarray, (params, dict(batch)))  # numpy arrays are welcome
-        out = nnx.merge(graphdef, params)(batch, key, hidden_states or head == "similarity")
+        model = nnx.merge(graphdef, params)
+        out = model(batch, key, hidden_states or head == "similarity")
+        if inputs:
+            left = flatten_dict(nnx.to_pure_dict(nnx.pop(model, nnx.Intermediate)))
+            out = out | {"inputs": {"/".join((*path[:-1], "kernel")): x for path, (x,) in left.items()}}
         if head != "similarity":
             return out
         vectors = sentence_vectors(out["hidden_states"][-1], batch, pooling)
         cosines = {} if vectors.shape[-2] % 2 else {"logits": pair_cosines(vectors)}
-        return (out if hidden_states else {}) | {"embeddings": vectors} | cosines
+        out = {name: out[name] for name, asked in (("hidden_states", hidden_states), ("inputs", inputs)) if asked}
+        return out | {"embeddings": vectors} | cosines
 
     return Model(init, apply)
 

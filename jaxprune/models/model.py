@@ -21,7 +21,8 @@ class Model(NamedTuple):
     init: Callable[[Array], Params]
     """`init(key) -> params`: a nested dict of float32 arrays; works under `jit` and `eval_shape`."""
     apply: Callable[..., dict[str, Any]]
-    """`apply(params, batch, *, key=None, hidden_states=False) -> outputs`; without a key there is no dropout.
+    """`apply(params, batch, *, key=None, hidden_states=False, inputs=False) -> outputs`; without a key no dropout.
+    With `inputs` they hold {path of a kernel: what it multiplies, (B, L, n)} under that name.
 
     Rows of fine-tuning hold several examples, kept apart by `segment_ids`; `bert` tells what a batch has.
     """

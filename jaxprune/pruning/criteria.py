@@ -3,40 +3,18 @@
 import functools
 import zlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxprune.errors import UserError
 from jaxprune.pruning.axes import explicit_sharding
+from jaxprune.pruning.fisher_blocks import obert
+from jaxprune.pruning.interface import Criterion, Scores
+from jaxprune.pruning.layer_inputs import obs, wanda
+from jaxprune.pruning.masks import on_prunable
 from jaxprune.pruning.names import chosen, path_of
-
-Scores = Any
-"""The tree of masks with a float array at every prunable leaf."""
-
-
-class Criterion(NamedTuple):
-    """Three pure functions, and a fourth where scores need no memory.
-
-    `init(params, masks)` gives the state, () for none; its leaves are shaped like params, so that they shard like them.
-    `observe(state, params, masks, grads)` gives the next state in every train step; `grads` are those of the effective
-    (masked) weights, dense. It is None where scores mean something without a train step.
-    `score(state, params, masks, key)` gives scores; `key` is a `jax.random` key or None.
-    `elementwise(w)`, if any, is the score of weights w alone and free of rounding: it is taken as weights are read.
-    """
-
-    init: Callable[[Any, Any], Any]
-    observe: Callable[[Any, Any, Any, Any], Any] | None
-    score: Callable[[Any, Any, Any, jax.Array | None], Scores]
-    elementwise: Callable[[jax.Array], jax.Array] | None = None
-
-
-def on_prunable(f: Callable[..., jax.Array], masks: Any, *trees: Any) -> Any:
-    """f(leaf of each tree, ...) at prunable leaves, None elsewhere."""
-    return jax.tree.map(
-        lambda m, *leaves: None if m is None else f(*leaves), masks, *trees, is_leaf=lambda x: x is None
-    )
 
 
 @functools.cache
@@ -93,7 +71,7 @@ taylor = summed(lambda w, g: jnp.abs(w * g))
 """Sum of |w g|, to first order the change of the loss when w becomes 0 (Molchanov et al. 2019)."""
 fisher = summed(lambda w, g: g * g, lambda total, w: total * w * w)
 """w^2 times the sum of g^2 of batch gradients: the rise of the loss when w becomes 0 by a diagonal empirical Fisher
-matrix for the Hessian (LeCun et al. 1990; Theis et al. 2018; of a block each: oBERT, Kurtic et al. 2022)."""
+matrix for the Hessian (LeCun et al. 1990; Theis et al. 2018)."""
 
 CRITERIA: dict[str, Criterion] = {
     "magnitude": magnitude,
@@ -101,6 +79,9 @@ CRITERIA: dict[str, Criterion] = {
     "movement": movement,
     "taylor": taylor,
     "fisher": fisher,
+    "obert": obert,
+    "wanda": wanda,
+    "obs": obs,
 }
 
 

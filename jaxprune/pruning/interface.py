@@ -3,12 +3,38 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 
 Masks = Any
 """Tree like params: bool arrays, True = kept; None where nothing is prunable."""
+
+
+Scores = Any
+"""The tree of masks with a float array at every prunable leaf."""
+
+
+class Criterion(NamedTuple):
+    """Three pure functions, and others where scores need no memory or the kept weights change.
+
+    `init(params, masks)` gives the state, () for none; its leaves begin with the axes of params, so that they shard
+    like them, unless it watches inputs.
+    `observe(state, params, masks, seen)` gives the next state. What is seen in every train step are the gradients of
+    the effective (masked) weights, dense; by a criterion that `watches` "inputs", of calibration texts, the products
+    X^T X (n, n) of what a matrix (n, m) multiplies, summed over tokens. It is None where scores mean something without.
+    `score(state, params, masks, key)` gives scores; `key` is a `jax.random` key or None.
+    `elementwise(w)`, if any, is the score of weights w alone and free of rounding: it is taken as weights are read.
+    `compensate(state, params, before, after)`, if any, gives new values of the weights that stay, as a tree of masks,
+    when hard masks go from `before` to `after`; what was observed until then is forgotten.
+    """
+
+    init: Callable[[Any, Any], Any]
+    observe: Callable[[Any, Any, Any, Any], Any] | None
+    score: Callable[[Any, Any, Any, jax.Array | None], Scores]
+    elementwise: Callable[[jax.Array], jax.Array] | None = None
+    compensate: Callable[[Any, Any, Any, Any], Any] | None = None
+    watches: Literal["gradients", "inputs"] = "gradients"
 
 
 class Tile(NamedTuple):

@@ -1,6 +1,6 @@
 """Masks: which weights are prunable, and which of them are kept."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -44,6 +44,13 @@ def init_masks(params: Any, include: Sequence[str] | str, exclude: Sequence[str]
         return jnp.ones_like(leaf, dtype=jnp.bool_)
 
     return jax.tree_util.tree_map_with_path(mask, params)
+
+
+def on_prunable(f: Callable[..., jax.Array], masks: Masks, *trees: Any) -> Any:
+    """f(leaf of each tree, ...) at prunable leaves, None elsewhere."""
+    return jax.tree.map(
+        lambda m, *leaves: None if m is None else f(*leaves), masks, *trees, is_leaf=lambda x: x is None
+    )
 
 
 def apply_masks(tree: Any, masks: Masks) -> Any:

@@ -74,15 +74,14 @@ def pruner(
     def update(state: Any, params: Any, masks: Masks, sparsity: Sparsity, key: jax.Array | None = None):
         groups, shares = share_out(masks, sparsity, **shared)
         options = {"criterion": scoring, "groups": groups, "method": threshold, "hard": mode == "hard"}
-        params, masks, report = _update(state, params, masks, shares, key, **options)
-        return params, masks, state, report
+        return _update(state, params, masks, shares, key, **options)
 
     return Pruner(scoring.init, scoring.observe or (lambda state, *_: state), update, amounts, mode)
 
 
 @partial(jax.jit, static_argnames=("criterion", "groups", "method", "hard"))
 def _update(state, params, masks, amounts, key, *, criterion, groups, method, hard):
-    """(params, masks, report) after one prune."""
+    """(params, masks, state, report) after one prune."""
     old, tree = jax.tree.flatten(masks)
     if criterion.elementwise:  # the scores are taken as weights are read, never stored
         scores = scores_of(params, masks)
@@ -94,8 +93,20 @@ def _update(state, params, masks, amounts, key, *, criterion, groups, method, ha
     kept, regrown, removed = (tree.unflatten([n[i] for n in counts]) for i in range(3))
     sizes = [jnp.uint32(mask.size) for mask in old]
     report = PruneReport(kept, regrown, removed, tree.unflatten(sizes), tree.unflatten(thresholds))
-    masks = tree.unflatten(new)
-    return apply_masks(params, masks) if hard else params, masks, report
+    after = tree.unflatten(new)
+    if not hard:
+        return params, after, state, report
+    params, state = compensated(criterion, state, params, masks, after)
+    return apply_masks(params, after), after, state, report
+
+
+def compensated(criterion: Criterion, state: Any, params: Any, before: Masks, after: Masks) -> tuple[Any, Any]:
+    """(params, state) behind a prune with hard masks: as they were, or what the criterion makes of the kept weights."""
+    if not criterion.compensate:
+        return params, state
+    values = criterion.compensate(state, params, before, after)
+    params = jax.tree.map(lambda new, old: old if new is None else new, values, params, is_leaf=lambda x: x is None)
+    return params, criterion.init(params, after)
 
 
 def scores_of(tree: Any, masks: Masks) -> list[jax.Array]:

@@ -29,11 +29,13 @@ def prune_once(
     method: str | Method = "exact",
     scopes: Mapping[str, Scope] = SCOPES,
     distribution: str | Distribution = "uniform",
+    state: Any = None,
 ) -> Masks:
     """The masks that `pruner(...).update(...)` with hard masks gives, bit by bit, on the host.
 
     There one program makes all masks, and compiling it takes longer the more layers there are. Here leaves that share
-    a threshold are pruned alone, and groups of the same shapes by the same program.
+    a threshold are pruned alone, and groups of the same shapes by the same program. `state` is what the criterion has
+    observed, if anything; weights are not compensated.
 
     Raises:
       UserError: as `pruner` and its functions.
@@ -44,7 +46,8 @@ def prune_once(
     amounts = jax.device_get(amounts)
     # Scores of weights alone are taken as these are read, never stored.
     transform = scoring.elementwise
-    scores = params if transform else scoring.score(scoring.init(params, masks), params, masks, key)
+    state = scoring.init(params, masks) if state is None else state
+    scores = params if transform else scoring.score(state, params, masks, key)
     scores, (old, tree) = scores_of(scores, masks), jax.tree.flatten(masks)
     together: dict[int, list[int]] = {}
     for i, slot in enumerate(groups.slots):
