@@ -28,7 +28,8 @@ TABLE = {
     "experiments": BOTTOM
     | {"config", "pruning", "data", "models", "training", "analysis", "plan", "reports", "export"},
     "exit_code": {"errors", "experiments"},
-    "cli": {"config", "experiments", "errors", "exit_code"},
+    "usage": set(),
+    "cli": {"config", "experiments", "errors", "exit_code", "usage"},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -55,10 +55,13 @@ def functions(
     ) -> dict[str, Any]:
         params, batch = jax.tree.map(jnp.asarray, (params, dict(batch)))  # numpy arrays are welcome
         model = nnx.merge(graphdef, params)
-        out = model(batch, key, hidden_states or head == "similarity")
+        arguments = batch, key, hidden_states or head == "similarity"
         if inputs:
-            left = flatten_dict(nnx.to_pure_dict(nnx.pop(model, nnx.Intermediate)))
-            out = out | {"inputs": {"/".join((*path[:-1], "kernel")): x for path, (x,) in left.items()}}
+            out, left = nnx.capture(model, nnx.Intermediate)(*arguments)
+            flat: dict[Any, Any] = flatten_dict(nnx.to_pure_dict(left))
+            out = out | {"inputs": {"/".join((*path[:-1], "kernel")): x for path, (x,) in flat.items()}}
+        else:
+            out = model(*arguments)
         if head != "similarity":
             return out
         vectors = sentence_vectors(out["hidden_states"][-1], batch, pooling)

@@ -26,7 +26,8 @@ class Dense(nnx.Linear):
     """A linear layer that leaves what goes into it behind, for who asks (`functions.py`)."""
 
     def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
-        self.sow(nnx.Intermediate, "inputs", inputs)
+        if hasattr(self, "__captures__"):  # within nnx.capture
+            self.sow(nnx.Intermediate, "inputs", inputs)
         return super().__call__(inputs, out_sharding)
 
 
