@@ -1,0 +1,78 @@
+"""One-shot pruning without any training: Spearman correlation on STS-B's dev set by cosine, which needs none either.
+
+    python benchmarks/one_shot.py --model MINILM --text TEXT --glue GLUE --out results/one_shot/scores.csv
+
+TEXT: a text per line; seed k reads the k-th `--texts` of them. Rows are added as they come, one seed of everything
+before the next; what the table has already is not run again. The encoder's matrices alone are pruned.
+"""
+
+import argparse
+import csv
+import itertools
+import tempfile
+import time
+from pathlib import Path
+
+import pandas
+from scipy.stats import spearmanr
+
+from jaxprune.experiments.predict import predict
+from jaxprune.experiments.prune_folder import prune_folder
+
+METHODS = {"magnitude": ("magnitude", 1), "wanda": ("wanda", 1), "obs": ("obs", 1), "obs, 4 rounds": ("obs", 4)}
+PATHS = ("encoder/.*/kernel",)
+
+
+def score(model: str, pairs: pandas.DataFrame, folder: Path) -> float:
+    """100 times Spearman's correlation of cosines with STS-B's scores."""
+    pairs.drop(columns="score").to_json(folder / "pairs.jsonl", orient="records", lines=True)
+    out = folder / "answers.jsonl"
+    out.unlink(missing_ok=True)
+    answers = predict(model, str(folder / "pairs.jsonl"), out, text=("sentence1", "sentence2"))
+    return 100 * float(spearmanr(answers["score"], pairs["score"])[0])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("model", "text", "glue", "out"):
+        parser.add_argument(f"--{name}", required=True, type=Path)
+    parser.add_argument("--sparsities", nargs="+", type=float, default=[0.5, 0.7, 0.6, 0.8])
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS], default=[*METHODS])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--texts", type=int, default=128)
+    args = parser.parse_args()
+    pairs = pandas.read_csv(args.glue / "STS-B" / "dev.tsv", sep="\t", quoting=csv.QUOTE_NONE)
+    pairs = pairs[["sentence1", "sentence2", "score"]]
+    lines = [line for line in args.text.read_text().splitlines() if line.strip()]
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    known = pandas.read_csv(args.out).to_dict("records") if args.out.exists() else []
+    done = {(row["method"], row["sparsity"], row["seed"]) for row in known}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+
+        def add(method: str, sparsity: float, seed: int, model: Path, seconds: float) -> None:
+            row = {"method": method, "sparsity": sparsity, "seed": seed, "texts": args.texts}
+            known.append(row | {"spearman": round(score(str(model), pairs, folder), 2), "seconds": round(seconds, 1)})
+            pandas.DataFrame(known).to_csv(args.out, index=False)
+            print(known[-1], flush=True)
+
+        if ("dense", 0.0, 0) not in done:
+            add("dense", 0.0, 0, args.model, 0.0)
+        for seed, sparsity, method in itertools.product(range(args.seeds), args.sparsities, args.methods):
+            criterion, rounds = METHODS[method]
+            if (method, sparsity, seed) in done or (criterion == "magnitude" and seed):
+                continue
+            settings = {}
+            if criterion != "magnitude":
+                own = lines[seed * args.texts : (seed + 1) * args.texts]
+                (folder / "texts.txt").write_text("\n".join(own))
+                settings = {"calibration": str(folder / "texts.txt"), "texts": args.texts, "rounds": rounds}
+            model, begin = folder / f"{criterion}-{rounds}-{sparsity}-{seed}", time.monotonic()
+            prune_folder(
+                str(args.model), model, sparsity=sparsity, criterion=criterion, include=PATHS, seed=seed, **settings
+            )
+            add(method, sparsity, seed, model, time.monotonic() - begin)
+
+
+if __name__ == "__main__":
+    main()
