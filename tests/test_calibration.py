@@ -99,6 +99,10 @@ def test_inputs_are_what_layers_read(model):
         (["--criterion", "obs", "--calibration", "TEXTS", "--rounds", "0"], "--rounds 0 --texts 256: give 1 or more"),
         (["--criterion", "obert", "--calibration", "TEXTS"], "has no mlm/"),
         (
+            ["--criterion", "obs", "--calibration", "TEXTS", "--structure", "heads"],
+            "sees no inputs of encoder/layer_00/",
+        ),
+        (
             ["--criterion", "wanda", "--calibration", "TEXTS", "--include", "embeddings/word_embeddings/embedding"],
             "--criterion wanda looks at what goes into a matrix of the encoder; leave it out, or use magnitude",
         ),
