@@ -13,6 +13,8 @@ from tiny_folders import contents, encoder_output, tiny_model, torch, transforme
 from jaxprune.cli import main
 from jaxprune.models import architecture_named
 from jaxprune.models.folder import read_folder
+from jaxprune.models.portable_encoder import arrays, encode
+from jaxprune.models.sparse_file import read
 
 KINDS = {
     "BertForPreTraining": {},
@@ -85,6 +87,21 @@ def test_half_of_the_neurons_and_heads_gone_and_the_same_logits(tmp_path, caplog
     assert (read.num_attention_heads, read.head_dim, read.intermediate_size, read.hidden_size) == (2, 4, 12, 16)
     with pytest.raises(RuntimeError, match="mismatch"):  # not a wrong model, silently
         theirs(tmp_path / "smaller", kind)
+
+
+@pytest.mark.parametrize("kind", ["BertForPreTraining", "DistilBertForMaskedLM"])
+def test_fewer_heads_leave_in_the_sparse_form_alone(tmp_path, capsys, kind):
+    """Whose reader checks the shapes, and whose forward pass computes the same."""
+    source = saved(tmp_path / "source", kind)
+    run("prune", source, tmp_path / "pruned", "--sparsity", 0.5, "--structure", "heads")
+    run("compact", tmp_path / "pruned", tmp_path / "small")
+    run("export", tmp_path / "small", tmp_path / "sparse", "--format", "sparse")
+    tensors, config = read(tmp_path / "sparse")[0], json.loads((tmp_path / "sparse" / "config.json").read_text())
+    hidden = encode(arrays(tensors), config, IDS)
+    last = outputs(tmp_path / "small")[config.get("num_hidden_layers", config.get("n_layers"))]
+    np.testing.assert_allclose(hidden, last, atol=1e-4)
+    assert main(["export", str(tmp_path / "small"), str(tmp_path / "onnx"), "--format", "onnx"]) == 2
+    assert "heads were taken out, which transformers cannot load; export sparse" in capsys.readouterr().err
 
 
 def test_layers_keep_as_many_neurons_as_the_one_that_needs_most(tmp_path, capsys):

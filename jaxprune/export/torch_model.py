@@ -46,6 +46,8 @@ def torch_model(source: Source) -> TorchModel:
 
     UserError for what transformers computes otherwise than we do.
     """
+    if source.model.head_dim:
+        raise UserError(f"{source.name}: attention heads were taken out, which transformers cannot load; export sparse")
     if source.model.sublayer_relu:
         raise UserError(
             f"{source.name}: sublayer_relu is true, which transformers does not compute; export hf or sparse"

@@ -27,6 +27,8 @@ _SIZES = {
     "T": ("type_vocab_size",),
     "D": ("hidden_size", "dim"),
     "F": ("intermediate_size", "hidden_dim"),
+    "H": ("num_attention_heads", "n_heads"),
+    "K": ("head_dim",),
 }
 _SHAPES = (
     (r"word_embeddings\.weight|(cls\.predictions|lm_head)\.decoder\.weight|vocab_projector\.weight", "VD"),
@@ -34,7 +36,8 @@ _SHAPES = (
     (r"token_type_embeddings\.weight", "TD"),
     (r"layer\.\d+\.(intermediate\.dense|ffn\.lin1)\.weight", "FD"),
     (r"layer\.\d+\.(output\.dense|ffn\.lin2)\.weight", "DF"),
-    (r"layer\.\d+\.attention\.(self\.(query|key|value)|output\.dense|(q|k|v|out)_lin)\.weight", "DD"),
+    (r"layer\.\d+\.attention\.(self\.(query|key|value)|(q|k|v)_lin)\.weight", "AD"),
+    (r"layer\.\d+\.attention\.(output\.dense|out_lin)\.weight", "DA"),
     (r"(pooler|cls\.predictions\.transform|classifier|lm_head)\.dense\.weight", "DD"),
     (r"(pre_classifier|vocab_transform)\.weight", "DD"),
 )
@@ -230,9 +233,17 @@ def _scales(name: str, shape: tuple[int, ...], dtype: str, given: tuple[str, np.
 def _check_config(name: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> None:
     """SparseFileError where config.json asks for another shape of a tensor that it decides."""
     axes = next((axes for ending, axes in _SHAPES if re.search(rf"(^|\.)({ending})$", name)), "")
-    wanted = [next((config[key] for key in _SIZES[axis] if key in config), None) for axis in axes]
+    wanted = [_size(axis, config) for axis in axes]
     if axes and (len(shape) != len(wanted) or any(n not in (size, None) for n, size in zip(wanted, shape))):
         raise SparseFileError(f"{name} has shape {shape!r:.100}, but config.json asks for {wanted!r:.100}")
+
+
+def _size(axis: str, config: Mapping[str, Any]) -> Any:
+    """What config.json says of an axis; None if nothing."""
+    if axis == "A" and "head_dim" in config:  # as many heads as were not taken out
+        heads, width = (_size(part, config) for part in ("H", "K"))
+        return heads * width if _is_size(heads) and _is_size(width) else (heads, width)
+    return next((config[key] for key in _SIZES["D" if axis == "A" else axis] if key in config), None)
 
 
 def _object(text: str | bytes) -> dict[str, Any]:
