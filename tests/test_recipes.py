@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune.config import ModelConfig, PretrainConfig, StudyConfig
+from jaxprune.config import FinetuneConfig, ModelConfig, PretrainConfig, StudyConfig
 from jaxprune.config.load import read_config, validate
 from jaxprune.experiments.matrix import matrix
 from jaxprune.experiments.pretrain import blueprint_of
 from jaxprune.experiments.program import compile_program
-from jaxprune.experiments.pruning_plan import included, plan_of
+from jaxprune.experiments.pruning_plan import included, plan_of, restarts_of
 from jaxprune.experiments.task_run import schedule
 from jaxprune.experiments.weights import shaped
 from jaxprune.training.optimizer import learning_rate_at
@@ -60,13 +60,14 @@ def test_every_program_traces(path):
     programs = {}
     for cfg in jobs(path).values():
         model = cfg.model.model_copy(update={"num_hidden_layers": 2})  # the others are the same once more
-        programs.setdefault(blueprint_of(cfg).key(), cfg.model_copy(update={"model": model}))
+        smaller = cfg.model_copy(update={"model": model})
+        programs.setdefault(blueprint_of(smaller, lambda: model).key(), smaller)  # noqa: B023
     for cfg in programs.values():
-        program = compile_program(blueprint_of(cfg))
+        program = compile_program(blueprint_of(cfg, lambda: cfg.model))  # noqa: B023
         key = jax.eval_shape(lambda: jax.random.key(0))
         length = min(128, cfg.model.max_position_embeddings)
         batch = shapes(cfg.batch_size, length, cfg.data.predictions(length))
-        state, metrics = jax.eval_shape(program.train, program.abstract, (), batch, key)
+        state, metrics = jax.eval_shape(program.train, program.abstract, program.frozen, batch, key)
         assert metrics["grad_norm"].shape == () and jax.tree.structure(state) == jax.tree.structure(program.abstract)
         kept, report = jax.eval_shape(program.prune, state, program.amounts(0.5), key)
         assert jax.tree.structure(kept) == jax.tree.structure(state)
@@ -113,3 +114,23 @@ def test_the_corrected_recipe_is_what_the_text_says():
         assert pruned.data.masking == random.data.masking == "known"
         assert not pruned.model.sublayer_relu and pruned.init_from == random.init_from == str(Path("runs") / "dense")
     assert all(len(task.seeds) >= 3 for task in read(CONFIGS / "paper" / "corrected.yaml").tasks)
+
+
+def test_recipes_of_the_literature():
+    """Steps of prunes, restarts of the rate, scores and teachers as their authors have them (docs/methods.md)."""
+    recipes = {
+        name: validate(PretrainConfig, read_config(CONFIGS / "recipes" / f"{name}.yaml"), name)
+        for name in ("gmp", "prune_ofa", "gmp_star_like", "obert_upstream")
+    }
+    assert len({(cfg.steps, cfg.batch_size, cfg.prune.sparsity) for cfg in recipes.values()}) == 1
+    plans = {name: prune_plan(cfg) for name, cfg in recipes.items()}
+    restarts = {name: restarts_of(cfg.optimizer.decay, plans[name]) for name, cfg in recipes.items()}
+    teachers = {name: (cfg.teacher.hardness, cfg.teacher.temperature) for name, cfg in recipes.items()}
+    assert plans["gmp"] == plans["prune_ofa"] and max(plans["gmp"]) == recipes["gmp"].steps // 2
+    assert not recipes["gmp"].teacher.teaches and restarts["gmp"] == () and restarts["prune_ofa"] == (50_000,)
+    assert teachers["prune_ofa"] == (0.5, 2) and teachers["gmp_star_like"] == teachers["obert_upstream"] == (1, 5.5)
+    few = plans["gmp_star_like"]
+    assert few == plans["obert_upstream"] and few[8000] == 0.7 and restarts["obert_upstream"] == tuple(few)
+    assert [recipes[name].prune.criterion for name in recipes] == ["magnitude"] * 3 + ["obert"]
+    movement = validate(FinetuneConfig, read_config(CONFIGS / "recipes" / "movement.yaml"), "movement")
+    assert (movement.prune.criterion, movement.prune.mode, movement.epochs) == ("movement", "soft", 10)

@@ -138,7 +138,7 @@ class PruneConfig(Section):
             raise ValueError(f"end: missing with sparsity = {self.sparsity}; set the step of the last prune, or {once}")
         if self.begin > self.end:
             raise ValueError(f"begin = {self.begin} lies after end = {self.end}; set begin <= end")
-        if self.initial > self.sparsity:
+        if 0 < self.sparsity < self.initial:
             raise ValueError(f"initial = {self.initial} is above sparsity = {self.sparsity}; set initial <= sparsity")
         if self.scope == "global" and self.distribution != "uniform":
             raise ValueError(f"distribution = {self.distribution} shares out among matrices; set scope = matrix")
