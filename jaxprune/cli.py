@@ -188,7 +188,9 @@ def _prune(argv: list[str]) -> None:
     words = "Prune a Hugging Face encoder in one shot, without training, and write a Hugging Face directory."
     parser = _from_to("jaxprune prune", words)
     parser.add_argument("--sparsity", type=float, required=True, help="fraction in [0, 1] to prune")
-    names = _offers()
+    from jaxprune.experiments.names import one_shot_criteria
+
+    names = _offers() | {"criterion": one_shot_criteria()}
     defaults = {"scope": "matrix", "distribution": "uniform", "structure": "weights", "method": "exact"}
     for key, default in (defaults | {"criterion": "magnitude"}).items():
         words = f"one of {', '.join(names[key])}; default: {default}"

@@ -65,7 +65,9 @@ def tiny(tmp_path_factory) -> workflow.Tiny:
 def pretrained(tiny) -> Path:
     """The workdir of a finished pre-training run with hard masks, made by the real command on one device."""
     workdir = tiny.root / "pretrained"
-    done = tiny.run("pretrain", tiny.pretrain_yaml(tiny.root / "pretrain.yaml"), "--workdir", workdir)
+    done = tiny.run(
+        "pretrain", tiny.pretrain_yaml(tiny.root / "pretrain.yaml", train={"save_every": 2}), "--workdir", workdir
+    )
     assert done.code == 0, done.err
     return workdir
 

@@ -11,10 +11,11 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxprune.errors import UserError
 from jaxprune.pruning import CRITERIA, Criterion, init_masks, keep_top, pruner
-from jaxprune.pruning.criteria import elementwise, summed
+from jaxprune.pruning.criteria import BY_INPUTS, elementwise, summed
 
 FAST = {"xla_backend_optimization_level": 0}
-criteria = pytest.mark.parametrize("name", sorted(CRITERIA))
+ALL = CRITERIA | BY_INPUTS
+criteria = pytest.mark.parametrize("name", sorted(ALL))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def observed(criterion, params, masks, steps=3):
 
 @criteria
 def test_contract(name, params, masks):
-    criterion, key = CRITERIA[name], jax.random.key(3)
+    criterion, key = ALL[name], jax.random.key(3)
     state = observed(criterion, params, masks)
     assert jax.tree.structure(state) == jax.tree.structure(criterion.init(params, masks))
     for mask, leaf in zip(
@@ -73,7 +74,7 @@ def test_contract(name, params, masks):
         jax.tree.map(np.testing.assert_array_equal, scores["word"], criterion.elementwise(params["word"]))
 
 
-@pytest.mark.parametrize("name", sorted(name for name in CRITERIA if CRITERIA[name].watches == "gradients"))
+@pytest.mark.parametrize("name", sorted(CRITERIA))
 def test_prunes_are_the_same_on_a_mesh(name, params, masks):
     mode, kind = [("hard", AxisType.Auto), ("soft", AxisType.Explicit)][sorted(CRITERIA).index(name) % 2]
     criterion = CRITERIA[name]

@@ -26,7 +26,8 @@ ABORTED = -signal.SIGABRT
 @pytest.fixture(scope="module")
 def config(tiny) -> Path:
     """A run on 8 devices, split over both data axes, saved at every other step."""
-    return tiny.pretrain_yaml(tiny.root / "job.yaml", mesh={"data": 4, "fsdp": 2}, prune={"scope": "global"})
+    changes = {"mesh": {"data": 4, "fsdp": 2}, "prune": {"scope": "global"}, "train": {"save_every": 2}}
+    return tiny.pretrain_yaml(tiny.root / "job.yaml", **changes)
 
 
 LOST = """

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxprune.pruning import CRITERIA, pruner
+from jaxprune.pruning.criteria import BY_INPUTS
 from jaxprune.pruning.fisher_blocks import BLOCK, DAMPING, block_of
 from jaxprune.pruning.layer_inputs import DAMPING as INPUT_DAMPING
 
@@ -79,7 +80,7 @@ def inputs(seed=0, tokens=50, n=12):
 def test_wanda_is_weight_times_norm_of_input():
     x, w = inputs(), np.random.default_rng(1).normal(size=(12, 5))
     params, masks = {"w": jnp.asarray(w, jnp.float32)}, {"w": jnp.ones((12, 5), bool)}
-    wanda = CRITERIA["wanda"]
+    wanda = BY_INPUTS["wanda"]
     state = wanda.init(params, masks)
     for part in np.split(x, 5):
         state = wanda.observe(state, params, masks, {"w": jnp.asarray(part.T @ part, jnp.float32)})
@@ -97,7 +98,7 @@ def test_obs_is_the_least_squares_of_each_output():
     pruned, after, _, _ = prune.update(state, params, masks, 0.5)
     matrix = damped(products, np.diag(products).mean(), INPUT_DAMPING)
     want = w**2 / (2 * np.diag(np.linalg.inv(matrix))[:, None])
-    np.testing.assert_allclose(CRITERIA["obs"].score(state, params, masks, None)["w"], want, rtol=1e-3)
+    np.testing.assert_allclose(BY_INPUTS["obs"].score(state, params, masks, None)["w"], want, rtol=1e-3)
     kept, got = np.asarray(after["w"]), np.asarray(pruned["w"])
     best = np.stack([least(matrix, column, mask) for column, mask in zip(w.T, kept.T, strict=True)], 1)
     np.testing.assert_allclose(got, best, rtol=5e-3, atol=5e-3 * np.abs(w).max())

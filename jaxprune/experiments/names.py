@@ -6,12 +6,17 @@ from jaxprune.data.metrics import METRICS
 from jaxprune.data.tasks import TASKS
 from jaxprune.models import ARCHITECTURES
 from jaxprune.models.units import structures
-from jaxprune.pruning.criteria import CRITERIA
+from jaxprune.pruning.criteria import BY_INPUTS, CRITERIA
 from jaxprune.pruning.distributions import DISTRIBUTIONS
 from jaxprune.pruning.groups import SCOPES
 from jaxprune.pruning.schedules import SCHEDULES
 from jaxprune.pruning.structures import STRUCTURES
 from jaxprune.pruning.thresholds import METHODS
+
+
+def one_shot_criteria() -> list[str]:
+    """The criteria that `jaxprune prune` takes, some with --calibration alone."""
+    return [*CRITERIA, *BY_INPUTS]
 
 
 def offers() -> dict[str, list[str]]:

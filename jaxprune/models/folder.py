@@ -113,7 +113,7 @@ def read_folder(
     read = {tensor_name(record, leaf) for leaf in flatten_dict(params, sep="/")}
     named = {name: original_name(record, name) for name in tensors}
     others = tuple(name for name, new in named.items() if not new.startswith(record.prefix) and new not in read)
-    masks = masks_of(record, path_or_name, revision)
+    masks = masks_of(record, path_or_name, revision, path)
     if masks is None:
         return Folder(cfg, params, None, fresh, others)
     for name in masks.keys() - {*named.values()}:
@@ -227,9 +227,11 @@ def write_masked(
             write_masks(inner, kept)
 
 
-def masks_of(record: Architecture, src: str | Path, revision: str | None = None) -> dict[str, np.ndarray] | None:
+def masks_of(
+    record: Architecture, src: str | Path, revision: str | None = None, weights: Path | None = None
+) -> dict[str, np.ndarray] | None:
     """The masks that lie beside a checkpoint, under today's names of its tensors; None without any."""
-    masks = read_masks(src, revision)
+    masks = read_masks(src, revision, weights)
     return None if masks is None else {original_name(record, name): mask for name, mask in masks.items()}
 
 

@@ -63,13 +63,15 @@ def write_weights(directory: Path, tensors: Mapping[str, np.ndarray], masks: Map
     write_safetensors(directory / WEIGHTS, tensors, {"format": "pt"}, masks)
 
 
-def read_masks(path_or_name: str | Path, revision: str | None = None) -> Tensors | None:
+def read_masks(path_or_name: str | Path, revision: str | None = None, weights: Path | None = None) -> Tensors | None:
     """{Hugging Face's name of a tensor: bool array in its layout, True = kept} of `masks.safetensors`, if there is one.
 
-    Else those of `model.sparse.safetensors`, where the weights that it was made of came with masks. UserError for a
-    damaged file.
+    Else those of `model.sparse.safetensors`, where the weights that it was made of came with masks; it is not looked
+    for where another file is known to hold the `weights`. UserError for a damaged file.
     """
     path = find_file(path_or_name, MASKS, revision)
+    if path is None and weights and weights.name != SPARSE_WEIGHTS:
+        return None
     if path is None:
         sparse_path = find_file(path_or_name, SPARSE_WEIGHTS, revision)
         if sparse_path is None or find_file(path_or_name, WEIGHTS, revision):

@@ -80,15 +80,16 @@ CRITERIA: dict[str, Criterion] = {
     "taylor": taylor,
     "fisher": fisher,
     "obert": obert,
-    "wanda": wanda,
-    "obs": obs,
 }
+"""Those that a train step shows what they observe."""
+BY_INPUTS: dict[str, Criterion] = {"wanda": wanda, "obs": obs}
+"""Those of one shot alone: they see what goes into matrices as a model reads texts."""
 
 
 def criterion_of(choice: str | Criterion | Callable[..., Scores], argument: str = "criterion") -> Criterion:
-    """The criterion of a name in CRITERIA, a `Criterion` as it is, or a function of (params, masks, key) without state.
+    """The criterion of a name in CRITERIA or BY_INPUTS, a `Criterion` as it is, or a function of (params, masks, key) without state.
 
     An unknown name is a UserError that names the `argument`.
     """
-    criterion = chosen(argument, choice, CRITERIA)
+    criterion = BY_INPUTS[choice] if choice in (*BY_INPUTS,) else chosen(argument, choice, CRITERIA)
     return criterion if isinstance(criterion, Criterion) else stateless(criterion)
