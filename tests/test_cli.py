@@ -23,6 +23,7 @@ from jaxprune.exit_code import exit_code_of
 from jaxprune.experiments.own_folder import check_own
 from jaxprune.models import ARCHITECTURES
 from jaxprune.pruning import CRITERIA, DISTRIBUTIONS, METHODS, SCHEDULES, SCOPES, STRUCTURES
+from jaxprune.pruning.criteria import BY_INPUTS
 
 
 def outside(path):
@@ -561,6 +562,7 @@ def test_every_name_of_the_registries_is_offered(monkeypatch, capsys, command):
     text = " ".join(re.sub(r"[\u2500-\u257f]", " ", capsys.readouterr().out).split())
     for argument, names in NAMES.items():
         if command == "prune" and argument != "schedule":
+            names = [*names, *BY_INPUTS] if argument == "criterion" else names
             assert f" --{argument} NAME one of {', '.join(names)}; default: " in text
         elif command != "prune":
             described = re.search(rf" --prune\.{argument} STR (.*?) \(default: ", text)[1]
