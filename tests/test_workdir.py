@@ -187,3 +187,21 @@ def test_result_marks_the_end(tmp_path):
         workdir.finish({"score": 0.1 + 0.2})
         assert workdir.result() == {"score": 0.1 + 0.2}
         assert json.loads((tmp_path / "result.json").read_text()) == {"score": 0.1 + 0.2}
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+def test_tensorboard_s_files_need_no_torch(tmp_path):
+    """Which tensorboardX would import; afterwards it is there for whom it concerns."""
+    program = f"""
+import sys
+from pathlib import Path
+from jaxprune.training.records import Records
+from jaxprune.training.workdir import Workdir
+Records(Workdir(Path({str(tmp_path)!r})), step=0).metrics(1, {{"loss": 1.0}})
+assert "torch" not in sys.modules
+import torch
+"""
+    pytest.importorskip("torch")
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=100, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    assert any((tmp_path / "tensorboard").iterdir())

@@ -90,5 +90,7 @@ def criterion_of(choice: str | Criterion | Callable[..., Scores], argument: str 
     """The criterion of a name in CRITERIA or BY_INPUTS, a `Criterion` as it is, or a function of (params, masks, key)
     without state. An unknown name is a UserError that names the `argument`.
     """
-    criterion = BY_INPUTS[choice] if choice in (*BY_INPUTS,) else chosen(argument, choice, CRITERIA)
+    if isinstance(choice, str) and choice in BY_INPUTS:
+        return BY_INPUTS[choice]
+    criterion = chosen(argument, choice, CRITERIA)
     return criterion if isinstance(criterion, Criterion) else stateless(criterion)

@@ -2,8 +2,10 @@
 
 import math
 import os
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -29,7 +31,8 @@ class Records:
         self._board: Any = None
         if not workdir.owner:
             return
-        from tensorboardX.event_file_writer import EventsWriter
+        with _without("torch"):  # tensorboardX imports it where it is installed: seconds and memory for nothing
+            from tensorboardX.event_file_writer import EventsWriter
 
         for name in NAMES:
             if saved and name in saved:
@@ -94,6 +97,19 @@ class Records:
     def __exit__(self, *_: object) -> None:
         if self._board:
             self._board.close()
+
+
+@contextmanager
+def _without(name: str) -> Iterator[None]:
+    """A block in which a package that is not imported yet cannot be."""
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # pyright: ignore[reportArgumentType]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
 
 def _events() -> Any:
