@@ -79,11 +79,12 @@ def observed(criterion: Criterion, weights: Weights, masks: Any, texts: Calibrat
     state = jax.jit(criterion.init)(params, masks)
     assert criterion.observe is not None
     if criterion.watches == "inputs":
-        read = _inputs(criterion, weights, masks)
+        read = _inputs(criterion, weights)
         batches = _batches(texts, _ROWS)
     else:
-        read = _gradients(criterion, weights, masks)
-        batches = (_masked(batch, texts, seed, row) for row, batch in enumerate(_batches(texts, 1)))
+        read = _gradients(criterion, weights)
+        masking = Masking(DataConfig(), texts.vocabulary, texts.ids.shape[1])
+        batches = (_masked(batch, masking, seed, row) for row, batch in enumerate(_batches(texts, 1)))
     read = jax.jit(read, donate_argnums=0)
     for batch in batches:
         state = read(state, params, masks, batch)
@@ -100,7 +101,7 @@ def unread(weights: Weights, masks: Any) -> list[str]:
     return [path for path, leaf in flat.items() if leaf is not None and path not in known]
 
 
-def _inputs(criterion: Criterion, weights: Weights, masks: Any) -> Any:
+def _inputs(criterion: Criterion, weights: Weights) -> Any:
     built = architecture_named(weights.model.architecture).build(weights.model, head="similarity")
     whole = completed(weights, built.init, jax.random.key(0))
 
@@ -120,7 +121,7 @@ def _products(x: jax.Array) -> jax.Array:
     return jnp.einsum("bln,blm->nm", x, x, precision="highest")
 
 
-def _gradients(criterion: Criterion, weights: Weights, masks: Any) -> Any:
+def _gradients(criterion: Criterion, weights: Weights) -> Any:
     built = architecture_named(weights.model.architecture).build(weights.model, head="pretraining")
     heads = [path for path in lacking(weights, built.init) if not path.startswith(("pooler", "nsp"))]
     if heads:
@@ -159,9 +160,8 @@ def _batches(texts: Calibration, rows: int) -> Iterator[dict[str, np.ndarray]]:
         yield {"input_ids": ids, "token_type_ids": np.zeros_like(ids), "attention_mask": seen.astype(np.int32)}
 
 
-def _masked(batch: dict[str, np.ndarray], texts: Calibration, seed: int, row: int) -> dict[str, np.ndarray]:
+def _masked(batch: dict[str, np.ndarray], masking: Masking, seed: int, row: int) -> dict[str, np.ndarray]:
     """A batch with tokens to predict, as in pre-training."""
-    masking = Masking(DataConfig(), texts.vocabulary, texts.ids.shape[1])
     zero = np.zeros(1, np.int64)
     hidden = mask(batch["input_ids"], batch["attention_mask"].sum(1), masking, seed, zero, zero + row)
     batch |= {"input_ids": hidden.ids_BL, "masked_positions": hidden.positions_BP}

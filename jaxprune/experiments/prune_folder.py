@@ -136,9 +136,9 @@ def _fitting(masks: Any, name: str, structure: Structure, src: str) -> Any:
 
 def _read(masks: Any, weights: Weights, criterion: str, include: Sequence[str]) -> Any:
     """Masks without the leaves that no text's inputs go into; UserError where units take biases along."""
-    if biases := [path for path in unread(weights, masks) if path.endswith("/bias")]:
-        raise UserError(f"--criterion {criterion}: sees no inputs of {biases[0]}; prune units by magnitude or fisher")
     apart = unread(weights, masks)
+    if biases := [path for path in apart if path.endswith("/bias")]:
+        raise UserError(f"--criterion {criterion}: sees no inputs of {biases[0]}; prune units by magnitude or fisher")
     flat: dict[str, Any] = flatten_dict(masks, sep="/")
     if apart and (include or len(apart) == sum(mask is not None for mask in flat.values())):
         why = "looks at what goes into a matrix of the encoder"
