@@ -12,9 +12,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = workflow.PROGRAMS.name  # what one test compiled another reads
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
-os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+os.environ.update(workflow.PROGRAMS, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.1")
 
 import jax
 import pytest

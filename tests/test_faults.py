@@ -257,8 +257,7 @@ class Stop(loop.Stop):
     def requested(self, step):
         Stop.steps += 1
         if Stop.steps == 3 and KIND == "files":
-            count = len(os.listdir("/proc/self/fd"))
-            resource.setrlimit(resource.RLIMIT_NOFILE, (count, count))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))  # any descriptor is one too many
         return super().requested(step)
 
 loop.Stop = Stop

@@ -1,6 +1,5 @@
 """Structures: which weights live or die together, as groupings of the one threshold code."""
 
-import itertools
 from functools import partial
 
 import jax
@@ -9,11 +8,24 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from pairwise import drawn
 from test_thresholds import nasty, order, wanted
 from workflow import AS_SHIPPED
 
 from jaxprune.errors import UserError
-from jaxprune.pruning import CRITERIA, METHODS, SCOPES, STRUCTURES, Tile, init_masks, keep_top, pruner, select, sparsity
+from jaxprune.pruning import (
+    CRITERIA,
+    DISTRIBUTIONS,
+    METHODS,
+    SCOPES,
+    STRUCTURES,
+    Tile,
+    init_masks,
+    keep_top,
+    pruner,
+    select,
+    sparsity,
+)
 from jaxprune.pruning.structures import expand, merge, pool, pool_any, split
 
 FAST = {"xla_backend_optimization_level": 0}
@@ -74,19 +86,28 @@ def test_blocks_are_ranked_by_their_mean():
     np.testing.assert_array_equal(kept, means >= np.sort(means.reshape(-1))[-4])
 
 
-@pytest.mark.parametrize("structure", NAMES.values())
+PRODUCT = {
+    "structure": [*NAMES.values()],
+    "criterion": sorted(CRITERIA),
+    "method": sorted(METHODS),
+    "scope": sorted(SCOPES),
+    "distribution": sorted(DISTRIBUTIONS),
+}
+
+
+@pytest.mark.parametrize("method", sorted({*METHODS} - {"exact"}))
+def test_n_of_m_is_exact_alone(method):
+    with pytest.raises(ValueError, match="exact"):
+        pruner(structure="2:4", method=method).update((), tree(), init_masks(tree(), ".*kernel"), 0.5)
+
+
 @pytest.mark.parametrize(
-    ("criterion", "scope", "distribution"),
-    [*itertools.product(sorted(CRITERIA), sorted(SCOPES), ["uniform"]), ("magnitude", "matrix", "erk")],
+    "row", drawn(PRODUCT, lambda structure, _, method, *__: structure != "2:4" or method == "exact")
 )
-@pytest.mark.parametrize("method", sorted(METHODS))
-def test_exact_counts_and_no_return(criterion, method, scope, distribution, structure):
-    """Hard masks are monotone for every criterion, method, scope, distribution and structure; exact ones keep
-    round((1 - s) N)."""
-    if structure == "2:4" and method != "exact":
-        with pytest.raises(ValueError, match="exact"):
-            pruner(structure=structure, method=method).update((), tree(), init_masks(tree(), ".*kernel"), 0.5)
-        return
+def test_exact_counts_and_no_return(row):
+    """Hard masks are monotone for every criterion, method, scope, distribution and structure, every two of them
+    together; exact ones keep round((1 - s) N)."""
+    structure, criterion, method, scope, distribution = row
     using = pruner(criterion, structure=structure, scope=scope, method=method, distribution=distribution)
     params, together = tree(), TOGETHER[structure]
     masks = init_masks(params, ".*/kernel")

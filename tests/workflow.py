@@ -18,8 +18,15 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 SEQ_LEN, VOCAB = 32, 160
-PROGRAMS = tempfile.TemporaryDirectory(prefix="jaxprune-programs")
-"""Where the tests of a worker keep what they compiled."""
+if "JAXPRUNE_TEST_PROGRAMS" not in os.environ:  # this is the process that starts the workers
+    _kept = tempfile.TemporaryDirectory(prefix="jaxprune-programs")
+    os.environ["JAXPRUNE_TEST_PROGRAMS"] = _kept.name
+PROGRAMS = {
+    "JAX_COMPILATION_CACHE_DIR": os.environ["JAXPRUNE_TEST_PROGRAMS"],
+    "JAX_COMPILATION_CACHE_MAX_SIZE": str(8 << 30),  # with a limit, and so under a lock
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+"""What one test compiled others read, in all workers."""
 XLA_FLAGS = " ".join(
     (
         "--xla_backend_optimization_level=0",
@@ -165,9 +172,8 @@ class Tiny(NamedTuple):
             "PYTHONPATH": path,
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": XLA_FLAGS,
-            "JAX_COMPILATION_CACHE_DIR": str(self.root / "cache"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+            **PROGRAMS,
         }
 
     def start(self, *argv: object, program: str = COMMAND, **environment: str) -> "Running":

@@ -1,0 +1,27 @@
+"""A part of a product of values in which every two values of two axes meet: what most faults of combinations take."""
+
+import itertools
+import os
+import random
+from collections.abc import Callable, Mapping, Sequence
+
+SEED = int(os.environ.get("JAXPRUNE_SEED", "0"))
+"""Draws the part of a product that is run; another seed, another part."""
+
+
+def drawn(
+    product: Mapping[str, Sequence[str]], allowed: Callable[..., bool] = lambda *_: True, seed: int = SEED
+) -> list[tuple[str, ...]]:
+    """Rows, a value of each axis, of those that are allowed; every two values that may meet do."""
+    rows = [row for row in itertools.product(*product.values()) if allowed(*row)]
+    random.Random(seed).shuffle(rows)
+    missing, part = set().union(*map(pairs, rows)), []
+    while missing:
+        part.append(max(rows, key=lambda row: len(pairs(row) & missing)))
+        missing -= pairs(part[-1])
+    return part
+
+
+def pairs(row: Sequence[str]) -> set:
+    """Every two values of a row, each with the axis that it is of."""
+    return {*itertools.combinations(enumerate(row), 2)}
