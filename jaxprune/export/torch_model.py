@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxprune.config.encoder_part import encoder_part
+from jaxprune.config.sections import ModelConfig
 from jaxprune.errors import UserError
 from jaxprune.export.source import Source
 from jaxprune.models.config_json import read_json
@@ -46,8 +47,6 @@ def torch_model(source: Source) -> TorchModel:
 
     UserError for what transformers computes otherwise than we do.
     """
-    if source.model.head_dim:
-        raise UserError(f"{source.name}: attention heads were taken out, which transformers cannot load; export sparse")
     if source.model.sublayer_relu:
         raise UserError(
             f"{source.name}: sublayer_relu is true, which transformers does not compute; export hf or sparse"
@@ -66,7 +65,9 @@ def torch_model(source: Source) -> TorchModel:
     with tempfile.TemporaryDirectory() as folder, quiet():
         dense = Path(folder) / "hf"
         write_masked(source.name, dense, {}, revision=source.revision or None, variant=source.variant)
-        model = getattr(transformers, known[0]).from_pretrained(encoder_part(dense), **more).eval()
+        kind = getattr(transformers, known[0])
+        kind = with_fewer_heads(kind, source.model) if source.model.head_dim else kind
+        model = kind.from_pretrained(encoder_part(dense), **more).eval()
     ids = torch.arange(3, 19).reshape(2, 8) % source.model.vocab_size
     mask = torch.ones_like(ids)
     mask[1, 5:] = 0
@@ -87,3 +88,28 @@ def torch_model(source: Source) -> TorchModel:
             return tuple(result[name] for name in outputs)
 
     return TorchModel(Outputs().eval(), inputs, outputs)
+
+
+def with_fewer_heads(kind: Any, cfg: ModelConfig) -> Any:
+    """A class of transformers for models whose attention is narrower than their states, as without some of its heads.
+
+    transformers computes the width of a head from the number of heads, but how many there are from the matrices.
+    """
+    import torch
+
+    width = cfg.num_attention_heads * cfg.head_width
+
+    class Narrow(kind):
+        def __init__(self, config, *args, **kwargs):
+            config.num_attention_heads = config.hidden_size // cfg.head_width
+            super().__init__(config, *args, **kwargs)
+            for name, part in [*self.named_modules()]:
+                if name.endswith(("query", "key", "value", "q_lin", "k_lin", "v_lin")):
+                    shape = (part.in_features, width)
+                elif name.endswith(("attention.output.dense", "attention.out_lin")):
+                    shape = (width, part.out_features)
+                else:
+                    continue
+                self.set_submodule(name, torch.nn.Linear(*shape))
+
+    return Narrow
