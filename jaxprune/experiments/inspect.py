@@ -15,9 +15,12 @@ from jaxprune.analysis.mask_distance import mask_distance
 from jaxprune.analysis.paths import flat, short_names
 from jaxprune.analysis.rank_movement import RANDOM, movement
 from jaxprune.config.sections import ModelConfig, PruneConfig
+from jaxprune.errors import UserError
+from jaxprune.experiments.mask_origin import told
 from jaxprune.experiments.pruning_plan import included
-from jaxprune.experiments.weights import read_weights, start_masks, stored_config, there
+from jaxprune.experiments.weights import model_folder, read_weights, start_masks, stored_config, there
 from jaxprune.models import architecture_named
+from jaxprune.models.weights import read_origin
 
 
 class Checkpoint(NamedTuple):
@@ -26,11 +29,18 @@ class Checkpoint(NamedTuple):
     model: ModelConfig
     params: dict[str, np.ndarray]
     masks: dict[str, np.ndarray]
+    origin: dict[str, Any]
+    """What the model says of where its masks come from."""
 
     @property
     def prunable(self) -> dict[str, np.ndarray]:
         """The weights that have a mask."""
         return {path: self.params[path] for path in self.masks}
+
+    def masked(self, paths: Iterable[str]) -> "Checkpoint":
+        """With masks at all these paths: where there is none, and weights are, all of them are kept."""
+        whole = {path: np.ones(self.params[path].shape, bool) for path in paths if path in self.params}
+        return self._replace(masks=whole | self.masks)
 
 
 def load(source: str) -> Checkpoint:
@@ -41,7 +51,15 @@ def load(source: str) -> Checkpoint:
     masks = held.masks if held.masks is not None else start_masks(held.params, held, prune)
     kept, values = flat(masks), flat(held.params)
     params = {path: np.where(kept[path], w, 0) if path in kept else w for path, w in values.items()}
-    return Checkpoint(held.model, params, kept)
+    return Checkpoint(held.model, params, kept, _origin(source))
+
+
+def _origin(source: str) -> dict[str, Any]:
+    """What a model says of its masks; nothing of a run that is not finished, or of one of its checkpoints."""
+    try:
+        return read_origin(model_folder(source))
+    except UserError:
+        return {}
 
 
 def inspect_checkpoint(source: str, *, as_json: bool = False) -> dict[str, Any]:
@@ -56,6 +74,7 @@ def inspect_checkpoint(source: str, *, as_json: bool = False) -> dict[str, Any]:
     report = {
         "checkpoint": source,
         "sparsity": (size - kept) / size if size else 0.0,
+        "masks": loaded.origin,
         "matrices": [{**row, "sparsity": 1 - row["kept"] / row["size"]} for row in rows],
         "heads": {
             group.rpartition("/")[0]: values.tolist()  # `encoder/layer_00/attention`: the layer that holds the heads
@@ -70,6 +89,8 @@ def inspect_checkpoint(source: str, *, as_json: bool = False) -> dict[str, Any]:
     _print(
         f"{source}: {report['sparsity']:.6f} of {size:,} prunable weights are 0", "path", columns, report["matrices"]
     )
+    if loaded.origin:
+        print(f"masks: {told(loaded.origin)}")
     heads = [{"layer": layer, **dict(enumerate(values))} for layer, values in report["heads"].items()]
     _print("sparsity per attention head", "layer", range(loaded.model.num_attention_heads), heads)
     _print("memory by part (weights, biases and LayerNorm)", "part", ("weights", "share", "kept"), report["memory"])
@@ -80,6 +101,8 @@ def diff_checkpoints(a: str, b: str, *, as_json: bool = False) -> dict[str, Any]
     """Print and return what lies between two checkpoints of one shape, per matrix and over all: mask distance,
     sort-order movement of |w| and cosine of the weights."""
     first, second = load(a), load(b)
+    masked = first.masks.keys() | second.masks.keys()
+    first, second = first.masked(masked), second.masked(masked)
     apart = mask_distance(first.masks, second.masks)
     moved = movement(first.prunable, second.prunable)
     cosines = [weights.cosine(first.params[path], second.params[path]) for path in first.masks]
@@ -89,12 +112,16 @@ def diff_checkpoints(a: str, b: str, *, as_json: bool = False) -> dict[str, Any]
         for row, move, cosine in zip(apart, moved, [*cosines, weights.cosine(*vectors)], strict=True)
     ]
     changed = {name: apart[-1][name] for name in ("regrown", "newly_pruned")}
-    report = {"a": a, "b": b, "movement_of_random_orders": RANDOM, **changed, "matrices": rows}
+    origins = {"masks_a": first.origin, "masks_b": second.origin}
+    report = {"a": a, "b": b, **origins, "movement_of_random_orders": RANDOM, **changed, "matrices": rows}
     if as_json:
         _print_json(report)
         return report
     columns = ("sparsity_a", "sparsity_b", "hamming", "iou", "ratio", "movement", "cosine")
     _print(f"a = {a}, b = {b}", "path", columns, rows, names={"sparsity_a": "in a", "sparsity_b": "in b"})
+    for name, origin in (("a", first.origin), ("b", second.origin)):
+        if origin:
+            print(f"masks of {name}: {told(origin)}")
     print(f"b keeps {changed['regrown']:,} weights that a prunes, and prunes {changed['newly_pruned']:,} that a keeps")
     print(
         "in a, in b: sparsity; hamming: share of the weights that one side keeps and the\n"

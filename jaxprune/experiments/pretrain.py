@@ -14,6 +14,7 @@ from jaxprune.data.mlm import PretrainData
 from jaxprune.errors import UserError
 from jaxprune.experiments.dry_run import describe_pretraining
 from jaxprune.experiments.lesson import check_pupil, lesson
+from jaxprune.experiments.mask_origin import origin_of_run
 from jaxprune.experiments.program import Blueprint
 from jaxprune.experiments.pruning_plan import included, plan_of, restarts_of
 from jaxprune.experiments.shelf import Shelf
@@ -136,6 +137,7 @@ def finish(fitted: Fitted) -> dict[str, Any]:
             params,
             head="pretraining",
             masks=masks,
+            origin=origin_of_run(cfg, fitted.workdir.path),
             tokenizer=tokenizer.files(opened.data.source.vocabulary, max_length=most),
             source=folder_beside(cfg.init_from, cfg.init_revision),
         )

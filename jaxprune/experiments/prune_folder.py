@@ -17,6 +17,7 @@ from jaxprune.config.load import of_percent, validate
 from jaxprune.config.sections import PruneConfig
 from jaxprune.errors import UserError
 from jaxprune.experiments.calibration import observed, read_texts, unread
+from jaxprune.experiments.mask_origin import origin_of_command
 from jaxprune.experiments.own_folder import check_new
 from jaxprune.experiments.pruning_plan import check_untrained, included, named, scopes_of, structure_of
 from jaxprune.experiments.weights import Weights, model_folder, read_weights, say_pruned, start_masks, there
@@ -108,7 +109,9 @@ def prune_folder(
             params = jax.device_get(jax.jit(partial(compensated, scoring))(state, params, after, pruned)[0])
             after = pruned
     values = params if scoring.compensate else None
-    write_masked(src, dst, after, values, revision=revision or None, variant=variant)
+    write_masked(
+        src, dst, after, values, origin=origin_of_command(prune, src), revision=revision or None, variant=variant
+    )
     flat: dict[str, Any] = flatten_dict(after, sep="/")
     made = {path: mask for path, mask in flat.items() if mask is not None}
     counts = {path: (int(np.count_nonzero(mask)), mask.size) for path, mask in made.items()}

@@ -16,6 +16,7 @@ from jaxprune.config.sections import ModelConfig
 from jaxprune.data import tokenizer
 from jaxprune.data.tasks import Task
 from jaxprune.errors import UserError
+from jaxprune.experiments.mask_origin import origin_of_run
 from jaxprune.experiments.program import Blueprint
 from jaxprune.experiments.weights import Weights, folder_beside
 from jaxprune.files import new_directory
@@ -122,6 +123,7 @@ def write_model(
         params,
         head=blueprint.head,
         masks=masks,
+        origin=origin_of_run(cfg, directory.parent),
         tokenizer=tokenizer.files(vocabulary, max_length=most),
         source=folder_beside(cfg.init_from, cfg.init_revision),
         extra_config=config,

@@ -30,7 +30,7 @@ from jaxprune.models.tensors import (
     stored,
     tensor_name,
 )
-from jaxprune.models.weights import MASKS, WEIGHTS, read_masks, read_weights, write_masks, write_weights
+from jaxprune.models.weights import MASKS, WEIGHTS, read_masks, read_origin, read_weights, write_masks, write_weights
 
 OVERRIDES = ("dtype", "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 
@@ -134,6 +134,7 @@ def write_folder(
     *,
     head: Head,
     masks: Any = None,
+    origin: Mapping[str, Any] | None = None,
     tokenizer: str | Path | Mapping[str, bytes] | None = None,
     source: Path | None = None,
     extra_config: Mapping[str, Any] | None = None,
@@ -141,7 +142,8 @@ def write_folder(
 ) -> None:
     """Write config, weights, masks and the tokenizer's files; `transformers.AutoModelFor...` loads the directory.
 
-    Weights whose mask is False are written as +0.0; all others are bit-equal. `tokenizer` is a directory to copy
+    Weights whose mask is False are written as +0.0; all others are bit-equal. `origin` says where the masks come from.
+    `tokenizer` is a directory to copy
     TOKENIZER_FILES from, or what its files hold. `source` is the directory that the model comes from: its other files
     go along (pooling modules, licence, ...; not its model card, nor its tokenizer where `tokenizer` is given), and the
     keys of its config.json that do not concern the shape; `extra_config` has such keys of the caller's. `card` becomes
@@ -183,7 +185,7 @@ def write_folder(
                 (temporary / name).write_bytes(content)
         write_weights(temporary, tensors, kept)
         if kept:
-            write_masks(temporary, kept)
+            write_masks(temporary, kept, origin)
 
 
 def write_masked(
@@ -192,6 +194,7 @@ def write_masked(
     masks: Any,
     values: Any = None,
     *,
+    origin: Mapping[str, Any] | None = None,
     revision: str | None = None,
     variant: str = "",
 ) -> None:
@@ -201,8 +204,8 @@ def write_masked(
     every copy of a tied matrix gets the same zeros. All other files are copied, but for those that hold the weights in
     other forms; config.json is corrected where it names another type than the weights have. `masks` is a tree like
     params, of bool arrays or None, `values` one of new values for leaves that have masks; masks that `src` has for
-    other tensors are carried over. UserError when a mask
-    belongs to no tensor of the checkpoint.
+    other tensors are carried over. `origin` says where the masks come from; without it what `src` says of its own
+    stays. UserError when a mask belongs to no tensor of the checkpoint.
     """
     record = architecture_named(read_config(src, revision=revision).architecture)
     tensors = read_weights(src, revision, variant)[1]
@@ -224,7 +227,7 @@ def write_masked(
         inner = copy_with_config(find_folder(src, revision), temporary, tensors.values())
         write_weights(inner, tensors, zeros)
         if kept:
-            write_masks(inner, kept)
+            write_masks(inner, kept, origin or read_origin(src, revision))
 
 
 def masks_of(

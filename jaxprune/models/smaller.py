@@ -20,7 +20,7 @@ from jaxprune.models.other_files import CONFIG, replaced
 from jaxprune.models.paths import layer_name
 from jaxprune.models.tensors import original_name, stored, tensor_name
 from jaxprune.models.units import layer_axis
-from jaxprune.models.weights import read_weights, write_masks, write_weights
+from jaxprune.models.weights import read_origin, read_weights, write_masks, write_weights
 
 _LAYER = re.compile(r"(?<=\.layer\.)\d+(?=\.)")
 
@@ -120,7 +120,7 @@ def write_smaller(
             card.write_text(noted, encoding="utf-8")
         write_weights(inner, cut, zeros)
         if cut_masks:
-            write_masks(inner, cut_masks)
+            write_masks(inner, cut_masks, read_origin(src))
 
 
 def _cut_leaf(record: Architecture, kept: Kept, path: str, array: np.ndarray, before: ModelConfig) -> np.ndarray | None:

@@ -90,11 +90,23 @@ def read_masks(path_or_name: str | Path, revision: str | None = None, weights: P
         raise UserError(f"{path}: not a file of masks ({error!r}); remove it, or write the directory again") from None
 
 
-def write_masks(directory: Path, masks: Mapping[str, np.ndarray]) -> None:
-    """Write `masks.safetensors`: per tensor the bits of `np.packbits` as uint8; metadata `shapes` is JSON of shapes."""
+def read_origin(path_or_name: str | Path, revision: str | None = None) -> dict[str, Any]:
+    """What a `masks.safetensors` says of where its masks come from; empty where it says nothing, or there is none."""
+    path = find_file(path_or_name, MASKS, revision)
+    try:
+        origin = json.loads(_header(path).get("__metadata__", {}).get("origin", "{}")) if path else {}
+    except (ValueError, TypeError, AttributeError):
+        return {}
+    return origin if isinstance(origin, dict) else {}
+
+
+def write_masks(directory: Path, masks: Mapping[str, np.ndarray], origin: Mapping[str, Any] | None = None) -> None:
+    """Write `masks.safetensors`: per tensor the bits of `np.packbits` as uint8; as metadata two pieces of JSON,
+    `shapes` and `origin`, where the masks come from."""
     shapes = {name: mask.shape for name, mask in sorted(masks.items())}
     packed = {name: np.packbits(mask) for name, mask in masks.items()}
-    write_safetensors(directory / MASKS, packed, {"shapes": json.dumps(shapes)}, {})
+    metadata = {"shapes": json.dumps(shapes)} | ({"origin": json.dumps(origin)} if origin else {})
+    write_safetensors(directory / MASKS, packed, metadata, {})
 
 
 def write_safetensors(
