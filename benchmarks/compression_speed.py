@@ -1,12 +1,14 @@
-"""What pruned and smaller models cost to run, and what they are worth, in four runtimes: `speed.csv` and `speed.md`.
+"""What pruned and smaller models cost to run, and what they are worth, in four runtimes: `speed.csv`, `scores.csv` and
+`speed.md`.
 
-    python benchmarks/compression_speed.py NAME=DIR [NAME=DIR ...] --glue GLUE [--rounds 3] [--out DIR]
+    python benchmarks/compression_speed.py NAME=DIR [NAME=DIR ...] --work DIR --glue GLUE [--rounds 3] [--out DIR]
 
 Each DIR is a Hugging Face directory: a sentence encoder, scored by cosine on STS-B's dev set (100 times Spearman's
-correlation), or a classifier of SST-2, scored by accuracy. The first is what the others are held against. Every model is
-exported once in each form; a measurement is a process of its own that loads it, answers, and times a text of 16 and of
-128 tokens and 32 of each, all processors in use. Rounds go through all of them in turn; medians are told. Loading counts
-from the runtime's import being done to the first answer; memory is the process's peak.
+correlation), or a classifier of SST-2, scored by accuracy. The first is what the others are held against. Every model
+is exported once in each form, into --work, and scored once, in float32 by onnxruntime alone, since the others compute
+the same; what is there already is not made again. A measurement is a process of its own that loads a model, answers,
+and times a text of 16 and of 128 tokens and 32 of each, all processors in use. Rounds go through all of them in turn;
+medians are told. Loading counts from the runtime's import being done to the first answer; memory is the process's peak.
 """
 
 import argparse
@@ -14,7 +16,6 @@ import csv
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ FORMS = [("jax", "float32"), ("torch", "float32")] + [
 ]
 SHAPES = ((1, 16), (1, 128), (32, 16), (32, 128))
 TIMED = [f"ms {batch}x{length}" for batch, length in SHAPES]
+KEYS = ["model", "runtime", "dtype"]
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 Answer = Callable[[dict[str, np.ndarray]], np.ndarray]
 """Of int64 inputs, the logits of a classifier, or the last hidden states."""
@@ -37,33 +39,46 @@ Answer = Callable[[dict[str, np.ndarray]], np.ndarray]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", metavar="NAME=DIR")
+    parser.add_argument("--work", type=Path, required=True, help="for exported models and scores")
     parser.add_argument("--glue", type=Path, help="without it nothing is scored")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="0: scores alone")
     parser.add_argument("--seconds", type=float, default=1.0, help="for which each shape is repeated")
     parser.add_argument("--runtimes", nargs="+", choices=[*RUNTIMES], default=[*RUNTIMES])
     parser.add_argument("--out", type=Path, default=Path("results/compression"))
     args = parser.parse_args()
     models = dict(model.split("=", 1) for model in args.models)
     forms = [form for form in FORMS if form[0] in args.runtimes]
-    rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        places = {(n, *form): exported(models[n], Path(folder) / n, *form) for n in models for form in forms}
-        for number in range(args.rounds):
-            for (name, runtime, dtype), place in places.items():
-                words = [runtime, str(place), "--seconds", str(args.seconds)]
-                words += ["--glue", str(args.glue)] if args.glue and number == 0 else []
-                done = subprocess.run(
-                    [sys.executable, __file__, "--worker", *words], capture_output=True, text=True, check=False
-                )
-                if done.returncode:
-                    sys.exit(done.stderr)
-                row = {"model": name, "runtime": runtime, "dtype": dtype, "round": number}
-                rows.append(row | {"MB": size(place, runtime) / 1e6} | json.loads(done.stdout.splitlines()[-1]))
-                print(rows[-1], flush=True)
-    args.out.mkdir(parents=True, exist_ok=True)
-    frame = pandas.DataFrame(rows)
-    frame.to_csv(args.out / "speed.csv", index=False, float_format="%.4g", quoting=csv.QUOTE_MINIMAL)
-    (args.out / "speed.md").write_text(table(frame))
+    places = {(n, *form): exported(models[n], args.work / n, *form) for n in models for form in forms}
+    scores = args.work / "scores.csv"
+    for key, place in places.items():
+        known = pandas.read_csv(scores).to_dict("records") if scores.exists() else []
+        counts = key[1] == "onnxruntime" or key[2] == "int8"
+        if args.glue and counts and key not in {tuple(row[name] for name in KEYS) for row in known}:
+            row = dict(zip(KEYS, key, strict=True)) | measured(key[1], place, "--glue", str(args.glue))
+            pandas.DataFrame([*known, row]).to_csv(scores, index=False, float_format="%.2f")
+            print(row, flush=True)
+    rows = []
+    for number in range(args.rounds):
+        for key, place in places.items():
+            row = dict(zip(KEYS, key, strict=True)) | {"round": number, "MB": size(place, key[1]) / 1e6}
+            rows.append(row | measured(key[1], place, "--seconds", str(args.seconds)))
+            print(rows[-1], flush=True)
+    if rows:
+        args.out.mkdir(parents=True, exist_ok=True)
+        frame = pandas.DataFrame(rows)
+        frame.to_csv(args.out / "speed.csv", index=False, float_format="%.4g")
+        worth = pandas.read_csv(scores)[lambda each: each["model"].isin(models)]
+        worth.to_csv(args.out / "scores.csv", index=False, float_format="%.2f")
+        (args.out / "speed.md").write_text(table(frame, worth))
+
+
+def measured(runtime: str, place: Path, *words: str) -> dict[str, Any]:
+    """What a worker says of a model."""
+    argv = [sys.executable, __file__, "--worker", runtime, str(place), *words]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def exported(model: str, place: Path, runtime: str, dtype: str) -> Path:
@@ -73,6 +88,8 @@ def exported(model: str, place: Path, runtime: str, dtype: str) -> Path:
     if not (form := RUNTIMES[runtime]):
         return Path(model).resolve()
     target = place / f"{form}-{dtype}"
+    if target.exists():
+        return target
     if code := jaxprune(["export", model, str(target), "--format", form, "--dtype", dtype]):
         sys.exit(code)
     return target
@@ -84,25 +101,22 @@ def size(place: Path, runtime: str) -> int:
     return sum(path.stat().st_size for path in place.glob(names.get(runtime, "*.safetensors")))
 
 
-def table(frame: pandas.DataFrame) -> str:
-    """Medians over rounds; throughput of 32 texts beside that of the first model in the same runtime, in float32."""
-    keys = ["model", "runtime", "dtype"]
-    first = {key: number for number, key in reversed([*enumerate(map(tuple, frame[keys].to_numpy()))])}
-    medians = frame.groupby(keys)[["MB", "load s", "peak MB", *TIMED]].median().sort_index(key=None)
-    scores = frame.groupby(keys)["score"].first()
-    base = frame["model"][0]
-    lines = [
-        "| model | runtime | type | file, MB | load, s | peak, MB | a text of 16, ms | of 128 | 32 of 16, texts/s | 32 of "
-        "128 | times as fast | score |",
-        "|" + "---|" * 12,
-    ]
-    for key in sorted(first, key=first.__getitem__):
-        row, dense = medians.loc[key], medians.loc[(base, key[1], "float32")]
-        rates = [32e3 / row[name] for name in TIMED[2:]]
-        faster = "–".join(f"{r:.2f}" for r in sorted(dense[name] / row[name] for name in TIMED))
-        score = "" if pandas.isna(scores.loc[key]) else f"{scores.loc[key]:.2f}"
+def table(frame: pandas.DataFrame, scores: pandas.DataFrame) -> str:
+    """Medians over rounds; least and most times as fast as the first model in the same runtime, in float32."""
+    medians = frame.groupby(KEYS, sort=False)[["MB", "load s", "peak MB", *TIMED]].median()
+    worth = scores.set_index(KEYS)["score"]
+    heads = ("model", "runtime", "type", "file, MB", "load, s", "peak, MB", "a text of 16, ms", "of 128, ms")
+    heads += ("32 of 16, texts/s", "32 of 128, texts/s", "times as fast", "score")
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for key, row in medians.iterrows():
+        dense = medians.loc[(frame["model"][0], key[1], "float32")]
+        ratios = [dense[name] / row[name] for name in TIMED]
         cells = [*key, f"{row['MB']:.1f}", f"{row['load s']:.2f}", f"{row['peak MB']:.0f}"]
-        cells += [f"{row[name]:.1f}" for name in TIMED[:2]] + [f"{rate:.0f}" for rate in rates] + [faster, score]
+        cells += [f"{row[name]:.1f}" for name in TIMED[:2]] + [f"{32e3 / row[name]:.0f}" for name in TIMED[2:]]
+        cells += [
+            f"{min(ratios):.2f} to {max(ratios):.2f}",
+            f"{worth.get(key, worth.get((key[0], 'onnxruntime', 'float32'))):.2f}",
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -113,12 +127,14 @@ def worker() -> None:
     parser.add_argument("runtime")
     parser.add_argument("place", type=Path)
     parser.add_argument("--glue", type=Path)
-    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--seconds", type=float)
     args = parser.parse_args(sys.argv[2:])
-    answer, loaded = {"jax": in_jax, "torch": in_torch, "onnxruntime": in_onnxruntime, "openvino": in_openvino}[
-        args.runtime
-    ](args.place)
-    row: dict[str, Any] = {"load s": loaded}
+    load = {"jax": in_jax, "torch": in_torch, "onnxruntime": in_onnxruntime, "openvino": in_openvino}[args.runtime]
+    answer, loaded = load(args.place)
+    if args.glue:
+        print(json.dumps({"score": scored(args.place, args.glue, answer)}))
+        return
+    row = {"load s": loaded}
     for name, (batch, length) in zip(TIMED, SHAPES, strict=True):
         inputs, times, began = random_inputs(batch, length), [], time.perf_counter()
         answer(inputs)
@@ -127,9 +143,7 @@ def worker() -> None:
             answer(inputs)
             times.append(time.perf_counter() - start)
         row[name] = 1e3 * float(np.median(times))
-    row["peak MB"] = peak()
-    row["score"] = scored(args.place, args.glue, answer) if args.glue else None
-    print(json.dumps(row))
+    print(json.dumps(row | {"peak MB": peak()}))
 
 
 def random_inputs(batch: int, length: int) -> dict[str, np.ndarray]:

@@ -203,17 +203,46 @@ def test_minilm_in_the_sparse_form(pruned_minilm, tmp_path):
 
 
 @pytest.mark.real
-def test_minilm_in_onnxruntime(pruned_minilm, tmp_path):
+def test_minilm_in_onnxruntime_and_openvino(pruned_minilm, tmp_path, monkeypatch):
+    """float32: our hidden states; int8: near them, in a quarter of the file."""
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    source = pruned_minilm
-    folder = export(source, tmp_path / "onnx", "--format", "onnx")
-    assert (folder / "model.onnx").stat().st_size < 30e6  # of 91
     ids = np.array([[101, 7592, 2088, 102], [101, 2204, 102, 0]])
     inputs = {"input_ids": ids, "attention_mask": (ids != 0).astype(np.int64), "token_type_ids": np.zeros_like(ids)}
-    hidden = onnxruntime.InferenceSession(folder / "model.onnx").run(["last_hidden_state"], inputs)[0]
-    model = ours(source, "similarity")[1]
     few = {name: array.astype(np.int32) for name, array in inputs.items()}
-    params = read_folder(source, head="similarity").params
-    wanted = np.asarray(model.apply(params, few, hidden_states=True)["hidden_states"][-1])
-    np.testing.assert_allclose(hidden[ids != 0], wanted[ids != 0], atol=2e-5)
+    model, params = ours(pruned_minilm, "similarity")[1], read_folder(pruned_minilm, head="similarity").params
+    wanted = np.asarray(model.apply(params, few, hidden_states=True)["hidden_states"][-1])[ids != 0]
+
+    def in_onnxruntime(folder):
+        return onnxruntime.InferenceSession(folder / "model.onnx").run(["last_hidden_state"], inputs)[0]
+
+    def in_openvino(folder):
+        import openvino
+
+        options = {"INFERENCE_PRECISION_HINT": "f32"}
+        return openvino.Core().compile_model(folder / "openvino_model.xml", "CPU", options)(inputs)["last_hidden_state"]
+
+    runtimes = {"onnx": in_onnxruntime} | ({"openvino": in_openvino} if importlib.util.find_spec("nncf") else {})
+    onnx.export(read_source(str(pruned_minilm)), tmp_path / "exported.onnx")
+    monkeypatch.setattr(onnx, "export", lambda _, path: shutil.copyfile(tmp_path / "exported.onnx", path))
+    for form, compute in runtimes.items():
+        whole, small = (
+            export(pruned_minilm, tmp_path / f"{form}-{dtype}", "--format", form, "--dtype", dtype)
+            for dtype in ("float32", "int8")
+        )
+        np.testing.assert_allclose(compute(whole)[ids != 0], wanted, atol=2e-5)
+        error = np.linalg.norm(compute(small)[ids != 0] - wanted) / np.linalg.norm(wanted)
+        assert 0 < error < 0.1, (form, error)
+        assert sum(path.stat().st_size for path in small.glob("*model.*")) < 24e6  # of 91
+    assert (tmp_path / "onnx-float32" / "model.onnx").stat().st_size < 30e6
+
+
+@pytest.mark.real
+def test_minilm_in_2_of_4(minilm, tmp_path):
+    assert main(["prune", str(minilm), str(tmp_path / "pruned"), "--sparsity", "0.5", "--structure", "2:4"]) == 0
+    folder = export(tmp_path / "pruned", tmp_path / "out", "--format", "torch-2:4")
+    modules, tensors = json.loads((folder / "two_four.json").read_text()), load_file(folder / "model.safetensors")
+    assert len(modules) == 37  # six in each layer, and the pooler
+    for name in modules:
+        weight = tensors[f"{name}.weight"]
+        assert (np.count_nonzero(weight.reshape(len(weight), -1, 4), axis=2) <= 2).all()

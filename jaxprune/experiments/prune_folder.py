@@ -160,7 +160,9 @@ def _print(counts: Counts, weights: Weights, verbose: bool) -> None:
     for name, held in rows.items():
         _add(table, name if len(held) == 1 else f"{name} x {len(held)}", held)
     table.add_section()
-    _add(table, f"{len(counts)} matrices", [*counts.values()])
+    biases = sum(path.endswith("/bias") for path in counts)
+    also = f" and {biases} biases" if biases else ""
+    _add(table, f"{len(counts) - biases} matrices{also}", [*counts.values()])
     params: dict[str, Any] = flatten_dict(weights.params, sep="/")
     sizes = {path: leaf.size for path, leaf in params.items()}
     matrices = encoder_matrices(architecture_named(weights.model.architecture), sizes)
