@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from test_resume import end_state, flip, losses, wait_for_step
-from workflow import Done, Running
+from workflow import COMMAND, Done, Running
 
 from jaxprune.cli import EXIT_USER
 from jaxprune.errors import EXIT_PEER, Preempted, UserError
@@ -47,7 +47,20 @@ sys.exit(main(sys.argv[2:]))
 """A program that runs the command line behind a step, and is lost while it saves that step."""
 
 
-def start(tiny, config, workdir, *more, count: int = 2, command: str = "pretrain", lost: int = 0) -> list[Running]:
+IMPATIENT = """
+import sys
+from jaxprune.training import processes
+
+processes.SILENT_SECONDS = 10.0
+from jaxprune.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+"""A program that runs the command line, and waits less long for a silent peer."""
+
+
+def start(
+    tiny, config, workdir, *more, count: int = 2, command: str = "pretrain", lost: int = 0, program: str = COMMAND
+) -> list[Running]:
     """The processes of a job of 8 devices; a job of one process is one too. The last is `lost` in saving a step."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -55,7 +68,10 @@ def start(tiny, config, workdir, *more, count: int = 2, command: str = "pretrain
     specs = [f"--distributed=127.0.0.1:{port},{count},{number}" for number in range(count)]
     words = (command, config, "--workdir", workdir, *more)
     devices = str(8 // count)
-    processes = [tiny.start(*words, spec, JAX_NUM_CPU_DEVICES=devices) for spec in specs[: -1 if lost else count]]
+    processes = [
+        tiny.start(*words, spec, program=program, JAX_NUM_CPU_DEVICES=devices)
+        for spec in specs[: -1 if lost else count]
+    ]
     if lost:
         processes += [tiny.start(lost, *words, specs[-1], JAX_NUM_CPU_DEVICES=devices, program=LOST)]
     return processes
@@ -140,6 +156,24 @@ def test_a_lost_process_ends_the_job_and_the_restart_resumes(tiny, config, job, 
     assert losses(workdir) == losses(job)
     (_, state, _), (_, expected, _) = end_state(workdir), end_state(job)
     jax.tree.map(np.testing.assert_array_equal, state, expected)
+
+
+def test_a_process_0_that_is_stopped_is_lost_and_notices_it_itself(tiny, config, job, tmp_path):
+    """It keeps the store that the others ask who is there; nobody waits for it, and gone on it does not wait either."""
+    workdir = tmp_path / "run"
+    processes = start(tiny, config, workdir, program=IMPATIENT)
+    wait_for_step(processes[0], workdir, 4)
+    processes[0].signal(signal.SIGSTOP)
+    began = time.monotonic()
+    other = processes[1].finish()
+    assert other.code == EXIT_PEER and time.monotonic() - began < 60, other
+    assert "process 0 of 2 was lost: silent for 10 s; run the same command on all hosts to resume" in other.err
+    processes[0].signal(signal.SIGCONT)
+    first = processes[0].finish()
+    assert first.code in (EXIT_PEER, ABORTED) and time.monotonic() - began < 120, first
+    done = finish(start(tiny, config, workdir))
+    assert [d.code for d in done] == [0, 0], done
+    assert losses(workdir) == losses(job)
 
 
 def test_fine_tuning_in_a_job(tiny, job, tmp_path):
