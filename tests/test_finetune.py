@@ -178,9 +178,9 @@ def test_another_config_in_the_same_place_is_refused(grid, capsys):
 
 
 @pytest.fixture(scope="module")
-def pruned_directory(tiny, pretrained):
+def pruned_directory(pretrained, tmp_path_factory):
     """A Hugging Face directory whose query kernel has zeros in every other row, and which brings no masks."""
-    place = shutil.copytree(pretrained / "hf", tiny.root / "zeros")
+    place = shutil.copytree(pretrained / "hf", tmp_path_factory.mktemp("zeros") / "hf")
     (place / "masks.safetensors").unlink()
     tensors = load_file(place / "model.safetensors")
     for name, tensor in tensors.items():  # zeros in one matrix alone

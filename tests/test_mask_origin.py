@@ -40,10 +40,15 @@ def test_a_pruned_folder_names_how_and_its_parent(pruned):
 
 
 def test_copies_and_smaller_models_say_it_too(pruned, tmp_path):
-    for command in (["export", "--format", "hf"], ["compact"]):
-        target = tmp_path / command[0]
-        assert main([command[0], str(pruned / "second"), str(target), *command[1:]]) == 0
-        assert read_origin(target) == read_origin(pruned / "second") != {}
+    sparse = tmp_path / "sparse"
+    for name, source, command in (
+        ("hf", pruned / "second", ["export", "--format", "hf"]),
+        ("smaller", pruned / "second", ["compact"]),
+        ("sparse", pruned / "second", ["export", "--format", "sparse"]),
+        ("back", sparse, ["export", "--format", "hf"]),
+    ):
+        assert main([command[0], str(source), str(tmp_path / name), *command[1:]]) == 0
+        assert read_origin(tmp_path / name) == read_origin(pruned / "second") != {}
 
 
 def test_a_run_names_its_last_prune_and_its_config(pretrained, capsys):

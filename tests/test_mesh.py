@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from test_processes import assert_near, numbers
 from test_resume import end_state, losses, starts
+from tiny_folders import content
 from workflow import COMMAND
 
 from jaxprune.errors import Preempted
@@ -86,7 +87,7 @@ def test_fine_tuning_in_any_layout_gives_the_same_run(tiny, tuned, tmp_path, mon
     np.testing.assert_allclose(a["logits"], b["logits"], rtol=1e-3, atol=1e-4)
     losses = [json.loads((path / "result.json").read_text())["train_loss"] for path in (run, alone)]
     np.testing.assert_allclose(*losses, rtol=2e-4)
-    masks = [(path / "hf" / "masks.safetensors").read_bytes() for path in (run, alone)]
+    masks = [content(path / "hf" / "masks.safetensors") for path in (run, alone)]
     assert masks[0] == masks[1]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from tiny_folders import content
 from workflow import Running
 
 from jaxprune.cli import EXIT_USER, main
@@ -21,6 +22,7 @@ from jaxprune.errors import CheckpointError, Diverged, Preempted, UserError
 from jaxprune.experiments.pretrain import blueprint_of
 from jaxprune.experiments.program import compile_program
 from jaxprune.experiments.weights import model_folder
+from jaxprune.models.weights import read_origin
 from jaxprune.training.checkpoint import Checkpoints
 from jaxprune.training.manifest import read_manifest, update_manifest
 from jaxprune.training.workdir import read_records
@@ -205,7 +207,8 @@ def test_what_fine_tuning_started_from_may_be_deleted(tiny, pretrained, tmp_path
         assert losses(run) == losses(whole)
         assert [line["step"] for line in losses(run)] == [5, 10, 12]
         for file in ("dev_predictions.npz", "hf/model.safetensors", "hf/masks.safetensors", "hf/tokenizer.json"):
-            assert (run / file).read_bytes() == (whole / file).read_bytes(), file
+            assert content(run / file) == content(whole / file), file
+        assert [read_origin(path / "hf")["parent"] for path in (run, whole)] == [f"{tmp_path.name}/source"] * 2
         results = [json.loads((path / "result.json").read_text()) for path in (run, whole)]
         assert results[0].pop("seconds_this_session") != results[1].pop("seconds_this_session")
         assert results[0] == results[1]

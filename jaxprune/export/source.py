@@ -1,7 +1,8 @@
 """A model that is to leave the house: its tensors as they are stored, their masks, and where its other files lie."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from jaxprune.models.architecture import Architecture
 from jaxprune.models.folder import masks_of, read_config
 from jaxprune.models.hub import find_folder
 from jaxprune.models.tensors import original_name, params_from_tensors
-from jaxprune.models.weights import read_weights
+from jaxprune.models.weights import read_origin, read_weights
 
 
 class Source(NamedTuple):
@@ -28,6 +29,8 @@ class Source(NamedTuple):
     """Masks that lie beside the weights, under their tensors' names in the file; copies of a tied matrix share one."""
     revision: str
     variant: str
+    origin: Mapping[str, Any] = {}
+    """What the masks say of where they come from."""
 
     def kept(self, name: str) -> np.ndarray | None:
         """What is kept of a tensor: by its mask; without any masks, what is not +0 of a matrix; None: all of it."""
@@ -62,4 +65,5 @@ def read_source(name: str, revision: str = "", variant: str = "") -> Source:
             remedy = "prune it again, or remove masks.safetensors"
             raise UserError(f"{name}: {alive} pruned weights of {tensor} are not 0; {remedy}")
         masks[tensor] = mask
-    return Source(name, find_folder(name, revision or None), model, record, tensors, masks, revision, variant)
+    origin = read_origin(name, revision or None) if masks else {}
+    return Source(name, find_folder(name, revision or None), model, record, tensors, masks, revision, variant, origin)

@@ -59,7 +59,7 @@ def sparse_arrays(source: Source, *, dtype: str, coded: bool) -> tuple[Arrays, d
         arrays |= parts
     metadata = {"format": FORM, "packed": json.dumps(packed), "copies": json.dumps(copies)}
     metadata |= {"masks": "stored" if source.masks else "zeros", "mask_coding": "deflate" if coded else "none"}
-    return arrays, metadata
+    return arrays, metadata | ({"origin": json.dumps(source.origin)} if source.origin else {})
 
 
 def coded_bits(bits: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from jaxprune.export.source import Source
 from jaxprune.export.values import stored_as
 from jaxprune.models.folder import copy_with_config
 from jaxprune.models.tensors import original_name, tensor_name
-from jaxprune.models.weights import WEIGHTS, read_origin, write_masks, write_safetensors
+from jaxprune.models.weights import WEIGHTS, write_masks, write_safetensors
 
 LIST = "two_four.json"
 TILE = (32, 64)
@@ -30,7 +30,7 @@ def write(source: Source, target: Path, *, dtype: str, coded: bool) -> None:
     write_safetensors(inner / WEIGHTS, tensors, {"format": "pt"}, {})
     if source.masks:
         masks = {original_name(source.record, name): mask for name, mask in source.masks.items()}
-        write_masks(inner, masks, read_origin(source.name, source.revision or None))
+        write_masks(inner, masks, source.origin)
     (inner / LIST).write_text(json.dumps(modules, indent=2) + "\n")
 
 

@@ -91,8 +91,8 @@ def read_masks(path_or_name: str | Path, revision: str | None = None, weights: P
 
 
 def read_origin(path_or_name: str | Path, revision: str | None = None) -> dict[str, Any]:
-    """What a `masks.safetensors` says of where its masks come from; empty where it says nothing, or there is none."""
-    path = find_file(path_or_name, MASKS, revision)
+    """What masks, in either form, say of where they come from; empty where they say nothing, or there are none."""
+    path = find_file(path_or_name, MASKS, revision) or find_file(path_or_name, SPARSE_WEIGHTS, revision)
     try:
         origin = json.loads(_header(path).get("__metadata__", {}).get("origin", "{}")) if path else {}
     except (ValueError, TypeError, AttributeError):
