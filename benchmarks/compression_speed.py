@@ -67,7 +67,8 @@ def main() -> None:
         args.out.mkdir(parents=True, exist_ok=True)
         frame = pandas.DataFrame(rows)
         frame.to_csv(args.out / "speed.csv", index=False, float_format="%.4g")
-        worth = pandas.read_csv(scores)[lambda each: each["model"].isin(models)]
+        worth = pandas.read_csv(scores) if scores.exists() else pandas.DataFrame(columns=[*KEYS, "score"])
+        worth = worth[worth["model"].isin(models)]
         worth.to_csv(args.out / "scores.csv", index=False, float_format="%.2f")
         (args.out / "speed.md").write_text(table(frame, worth))
 
@@ -113,10 +114,8 @@ def table(frame: pandas.DataFrame, scores: pandas.DataFrame) -> str:
         ratios = [dense[name] / row[name] for name in TIMED]
         cells = [*key, f"{row['MB']:.1f}", f"{row['load s']:.2f}", f"{row['peak MB']:.0f}"]
         cells += [f"{row[name]:.1f}" for name in TIMED[:2]] + [f"{32e3 / row[name]:.0f}" for name in TIMED[2:]]
-        cells += [
-            f"{min(ratios):.2f} to {max(ratios):.2f}",
-            f"{worth.get(key, worth.get((key[0], 'onnxruntime', 'float32'))):.2f}",
-        ]
+        score = worth.get(key, worth.get((key[0], "onnxruntime", "float32")))
+        cells += [f"{min(ratios):.2f} to {max(ratios):.2f}", "" if score is None else f"{score:.2f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -176,16 +175,19 @@ def in_jax(place: Path) -> tuple[Answer, float]:
     from jaxprune.models import architecture_named
     from jaxprune.models.folder import read_folder
 
-    head, output = ("classification", "logits") if is_classifier(place) else ("similarity", "hidden_states")
+    classifies = is_classifier(place)
+    head, labels = ("classification", 2) if classifies else ("similarity", 0)
 
     def load() -> Answer:
-        read = read_folder(place, head=head, num_labels=2 if head == "classification" else 0)
-        model = architecture_named(read.model.architecture).build(
-            read.model, head=head, num_labels=2 if head == "classification" else 0
-        )
+        read = read_folder(place, head=head, num_labels=labels)
+        model = architecture_named(read.model.architecture).build(read.model, head=head, num_labels=labels)
         params = jax.tree.map(jax.numpy.asarray, read.params)
-        last = (lambda out: out["logits"]) if head == "classification" else (lambda out: out["hidden_states"][-1])
-        run = jax.jit(lambda params, batch: last(model.apply(params, batch, hidden_states=output != "logits")))
+
+        @jax.jit
+        def run(params: Any, batch: Any) -> jax.Array:
+            out = model.apply(params, batch, hidden_states=not classifies)
+            return out["logits"] if classifies else out["hidden_states"][-1]
+
         return lambda inputs: np.asarray(run(params, {name: ids.astype(np.int32) for name, ids in inputs.items()}))
 
     return loading(load)

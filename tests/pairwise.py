@@ -9,12 +9,10 @@ SEED = int(os.environ.get("JAXPRUNE_SEED", "0"))
 """Draws the part of a product that is run; another seed, another part."""
 
 
-def drawn(
-    product: Mapping[str, Sequence[str]], allowed: Callable[..., bool] = lambda *_: True, seed: int = SEED
-) -> list[tuple[str, ...]]:
+def drawn(product: Mapping[str, Sequence[str]], allowed: Callable[..., bool]) -> list[tuple[str, ...]]:
     """Rows, a value of each axis, of those that are allowed; every two values that may meet do."""
     rows = [row for row in itertools.product(*product.values()) if allowed(*row)]
-    random.Random(seed).shuffle(rows)
+    random.Random(SEED).shuffle(rows)
     missing, part = set().union(*map(pairs, rows)), []
     while missing:
         part.append(max(rows, key=lambda row: len(pairs(row) & missing)))

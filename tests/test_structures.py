@@ -102,7 +102,7 @@ def test_n_of_m_is_exact_alone(method):
 
 
 @pytest.mark.parametrize(
-    "row", drawn(PRODUCT, lambda structure, _, method, *__: structure != "2:4" or method == "exact")
+    "row", drawn(PRODUCT, lambda structure, _, method, *__: structure != "2:4" or method == "exact"), ids=" ".join
 )
 def test_exact_counts_and_no_return(row):
     """Hard masks are monotone for every criterion, method, scope, distribution and structure, every two of them

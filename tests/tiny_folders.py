@@ -110,6 +110,11 @@ def contents(folder):
 
 
 def content(path):
-    """The bytes of a file; of masks those alone, for where they come from may differ."""
+    """The bytes of a file; of masks without what they say of where they come from, which may differ."""
     whole = path.read_bytes()
-    return whole[8 + int.from_bytes(whole[:8], "little") :] if path.name == "masks.safetensors" else whole
+    if path.name != "masks.safetensors":
+        return whole
+    end = 8 + int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8:end])
+    header["__metadata__"].pop("origin", None)
+    return json.dumps(header).encode() + whole[end:]

@@ -15,10 +15,9 @@ from jaxprune.analysis.mask_distance import mask_distance
 from jaxprune.analysis.paths import flat, short_names
 from jaxprune.analysis.rank_movement import RANDOM, movement
 from jaxprune.config.sections import ModelConfig, PruneConfig
-from jaxprune.errors import UserError
 from jaxprune.experiments.mask_origin import told
 from jaxprune.experiments.pruning_plan import included
-from jaxprune.experiments.weights import model_folder, read_weights, start_masks, stored_config, there
+from jaxprune.experiments.weights import kept_model, read_weights, run_of, start_masks, stored_config, there
 from jaxprune.models import architecture_named
 from jaxprune.models.weights import read_origin
 
@@ -56,10 +55,8 @@ def load(source: str) -> Checkpoint:
 
 def _origin(source: str) -> dict[str, Any]:
     """What a model says of its masks; nothing of a run that is not finished, or of one of its checkpoints."""
-    try:
-        return read_origin(model_folder(source))
-    except UserError:
-        return {}
+    run, step = run_of(source)
+    return {} if step is not None else read_origin(kept_model(run) or source)
 
 
 def inspect_checkpoint(source: str, *, as_json: bool = False) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 from jaxprune.config import FinetuneConfig, PretrainConfig
 from jaxprune.config.load import to_yaml
 from jaxprune.config.sections import PruneConfig
+from jaxprune.experiments.provenance import short_path
 from jaxprune.training.workdir import read_records
 
 _HOW = ("criterion", "structure", "scope", "method", "distribution")
@@ -41,9 +42,4 @@ def told(origin: Mapping[str, Any]) -> str:
 
 def _origin(prune: PruneConfig | None, parent: str, others: tuple[str, ...] = ()) -> dict[str, Any]:
     how = {key: getattr(prune, key) for key in _HOW} if prune else {}
-    return {**how, "parent": _short(parent), "masks_from": [_short(name) for name in others]}
-
-
-def _short(name: str) -> str:
-    """A path by its last two parts: models are published."""
-    return "/".join(name.rstrip("/").split("/")[-2:])
+    return {**how, "parent": short_path(parent.rstrip("/")), "masks_from": [short_path(n.rstrip("/")) for n in others]}

@@ -32,8 +32,13 @@ def command_line(command: str) -> str:
     words = command.split(" ")[1:]
     if not words:
         return ""
-    short = ("/".join(word.split("/")[-2:]) if word.startswith("/") else word for word in words)
+    short = (short_path(word) if word.startswith("/") else word for word in words)
     return f"jaxprune {' '.join(map(shlex.quote, short))}"
+
+
+def short_path(path: str) -> str:
+    """A path by its last two parts: pages and models are published."""
+    return "/".join(path.split("/")[-2:])
 
 
 def _different(texts: Iterable[str]) -> str:

@@ -143,10 +143,10 @@ def write_folder(
     """Write config, weights, masks and the tokenizer's files; `transformers.AutoModelFor...` loads the directory.
 
     Weights whose mask is False are written as +0.0; all others are bit-equal. `origin` says where the masks come from.
-    `tokenizer` is a directory to copy
-    TOKENIZER_FILES from, or what its files hold. `source` is the directory that the model comes from: its other files
-    go along (pooling modules, licence, ...; not its model card, nor its tokenizer where `tokenizer` is given), and the
-    keys of its config.json that do not concern the shape; `extra_config` has such keys of the caller's. `card` becomes
+    `tokenizer` is a directory to copy TOKENIZER_FILES from, or what its files hold. `source` is the directory that the
+    model comes from: its other files go along (pooling modules, licence, ...; not its model card, nor its tokenizer
+    where `tokenizer` is given), and the keys of its config.json that do not concern the shape; `extra_config` has such
+    keys of the caller's. `card` becomes
     README.md. The directory is whole under its name or absent; of one that is there already, files that are not written
     stay. UserError when params do not fit `cfg` and `head`, or are not finite.
     """
