@@ -5,6 +5,8 @@ import os
 
 EXIT_PEER = 76
 """Another process of the job was lost."""
+EXIT_STALLED = 79
+"""No step ended for too long; the same command resumes."""
 EXIT_RESOURCES = 71
 """This machine has too little memory, or allows too few open files or processes."""
 EXIT_DISK = 74

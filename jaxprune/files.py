@@ -1,12 +1,40 @@
 """Files and directories that are whole or not there, and whether they are still as they were written."""
 
+import errno
 import hashlib
+import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
+
+log = logging.getLogger("jaxprune")
+
+PAUSES = (1.0, 4.0, 16.0)
+"""Seconds before each new try of what a store refused."""
+_PASSES = (errno.EIO, errno.ESTALE, errno.EBUSY, errno.ETIMEDOUT)
+T = TypeVar("T")
+
+
+def may_pass(error: OSError) -> bool:
+    """Whether it is what network storage fails with for a while; a full disk is not."""
+    return error.errno in _PASSES
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """What `call` returns; failures that may pass are tried again, after PAUSES."""
+    for pause in PAUSES:
+        try:
+            return call()
+        except OSError as error:
+            if not may_pass(error):
+                raise
+            log.warning("%s: %s; trying again in %.0f s", error.filename or "storage", error.strerror, pause)
+            time.sleep(pause)
+    return call()
 
 
 @contextmanager
@@ -21,7 +49,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        patiently(lambda: temporary.replace(path))
         sync_directory(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
@@ -30,9 +58,13 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace a local file as `new_file` does."""
-    with new_file(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+    """Replace a local file as `new_file` does, patiently."""
+
+    def write() -> None:
+        with new_file(path) as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+
+    patiently(write)
 
 
 @contextmanager
@@ -50,7 +82,7 @@ def new_directory(path: Path) -> Iterator[Path]:
         yield temporary
         if path.is_dir():
             shutil.rmtree(path)
-        temporary.replace(path)
+        patiently(lambda: temporary.replace(path))
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         _name(error, temporary, path)
@@ -83,8 +115,12 @@ def checksums(directory: Path) -> dict[str, list[int | str]]:
 
 def checksum(path: Path) -> list[int | str]:
     """[bytes, SHA-256] of a file."""
-    with path.open("rb") as file:
-        return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+
+    def read() -> list[int | str]:
+        with path.open("rb") as file:
+            return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+
+    return patiently(read)
 
 
 def damage(directory: Path, expected: Mapping[str, list[int | str]]) -> str | None:

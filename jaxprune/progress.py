@@ -62,6 +62,11 @@ class Progress:
         return f"{self.title}: {self.status}"
 
     @property
+    def moved(self) -> float:
+        """When it last moved, by a clock that only such times are compared on."""
+        return self._moved
+
+    @property
     def status(self) -> str:
         """All that is shown but for the title."""
         done = self._count(self.done) if self.done or self.total else ""

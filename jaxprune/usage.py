@@ -27,5 +27,5 @@ The same command again resumes; of pretrain and finetune, --from-scratch moves t
 `jaxprune COMMAND --help` lists every key. JAXPRUNE_TRACEBACK=1 shows where an error came from.
 pretrain and finetune run on several hosts: the same command on each, with --distributed.
 Exit codes: 0 done, 2 wrong input, 71 too little memory or too few open files, 74 the disk is full or fails, 75 stopped
-and saved, 76 a peer process was lost, 77 diverged, 78 no readable checkpoint.
+and saved, 76 a peer process was lost, 77 diverged, 78 no readable checkpoint, 79 no step for too long.
 """

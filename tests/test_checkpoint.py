@@ -355,3 +355,54 @@ def test_a_full_disk_is_an_error_and_older_steps_stay(tmp_path):
     assert str(tmp_path) in message
     assert steps == "[1]" and "Traceback" not in done.stderr, done.stderr
     assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()] == ["1"]
+
+
+PASSES = """
+import errno, logging, resource, signal, sys, threading, time
+from pathlib import Path
+import jax.numpy as jnp
+from jaxprune import files
+from jaxprune.exit_code import quiet_threads
+from jaxprune.training.checkpoint import Checkpoints
+quiet_threads()
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+files._PASSES += (errno.EFBIG,)
+def room(size=resource.RLIM_INFINITY):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+state = {str(n): jnp.arange(2000.0 + n) for n in range(40)}
+checkpoints = Checkpoints(Path(sys.argv[1]), keep=9)
+def save(step, wait=False):
+    checkpoints.save(step, state, {"next_index": step}, wait=wait)
+save(1, wait=True)
+room(1500)
+save(2)
+time.sleep(1)
+room()
+save(3)
+checkpoints.wait()
+print(checkpoints.steps())
+room(1500)
+threading.Timer(2, room).start()
+save(4, wait=True)
+print(checkpoints.steps())
+room(1500)
+try:
+    for step in (5, 6, 7, 8):
+        save(step)
+        time.sleep(0.5)
+except OSError as error:
+    print(step, error.errno)
+"""
+"""A limit on the size of files stands for storage that fails: there is no other way to let real writes fail."""
+
+
+@pytest.mark.slow
+def test_what_storage_refuses_for_a_while_is_saved_later(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", PASSES, str(tmp_path)], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.stdout.splitlines() == ["[1, 3]", "[1, 3, 4]", "8 27"], done.stdout + done.stderr
+    said = done.stderr.splitlines()
+    assert f"WARNING:jaxprune:{tmp_path}/checkpoints: File too large; the checkpoint before step 3 is lost" in said
+    assert f"WARNING:jaxprune:{tmp_path}/checkpoints: File too large; trying again in 1 s" in said
+    assert "Traceback" not in done.stderr, done.stderr

@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 from test_resume import assert_same_run, flip
 
+from jaxprune import files
 from jaxprune.cli import main
 from jaxprune.config import FinetuneConfig
 from jaxprune.config.load import read_yaml, validate
@@ -134,6 +135,69 @@ def test_a_folder_that_takes_no_checkpoint_is_said_at_once(tmp_path):
         (tmp_path / "checkpoints").touch()
         checkpoints.save(1, {"x": 1.0}, {})
     assert time.monotonic() - began < 10 and error.value.errno in (errno.ENOTDIR, errno.ENOENT)
+
+
+@pytest.mark.parametrize(("name", "failures"), [("ESTALE", 2), ("EIO", 3), ("EIO", 4), ("ENOSPC", 1)])
+def test_what_may_pass_is_tried_again_a_few_times(monkeypatch, caplog, name, failures):
+    monkeypatch.setattr(files, "PAUSES", (0.0, 0.01, 0.02))
+    calls = []
+
+    def write():
+        calls.append(1)
+        if len(calls) <= failures:
+            raise OSError(getattr(errno, name), "no", "/the/file")
+        return "written"
+
+    if name == "ENOSPC" or failures == 4:
+        with pytest.raises(OSError, match="/the/file"):
+            files.patiently(write)
+        assert len(calls) == failures
+    else:
+        assert files.patiently(write) == "written" and caplog.text.count("/the/file: no; trying again") == failures
+
+
+FLAKY = """
+import errno, os, pathlib, sys
+from jaxprune import files
+
+files.PAUSES = (0.01, 0.01, 0.01)
+refused = {}
+
+def flaky(name, before):
+    def call(path, *args, **options):
+        key = name, str(path)
+        if sys.argv[-1] in str(path) and "tensorboard" not in str(path) and "lock" not in str(path):
+            refused[key] = refused.get(key, 0) + 1
+            if refused[key] % 3:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return before(path, *args, **options)
+    return call
+
+for name in ("rename", "replace"):
+    setattr(pathlib.Path, name, flaky(name, getattr(pathlib.Path, name)))
+from jaxprune.training.workdir import Workdir
+
+before, pathlib_open = Workdir.append, pathlib.Path.open
+def append(self, *words):
+    pathlib.Path.open = flaky("open", pathlib_open)
+    before(self, *words)
+    pathlib.Path.open = pathlib_open
+Workdir.append = append
+from jaxprune.cli import main
+code = main(sys.argv[1:])
+print(len(refused))
+sys.exit(code)
+"""
+"""A program that runs the command line over storage that fails twice before each rename, and before each record."""
+
+
+@pytest.mark.slow
+def test_storage_that_fails_twice_costs_nothing(tiny, pretrained, tmp_path):
+    config = tiny.pretrain_yaml(tmp_path / "c.yaml", train={"save_every": 2})
+    done = tiny.start("pretrain", config, "--workdir", tmp_path / "run", program=FLAKY).finish()
+    assert done.code == 0, done.err
+    assert int(done.out.splitlines()[-1]) > 10 and "Input/output error; trying again" in done.err
+    assert_same_run(tmp_path / "run", pretrained)
 
 
 @pytest.mark.slow

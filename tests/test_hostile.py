@@ -3,6 +3,7 @@
 import ast
 import gzip
 import io
+import itertools
 import json
 import resource
 import time
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import optax
+import pyarrow
+import pyarrow.parquet as pq
 import pytest
 import tokenizers
 
@@ -112,6 +115,38 @@ def test_a_corpus(tmp_path, case):
         for _ in documents(source):
             pass
     assert message in str(error.value)
+
+
+def table_of(path, texts, **options):
+    """A Parquet file of these texts."""
+    pq.write_table(pyarrow.table({"text": texts}), path, compression="zstd", **options)
+    return SourceConfig(kind="local", path=str(path))
+
+
+def test_a_table_of_one_long_text_many_times(tmp_path):
+    once = pyarrow.DictionaryArray.from_arrays(np.zeros(300, np.int32), ["a" * (MAX_BYTES // 2)])
+    source = table_of(tmp_path / "a.parquet", once)  # a batch of 256 would be 2 GB
+    assert (tmp_path / "a.parquet").stat().st_size < 1 << 20
+    with limits():
+        assert [len(text) for text in itertools.islice(documents(source), 9)] == [MAX_BYTES // 2] * 9
+
+
+def test_a_table_that_unpacks_to_gigabytes(tmp_path):
+    texts = [f"{number}" + "a" * (MAX_BYTES // 2) for number in range(34)]
+    source = table_of(tmp_path / "a.parquet", texts, use_dictionary=False)
+    with limits(), pytest.raises(UserError, match=r"a\.parquet: column 'text' unpacks [\d,]+ bytes to [\d,]+; write"):
+        next(iter(documents(source)))
+
+
+def test_many_lines_in_a_small_file_take_no_memory(tmp_path):
+    """They are a corpus like any other: `max_chars` and `max_documents` bound it."""
+    member = gzip.compress(b"some words and an end.\n\n" * 400_000)
+    source = sources(tmp_path, "a.txt.gz", member * 30)  # 300 MB
+    assert (tmp_path / "a.txt.gz").stat().st_size < 2 << 20
+    began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    count = sum(1 for _ in itertools.islice(documents(source), 1_500_000))
+    assert count == 1_500_000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - began < 50_000
 
 
 def own(path, **more):

@@ -471,7 +471,7 @@ def test_babysit_stops_on_codes_that_a_restart_does_not_cure(cloud, code):
     assert ("make room, then call this again" in done.stderr) == (code == 74)
 
 
-@pytest.mark.parametrize("code", [75, 76, 134, 137, 143])
+@pytest.mark.parametrize("code", [75, 76, 79, 134, 137, 143])
 def test_babysit_restarts_on_the_same_slice(cloud, code):
     cloud.write("fates.worker0", code)
     cloud.write("fates.worker1", 0)
@@ -527,7 +527,7 @@ def test_the_jobs_of_a_sweep_find_their_files_and_variables():
     task = yaml.safe_load((SCRIPTS / "sweep.yaml").read_text())
     assert set(re.findall(r"\$(\w+)", task["setup"] + task["run"])) - {"PATH"} == set(task["envs"])
     assert [Path(SCRIPTS.parent, path).is_file() for path in task["file_mounts"].values()] == [True]
-    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [75, 76]
+    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [75, 76, 79]
 
 
 @pytest.mark.parametrize(
@@ -548,7 +548,7 @@ def test_the_jobs_of_a_sweep_find_their_files_and_variables():
                     "--tpu-type=tpu7x-8",
                     "--docker-image=reg/jaxprune:1",
                 ],
-                *["--max-restarts=20", "--restart-on-exit-codes=75,76", f"--command={shlex.join(TRAIN[1:])}"],
+                *["--max-restarts=20", "--restart-on-exit-codes=75,76,79", f"--command={shlex.join(TRAIN[1:])}"],
             ],
         ),
         (["--step", "stop"], ["workload", "delete", "--workload=bert-s70-run"]),

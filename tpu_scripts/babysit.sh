@@ -5,8 +5,9 @@
 #              [--then-delete] [--dry-run] -- jaxprune pretrain CONFIG --workdir /mnt/jaxprune/runs/s70 --distributed
 # Ends with the command's exit code when that is 0 (done), 2 (wrong input), 71 (too little memory), 74 (the disk is full or fails: make
 # room, then call it again), 77 (diverged), 78 (no readable checkpoint) or any other that a restart does not cure, and with 1 after too
-# many retries. 75 (preempted, saved), 76 (a peer was lost), death by a signal and a lost slice restart it, after a pause that doubles
-# from 30 seconds to half an hour. An hour of running clears the count of retries. --then-delete deletes the slice whatever the end is.
+# many retries. 75 (preempted, saved), 76 (a peer was lost), 79 (no step for too long), death by a signal and a lost slice restart it,
+# after a pause that doubles from 30 seconds to half an hour. An hour of running clears the count of retries. --then-delete deletes
+# the slice whatever the end is.
 set -euo pipefail
 OPTIONS="type tier runtime valid-for from store python hours grace retries then-delete"
 source "$(dirname "$0")/common.sh"
@@ -33,7 +34,7 @@ watch() { # sets VERDICT to an exit code, RESTART or LOST; a worker whose peers 
   for now in ${states:-lost}; do
     case $now in
       exit:0) ;;
-      exit:75 | exit:76 | exit:13[479] | exit:143 | lost | idle) [[ $VERDICT != 0 ]] || VERDICT=RESTART ;;
+      exit:75 | exit:76 | exit:79 | exit:13[479] | exit:143 | lost | idle) [[ $VERDICT != 0 ]] || VERDICT=RESTART ;;
       *) VERDICT=${now#exit:} ;;
     esac
   done

@@ -8,7 +8,8 @@
 #   gke_xpk.sh --step status | stop | delete ...
 #
 # NAME is the cluster, NAME-run the workload, NAME-store its bucket. The same --step run after a stop resumes. xpk
-# restarts a run that ends with 42 or 127 to 255; here also with 75 (saved) and 76 (a peer was lost), 20 times at most.
+# restarts a run that ends with 42 or 127 to 255; here also with 75 (saved), 76 (a peer was lost) and 79 (no step for
+# too long), 20 times at most.
 # https://github.com/AI-Hypercomputer/xpk/tree/main/docs/usage
 set -euo pipefail
 OPTIONS="step type tier reservation store image"
@@ -31,7 +32,7 @@ case ${TPU_STEP:-} in
     check image '[A-Za-z0-9][A-Za-z0-9./:@_-]*' "a container image with jaxprune[tpu] in it"
     (($#)) || die "no command; it comes after --"
     gke workload create "--workload=$TPU_NAME-run" "--tpu-type=$TPU_TYPE" "--docker-image=$TPU_IMAGE" \
-      --max-restarts=20 --restart-on-exit-codes=75,76 "--command=$(quoted "$@")"
+      --max-restarts=20 --restart-on-exit-codes=75,76,79 "--command=$(quoted "$@")"
     ;;
   status) gke workload list ;;
   stop) gke workload delete "--workload=$TPU_NAME-run" ;;

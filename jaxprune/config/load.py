@@ -17,7 +17,7 @@ from jaxprune.errors import UserError
 
 MAX_BYTES = 1 << 20
 MAY_CHANGE = re.compile(
-    r"train\.(log_every|eval_every|eval_batches|save_every|keep)|mesh\.\w+|data\.path|glue|tokenizer"
+    r"train\.(log_every|eval_every|eval_batches|save_every|keep|stall_minutes)|mesh\.\w+|data\.path|glue|tokenizer"
     r"|tasks\.\d+\.(train|dev|dataset|metrics)"
 )
 """Keys that may change between a start and its resumption: they change no weight. (What the data holds is compared by

@@ -216,6 +216,8 @@ class TrainConfig(Section):
     """Steps between two checkpoints; the last step is always saved."""
     keep: int = Field(default=3, ge=1)
     """Newest checkpoints to keep."""
+    stall_minutes: float = Field(default=60, ge=0)
+    """Minutes without a step, compiling included, after which the process ends with code 79; 0 waits for ever."""
 
 
 class MeshConfig(Section):

@@ -13,6 +13,8 @@ from jaxprune.data.text_lines import lines, one_line
 from jaxprune.errors import UserError
 
 _BATCH_ROWS = 256
+_SAFE_BYTES, _SAFE_RATIO = 256 << 20, 100
+"""A row group's text may take so much memory in any case, or so many times the room that it takes in the file."""
 
 
 def missing_field(where: str, field: str, fields: Iterable[str]) -> UserError:
@@ -30,9 +32,12 @@ def parquet(path: AnyPath, field: str) -> Iterator[str]:
     import pyarrow.parquet
 
     try:
-        with path.open("rb") as raw, pyarrow.parquet.ParquetFile(raw) as file:
-            _check_text(path, file.schema_arrow, field)
-            yield from _texts(file.iter_batches(batch_size=_BATCH_ROWS, columns=[field]), field)
+        with path.open("rb") as raw:
+            _check_text(path, pyarrow.parquet.read_schema(raw), field)
+            # A text that is there many times is read once: else a batch of long ones takes memory for each.
+            with pyarrow.parquet.ParquetFile(raw, read_dictionary=[field]) as file:
+                _check_size(path, file.metadata, field)
+                yield from _texts(file.iter_batches(batch_size=_BATCH_ROWS, columns=[field]), field)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({one_line(error)}); write it again") from error
     except UnicodeDecodeError as error:
@@ -68,10 +73,18 @@ def _check_text(path: AnyPath, schema: Any, field: str) -> None:
         raise UserError(f"{path}: column {field!r} holds {kind}, not text; set text_field")
 
 
+def _check_size(path: AnyPath, meta: Any, field: str) -> None:
+    groups = [meta.row_group(number) for number in range(meta.num_row_groups)]
+    for column in (group.column(number) for group in groups for number in range(group.num_columns)):
+        packed, size = column.total_compressed_size, column.total_uncompressed_size
+        if column.path_in_schema == field and size > max(_SAFE_BYTES, _SAFE_RATIO * packed):
+            raise UserError(f"{path}: column {field!r} unpacks {packed:,} bytes to {size:,}; write smaller row groups")
+
+
 def _texts(batches: Iterable[Any], field: str) -> Iterator[str]:
     for batch in batches:
-        for text in batch.column(field).to_pylist():
-            yield text or ""
+        for text in batch.column(field):
+            yield text.as_py() or ""
 
 
 def comma_separated(path: AnyPath, field: str) -> Iterator[str]:

@@ -21,7 +21,7 @@ from orbax.checkpoint.checkpoint_manager import StepAlreadyExistsError
 from orbax.checkpoint.path import atomicity
 
 from jaxprune.errors import CheckpointError, UserError, disk_errno, resource_errno
-from jaxprune.files import checksums, damage, set_aside, sync_directory, write_atomically
+from jaxprune.files import checksums, damage, may_pass, patiently, set_aside, sync_directory, write_atomically
 from jaxprune.training.manifest import last_saved, mark_saved
 from jaxprune.training.processes import from_first, is_first
 
@@ -29,6 +29,7 @@ log = logging.getLogger("jaxprune")
 
 RECORD = "integrity.json"
 _NONE = 2**31 - 1
+_MISSES = 3
 _MAGIC = set("[]*?\\")  # Orbax looks for files by patterns of whole paths, in which these stand for something else
 _DESCRIPTORS = Path("/proc/self/fd")
 
@@ -44,6 +45,7 @@ class Checkpoints:
         self._last = last_saved(workdir)  # before the steps are listed: another process may be saving
         self._read_only = read_only
         self._beside: dict[str, bytes] = {}
+        self._missed = 0
         self._descriptor: int | None = None
         if read_only:
             options = ocp.CheckpointManagerOptions(create=False)
@@ -77,18 +79,45 @@ class Checkpoints:
         """Committed steps, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: Any, data: dict[str, Any], beside: Mapping[str, bytes] | None = None) -> None:
-        """Start writing `state` (arrays), `data` (what JSON can hold) and the files `beside` them, by name.
+    def save(
+        self,
+        step: int,
+        state: Any,
+        data: dict[str, Any],
+        beside: Mapping[str, bytes] | None = None,
+        *,
+        wait: bool = False,
+    ) -> None:
+        """Start writing `state` (arrays), `data` (what JSON can hold) and the files `beside` them, by name; or `wait`.
 
-        Errors surface at the next call.
+        Errors surface at the next call. One that may pass (see `files.may_pass`) costs a process that runs alone this
+        checkpoint, which is said, and the third in a row is raised; where it waits, it tries again. The processes of a
+        job wait for each other's files: there each such error is raised.
         """
-        self.wait()
+        alone = jax.process_count() == 1
+        try:
+            self.wait()
+            self._missed = 0
+        except OSError as error:
+            self._missed += 1
+            if not may_pass(error) or self._missed == _MISSES or not alone:
+                raise
+            log.warning("%s: %s; the checkpoint before step %d is lost", self._path, error.strerror, step)
         self._beside = dict(beside or {})
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
-        with self._named():
-            saved = self._manager.save(step, args=args, force=True)
-        if not saved:
-            raise CheckpointError(f"checkpoint {self._path / str(step)}: not saved; free its place and run again")
+
+        def write() -> None:
+            with self._named():
+                saved = self._manager.save(step, args=args, force=True)
+            if not saved:
+                raise CheckpointError(f"checkpoint {self._path / str(step)}: not saved; free its place and run again")
+            if wait:
+                self.wait()
+
+        if alone:
+            patiently(write)
+        else:
+            write()
 
     def wait(self) -> None:
         """Return when the last save is on disk."""
@@ -113,12 +142,12 @@ class Checkpoints:
     def _commit(self, temporary: Path, step: Path) -> None:
         """Give a step that is written its name, with its record in it, or a part of a step its name."""
         if not step.name.isdigit():
-            temporary.rename(step)
+            patiently(lambda: temporary.rename(step))
             return
         for name, content in self._beside.items():
             write_atomically(temporary / name, content)
         write_atomically(temporary / RECORD, json.dumps({"files": checksums(temporary)}) + "\n")
-        temporary.rename(step)
+        patiently(lambda: temporary.rename(step))
         sync_directory(step.parent)
         mark_saved(self._workdir, int(step.name))
 

@@ -21,6 +21,7 @@ from jaxprune.training.processes import Stop
 from jaxprune.training.records import Records
 from jaxprune.training.state import TrainState
 from jaxprune.training.steps import added, means
+from jaxprune.training.watchdog import Watchdog
 
 _REMEDY = "lower the learning rate and start in another --workdir"
 
@@ -120,7 +121,7 @@ def fit(
     first = step + 1
     progress.begin(steps, step)
     progress.stage = "compiling"
-    with Stop() as stop:
+    with Stop() as stop, Watchdog(progress, cfg.stall_minutes):
         if step == 0 and 0 in plan:
             prune()
         while step < steps:
@@ -147,9 +148,7 @@ def fit(
                 with progress.during("saving"):
                     _check_finite(state, step)
                     beside = {"batches": batches.get_state(), "window": window.saved(), **(position or {})}
-                    checkpoints.save(step, state, beside, records.content())
-                    if last or stopping:
-                        checkpoints.wait()
+                    checkpoints.save(step, state, beside, records.content(), wait=last or stopping)
             if stopping and not last:
                 raise Preempted(f"step {step} of {steps} is saved; run the same command to resume")
     return state

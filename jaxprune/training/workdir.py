@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxprune.errors import InUse, UserError
-from jaxprune.files import write_atomically
+from jaxprune.files import patiently, write_atomically
 from jaxprune.training.manifest import MANIFEST, list_files, read_manifest, restore_file, restore_state, write_state
 from jaxprune.training.processes import is_first, together
 
@@ -73,8 +73,15 @@ class Workdir:
         """One JSON line at the end of a `.jsonl` file, flushed."""
         if not self.owner:
             return
-        with (self / name).open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        path, line = self / name, json.dumps(record).encode() + b"\n"
+        length = path.stat().st_size if path.exists() else 0
+
+        def write() -> None:
+            with path.open("ab") as file:
+                file.truncate(length)  # half a line that a try before this one left
+                file.write(line)
+
+        patiently(write)
 
     def rewind(self, name: str, step: int) -> None:
         """Drop records after `step`, and a line that a kill cut short, so that a resumed run repeats none."""
