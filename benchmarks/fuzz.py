@@ -135,7 +135,7 @@ def read_yaml(folder: Path) -> None:
 
 
 def read_model(folder: Path) -> None:
-    """A model folder: config.json, weights, masks, tokenizer."""
+    """A model folder: config.json, weights, packed or not, masks, tokenizer."""
     from jaxprune.models.folder import read_folder
     from jaxprune.models.weights import read_masks
 
@@ -213,6 +213,7 @@ READERS: dict[str, tuple[Callable[[Path], None], Change]] = {
     "yaml": (read_yaml, mutated),
     "model": (read_model, mutated),
     "model-json": (read_model, changed_json),
+    "sparse": (read_model, mutated),
     "tokenizer": (read_tokenizer, mutated),
     "tokenizer-json": (read_tokenizer, changed_json),
     "npz": (read_npz, mutated),
@@ -230,6 +231,7 @@ def seeds(tiny: workflow.Tiny) -> dict[str, Path]:
     import gzip
 
     import numpy as np
+    import pandas
 
     from jaxprune.data import resume_point
 
@@ -238,6 +240,8 @@ def seeds(tiny: workflow.Tiny) -> dict[str, Path]:
     assert tiny.run("pretrain", config, "--workdir", run).code == 0
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(run / "hf", folder / "model")
+    exported = tiny.run("export", run, folder / "sparse", "--format", "sparse", "--dtype", "int8", "--coded")
+    assert exported.code == 0, exported.err
     shutil.copytree(tiny.data, folder / "data")
     shutil.copytree(run, folder / "workdir", ignore=shutil.ignore_patterns("tensorboard", "hf"))
     (folder / "yaml").mkdir()
@@ -262,6 +266,9 @@ def seeds(tiny: workflow.Tiny) -> dict[str, Path]:
     (folder / "corpus" / "a.txt").write_text(f" = A title = \n\n{text}\n\n = = B = = \n“{text}”\n")
     (folder / "corpus" / "b.jsonl").write_text(json.dumps({"text": text}) + "\n")
     (folder / "corpus" / "c.csv").write_text(f'text,b\n"{text}",1\n')
+    pandas.DataFrame({"text": [text, "b"]}).to_parquet(folder / "corpus" / "e.parquet")
+    pandas.DataFrame({"text": [text, "b"]}).to_feather(folder / "corpus" / "f.arrow")
+    pandas.DataFrame(rows, columns=["text", "label"]).to_parquet(folder / "tables" / "mine.parquet")
     (folder / "corpus" / "d.txt.gz").write_bytes(gzip.compress(text.encode()))
     (folder / "corpus" / "wiki_00").write_text(f'<doc id="1" title="A &amp; b">\nA & b\n{text}\n</doc>\n')
     return {path.name: path for path in folder.iterdir()}

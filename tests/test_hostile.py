@@ -160,6 +160,7 @@ TABLES = {
     "a label of 5,000 digits": ("a.csv", b"text,label\na b,1\n", {"labels": ("1", "2")}, "is not one of labels 1, 2"),
     "a number of 5,000 digits": ("a.jsonl", b'{"text": "a", "label": %d}\n', {}, "line 2: not JSON (Exceeds the limit"),
     "a score of 5,000 digits": ("a.csv", b"text,label\n", {"kind": "regression"}, "is not a number. Repair or remove"),
+    "a score of 50 digits": ("a.csv", b"text,label\n", {"kind": "regression"}, "is not a number. Repair or remove"),
     "a score of 400 digits": ("a.jsonl", b"", {"kind": "regression"}, "is not a number. Repair or remove the row"),
 }
 
@@ -167,7 +168,7 @@ TABLES = {
 @pytest.mark.parametrize("case", TABLES)
 def test_a_table_of_a_task(tmp_path, case, capsys):
     name, begin, more, message = TABLES[case]
-    digits = b"9" * (400 if "400" in case else 5000)
+    digits = b"9" * next((count for count in (50, 400) if f" {count} " in case), 5000)
     path = tmp_path / name
     if begin is None:
         path.write_bytes(b"text\tlabel\n" if name.endswith("tsv") else b'{"text": "a", "label": 1}\n')

@@ -95,14 +95,17 @@ def task(name: str) -> Task:
     raise UserError(f"unknown GLUE task {name!r}: {hint}Tasks are {', '.join(TASKS)}")
 
 
+_LARGEST = float(np.finfo(np.float32).max)
+
+
 def score(row: Task, value: Any, where: str) -> float:
     """A score as a number within the task's bounds; UserError for anything else: NaN, a typo, a number outside."""
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    low, high = row.bounds or (-math.inf, math.inf)
-    if math.isfinite(number) and low <= number <= high:
+    low, high = row.bounds or (-_LARGEST, _LARGEST)
+    if low <= number <= high:
         return number
     within = f" in [{low:g}, {high:g}]" if row.bounds else ""
     raise UserError(f"{where}: score {value!r} is not a number{within}. Repair or remove the row")
