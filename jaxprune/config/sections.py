@@ -125,6 +125,11 @@ class PruneConfig(Section):
     """`exact` counts in integers; `quantile` is jnp.quantile; `hist256` is TensorFlow <= 1.13's histogram."""
     mode: Literal["hard", "soft"] = "hard"
     """`hard`: a pruned weight is 0 and stays 0. `soft`: its dense value is kept under the mask and may return."""
+    regrow: Literal["", "random", "gradient"] = ""
+    """Which weights come back at each prune of hard masks, in place of the lowest kept: by chance (SET), by the last
+    step's gradient (RigL), or none do. With schedule = one_shot and an `end` the sparsity stays and the masks move."""
+    regrow_fraction: float = Field(default=0.3, ge=0, le=1)
+    """Fraction of the kept weights that is exchanged so; it falls to 0 at `end`, by a cosine."""
     include: tuple[str, ...] = ()
     """Regexes over whole parameter paths: the prunable weights; empty takes the architecture's (for BERT-Base the
     paper's 74 matrices) and what `init_from` has masks of."""
@@ -144,6 +149,8 @@ class PruneConfig(Section):
             raise ValueError(f"distribution = {self.distribution} shares out among matrices; set scope = matrix")
         if self.mode == "soft" and self.criterion == "random":
             raise ValueError("mode = soft needs a criterion of the weights; criterion = random would redraw its masks")
+        if self.regrow and (self.mode == "soft" or self.method != "exact" or self.begin >= self.end):
+            raise ValueError(f"regrow = {self.regrow} needs mode = hard, method = exact and an end after begin")
         if self.refresh and self.mode == "hard":
             raise ValueError("refresh = true needs mode = soft; hard masks do not change at the same sparsity")
         return self

@@ -41,8 +41,11 @@ class Blueprint(NamedTuple):
     """Steps at which the learning rate begins anew (`pruning_plan.restarts_of`)."""
 
     def key(self) -> str:
-        """Equal for runs that share a program: when and how far they prune, and the peak rate, are data to it."""
+        """Equal for runs that share a program: how far they prune, the peak rate and, but where masks regrow, when they
+        prune are data to it."""
         keep = ("scope", "distribution", "structure", "criterion", "method", "mode", "include", "exclude")
+        if self.prune.regrow:
+            keep += ("regrow", "regrow_fraction", "begin", "end")
         prune = {name: getattr(self.prune, name) for name in keep} | {"amounts": sorted(self.prune.amounts)}
         optimizer = self.optimizer.model_dump(exclude={"learning_rate"})
         rest = (

@@ -19,7 +19,7 @@ from jaxprune.pruning.interface import Pruner, Scope, Structure
 from jaxprune.pruning.masks import init_masks
 from jaxprune.pruning.names import chosen, matched, path_of
 from jaxprune.pruning.pruner import pruner
-from jaxprune.pruning.schedules import SCHEDULES, plan
+from jaxprune.pruning.schedules import SCHEDULES, plan, regrowth
 from jaxprune.pruning.structures import structure_named
 
 _LAYER = re.compile(r"(?<!\\)layer\.(\d+)")  # as in Hugging Face's names of tensors; paths here hold layer_00
@@ -89,7 +89,11 @@ def pruner_of(prune: PruneConfig, model: ModelConfig) -> Pruner:
                 f"criterion = {prune.criterion} looks at inputs, which training does not show; use {remedy}"
             )
         structure = structure_of(prune.structure, model)
-        return pruner(prune.criterion, structure=structure, **names, scopes=scopes_of(model))
+        grows: dict[str, Any] = {}
+        if prune.regrow:
+            fraction = regrowth(prune.regrow_fraction, begin=prune.begin, end=prune.end)
+            grows = {"regrow": prune.regrow, "regrow_fraction": fraction}
+        return pruner(prune.criterion, structure=structure, **names, **grows, scopes=scopes_of(model))
 
 
 @contextmanager

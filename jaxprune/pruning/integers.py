@@ -48,6 +48,14 @@ def wide_mul(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.stack([a1 * b1 + (middle >> 16) + (lower >> 16), a * b], -1)
 
 
+def wide_part(a: jax.Array, fraction: jax.Array) -> jax.Array:
+    """floor(fraction x a) for a < 2^39, of a fraction in [0, 1] that is rounded to a multiple of 2^-24."""
+    fixed = jnp.round(jnp.clip(fraction, 0.0, 1.0) * jnp.float32(1 << _BITS)).astype(jnp.uint32)
+    low, high = wide_mul(a[..., 1], fixed), a[..., 0] * fixed  # high < 2^7 x 2^24
+    shifted = jnp.stack([low[..., 0] >> _BITS, (low[..., 0] << (32 - _BITS)) | (low[..., 1] >> _BITS)], -1)
+    return wide_add(shifted, jnp.stack([high >> _BITS, high << (32 - _BITS)], -1))
+
+
 def wide_sum(counts: jax.Array, groups: Sequence[int], num_groups: int) -> jax.Array:
     """Sums of uint32 counts (S, ...) over the rows of each group, as limbs (num_groups, ..., 2); S < 2^16."""
     ids = jnp.array(groups, jnp.int32)

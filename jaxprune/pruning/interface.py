@@ -119,8 +119,9 @@ Sparsity = float | jax.Array | Mapping[str, float | jax.Array | None] | Amounts
 class PruneReport(NamedTuple):
     """What one prune did, as trees of masks: uint32 counts per leaf, and thresholds of scores.
 
-    `kept`: weights that are left; `regrown`: those that came back (none with hard masks); `removed`: newly pruned;
-    `size`: all. `threshold`: float32, a scalar or (parts,) where a scope splits the leaf; nan where there is none.
+    `kept`: weights that are left; `regrown`: those that came back (with hard masks by `regrow` alone); `removed`: newly
+    pruned; `size`: all. `threshold`: float32, a scalar or (parts,) where a scope splits the leaf; nan where there is
+    none.
     """
 
     kept: Any
@@ -135,9 +136,9 @@ class Pruner(NamedTuple):
 
     What a state that has observed nothing prunes by a criterion of gradients is chance: all scores are 0.
 
-    `update(state, params, masks, sparsity, key=None)` gives (params, masks, state, PruneReport). `sparsity` is a
-    fraction in [0, 1]; a {regex: fraction or None = leave alone} over paths, "" for the rest, of which each is counted
-    apart; or what `amounts(masks, sparsity)` makes of these on the host: counts, as data to a compiled update.
+    `update(state, params, masks, sparsity, key=None, step=0)` gives (params, masks, state, PruneReport). `sparsity` is
+    a fraction in [0, 1]; a {regex: fraction or None = leave alone} over paths, "" for the rest, of which each is
+    counted apart; or what `amounts(masks, sparsity)` makes of these on the host: counts, as data to a compiled update.
     `mode`: "hard" or "soft".
     """
 

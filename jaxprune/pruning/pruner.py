@@ -29,6 +29,7 @@ from jaxprune.pruning.interface import (
 from jaxprune.pruning.masks import apply_masks
 from jaxprune.pruning.names import chosen, path_of
 from jaxprune.pruning.order_statistics import Leaf
+from jaxprune.pruning.regrowth import REGROWTHS, Fraction, Regrowth, ahead, fewer
 from jaxprune.pruning.structures import (
     expand,
     expand_bound,
@@ -51,6 +52,8 @@ def pruner(
     mode: str = "hard",
     scopes: Mapping[str, Scope] = SCOPES,
     distribution: str | Distribution = "uniform",
+    regrow: str | Criterion | None = None,
+    regrow_fraction: Fraction = 0.3,
 ) -> Pruner:
     """A pruner of the given parts, each a name or the caller's own callable; `scopes` are the scopes that have names.
 
@@ -58,8 +61,13 @@ def pruner(
     score 0, and a group already beyond the sparsity stays as it is. With "soft" masks, masks are made from scores alone
     and params come back as they are. N counts pruned and live weights alike. For counts and order see `keep_top`.
 
+    With `regrow` ("random", "gradient" or a criterion) hard masks are no longer for good: a prune keeps a share of
+    `regrow_fraction`, a number or a function of the step, less than it should, and fills up with those weights that
+    `regrow` scores highest. One that it just took keeps its value then, others come back as 0. Counts stay exact.
+
     Raises:
-      UserError: an unknown name; from the functions also what does not fit the tree they are called with.
+      UserError: an unknown name; `regrow` with soft masks, another method than "exact", or a criterion that gives
+        kept weights new values; from the functions also what does not fit the tree they are called with.
     """
     scoring = criterion_of(criterion)
     shared = {"scope": chosen("scope", scope, scopes), "structure": structure_named(structure)}
@@ -67,21 +75,43 @@ def pruner(
     threshold = chosen("method", method, METHODS)
     if mode not in ("hard", "soft"):
         raise UserError(f"mode = {mode!r} is unknown; use hard or soft")
+    growth = None if regrow is None else Regrowth(chosen("regrow", regrow, REGROWTHS), regrow_fraction)
+    if growth and (mode == "soft" or threshold is not exact or scoring.compensate):
+        raise UserError("regrow: needs mode = hard, method = exact and a criterion that leaves kept weights alone")
+    parts = (scoring, growth.criterion) if growth else (scoring,)
+
+    def init(params: Any, masks: Masks) -> Any:
+        states = [part.init(params, masks) for part in parts]
+        return tuple(states) if growth else states[0]
+
+    def observe(state: Any, params: Any, masks: Masks, grads: Any) -> Any:
+        seen = [part.observe or (lambda state, *_: state) for part in parts]
+        states = [see(each, params, masks, grads) for see, each in zip(seen, state if growth else (state,))]
+        return tuple(states) if growth else states[0]
 
     def amounts(masks: Masks, sparsity: Sparsity) -> Amounts:
         return jax.device_get(share_out(masks, sparsity, **shared)[1])
 
-    def update(state: Any, params: Any, masks: Masks, sparsity: Sparsity, key: jax.Array | None = None):
+    def update(
+        state: Any,
+        params: Any,
+        masks: Masks,
+        sparsity: Sparsity,
+        key: jax.Array | None = None,
+        step: jax.Array | int = 0,
+    ):
         groups, shares = share_out(masks, sparsity, **shared)
         options = {"criterion": scoring, "groups": groups, "method": threshold, "hard": mode == "hard"}
-        return _update(state, params, masks, shares, key, **options)
+        return _update(state, params, masks, shares, key, step, growth=growth, **options)
 
-    return Pruner(scoring.init, scoring.observe or (lambda state, *_: state), update, amounts, mode)
+    return Pruner(init, observe, update, amounts, mode)
 
 
-@partial(jax.jit, static_argnames=("criterion", "groups", "method", "hard"))
-def _update(state, params, masks, amounts, key, *, criterion, groups, method, hard):
+@partial(jax.jit, static_argnames=("criterion", "groups", "method", "hard", "growth"))
+def _update(state, params, masks, amounts, key, step, *, criterion, groups, method, hard, growth):
     """(params, masks, state, report) after one prune."""
+    whole, amounts, final = state, fewer(amounts, growth, step) if growth else amounts, amounts
+    state = state[0] if growth else state
     old, tree = jax.tree.flatten(masks)
     if criterion.elementwise:  # the scores are taken as weights are read, never stored
         scores = scores_of(params, masks)
@@ -89,6 +119,12 @@ def _update(state, params, masks, amounts, key, *, criterion, groups, method, ha
         scores = lax.optimization_barrier(scores_of(criterion.score(state, params, masks, key), masks))
     new, thresholds = keep_leaves(scores, old if hard else None, amounts, groups, method, criterion.elementwise)
     new = [before if after is None else before & after if hard else after for before, after in zip(old, new)]
+    if growth:
+        key = None if key is None else jax.random.fold_in(key, 1)  # a random criterion has drawn from it
+        fresh = scores_of(growth.criterion.score(whole[1], params, masks, key), masks)
+        fresh = lax.optimization_barrier([ahead(kept, score) for kept, score in zip(new, fresh, strict=True)])
+        grown, _ = keep_leaves(fresh, None, final, groups, method)
+        new = [kept if after is None else after for kept, after in zip(new, grown, strict=True)]
     counts = [count([after, after & ~before, before & ~after])[0] for before, after in zip(old, new)]
     kept, regrown, removed = (tree.unflatten([n[i] for n in counts]) for i in range(3))
     sizes = [jnp.uint32(mask.size) for mask in old]
@@ -96,6 +132,8 @@ def _update(state, params, masks, amounts, key, *, criterion, groups, method, ha
     after = tree.unflatten(new)
     if not hard:
         return params, after, state, report
+    if growth:
+        return apply_masks(params, after), after, whole, report
     params, state = compensated(criterion, state, params, masks, after)
     return apply_masks(params, after), after, state, report
 

@@ -83,4 +83,18 @@ def plan(schedule: Schedule, *, begin: int, end: int, every: int) -> dict[int, f
     return {step: float(schedule(step)) for step in [*range(begin, end, every), end]}
 
 
+def regrowth(fraction: float, *, begin: int, end: int) -> Callable[[jax.Array], jax.Array]:
+    """Step, an array -> fraction / 2 (1 + cos(pi (step - begin) / (end - begin))), 0 at `begin` and from `end` on.
+
+    RigL's (Evci et al. 2020, equation 1), but that the first prune, of what is dense, is a prune alone.
+    """
+
+    def at(step):
+        way = jnp.clip((step - begin) / max(end - begin, 1), 0.0, 1.0)
+        wave = jnp.float32(fraction / 2) * (1 + jnp.cos(jnp.float32(jnp.pi) * way))
+        return jnp.where((step <= begin) | (step >= end), jnp.float32(0), wave)
+
+    return at
+
+
 SCHEDULES: dict[str, Callable[..., Schedule]] = {"one_shot": one_shot, "linear": linear, "cubic": cubic}

@@ -99,11 +99,13 @@ def _accumulated(gradient, params, batch, key, counts, pieces):
 def prune_step(state: TrainState, sparsity: Any, key: jax.Array, *, pruner: Pruner) -> tuple[TrainState, PruneReport]:
     """`state` with masks of the given sparsity (`Amounts`, or what `Pruner.update` takes), and what changed.
 
-    Hard masks are monotone, and what they prune becomes +0.0 in params and optimizer moments. Soft masks are
-    made anew from the stored dense values.
+    Hard masks are monotone but where a pruner regrows, and what they prune becomes +0.0 in params and optimizer
+    moments. Soft masks are made anew from the stored dense values.
     """
     key = jax.random.fold_in(key, state.step)
-    params, masks, remembered, report = pruner.update(state.pruner, state.params, state.masks, sparsity, key)
+    params, masks, remembered, report = pruner.update(
+        state.pruner, state.params, state.masks, sparsity, key, state.step
+    )
     opt_state = state.opt_state if pruner.mode == "soft" else mask_moments(state.opt_state, masks)
     return TrainState(state.step, params, masks, opt_state, remembered), report
 

@@ -1,0 +1,160 @@
+"""Masks that regrow: exact counts, numpy's choice, values kept or 0, the same on a mesh, resumed to the bit."""
+
+import math
+import random
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from test_pruner import count, masks_of, params
+from test_resume import assert_same_run, stop
+from test_thresholds import FAST
+
+from jaxprune.errors import UserError
+from jaxprune.pruning import init_masks, pruner
+from jaxprune.pruning.integers import wide, wide_part
+from jaxprune.pruning.schedules import regrowth
+from jaxprune.training.workdir import read_records
+
+
+def begun(using, seed=0, share=0.5):
+    """(state that has seen gradients, params, masks) of a tree of which a share is pruned; no two scores are alike."""
+    rng = np.random.default_rng(seed)
+    tree = {"a": rng.normal(size=(24, 16)), "b": rng.normal(size=(8, 32)), "bias": rng.normal(size=5)}
+    tree = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
+    masks = init_masks(tree, "[ab]")
+    grads = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), tree)
+    _, tree, masks = (None, *pruner().update((), tree, masks, share)[:2])
+    state = using.observe(using.init(tree, masks), tree, masks, jax.tree.map(lambda g: 9 * g, grads))
+    return using.observe(state, tree, masks, grads), tree, masks, grads
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("scope", ["matrix", "global"])
+def test_it_is_numpys_choice(seed, scope):
+    share, fraction = random.Random(seed).choice([(0.5, 0.3), (0.7, 0.5), (0.9, 0.1), (0.6, 1.0)])
+    using = pruner(scope=scope, regrow="gradient", regrow_fraction=fraction)
+    state, tree, masks, grads = begun(using, seed)
+    values, after, _, report = using.update(state, tree, masks, share)
+    sets = [["a"], ["b"]] if scope == "matrix" else [["a", "b"]]
+    for names in sets:
+        w, g, live, got = (np.concatenate([np.ravel(x[name]) for name in names]) for x in (tree, grads, masks, after))
+        kept = round((1 - share) * w.size)
+        stay = np.argsort(np.where(live, np.abs(w), -1))[::-1][: kept - math.floor(fraction * kept)]
+        rest = np.setdiff1d(np.arange(w.size), stay)
+        back = rest[np.argsort(np.abs(g[rest]))[::-1][: kept - len(stay)]]
+        want = np.zeros(w.size, bool)
+        want[stay] = want[back] = True
+        np.testing.assert_array_equal(got, want)
+    for name in ("a", "b"):
+        new = np.asarray(values[name])
+        np.testing.assert_array_equal(new, np.where(after[name] & masks[name], tree[name], 0))
+        assert not np.signbit(new[new == 0]).any()
+        assert int(report.regrown[name]) == count(after[name] & ~masks[name])
+        assert int(report.kept[name]) == count(after[name])
+
+
+def test_by_chance_and_not_at_all():
+    tree, keys = params(), [jax.random.key(n) for n in (1, 2)]
+    _, half, masks = (None, *pruner().update((), tree, masks_of(tree), 0.5)[:2])
+    chance = pruner(regrow="random", regrow_fraction=0.4)
+    state = chance.init(half, masks)
+    a, again, b = (chance.update(state, half, masks, 0.5, key) for key in (keys[0], keys[0], keys[1]))
+    jax.tree.map(np.testing.assert_array_equal, a[:2], again[:2])
+    assert any(bool((x != y).any()) for x, y in zip(jax.tree.leaves(a[1]), jax.tree.leaves(b[1])))
+    for mask in jax.tree.leaves(a[1]):
+        assert count(mask) == mask.size // 2
+    never = pruner(regrow="gradient", regrow_fraction=0.0)
+    want = pruner().update((), half, masks, 0.8)
+    got = never.update(never.init(half, masks), half, masks, 0.8)
+    jax.tree.map(np.testing.assert_array_equal, (got[0], got[1], got[3]), (want[0], want[1], want[3]))
+
+
+@pytest.mark.parametrize(("structure", "tile"), [("block(4, 4)", 16), ("2:4", 1)])
+def test_tiles_come_back_whole_and_counts_hold(structure, tile):
+    using = pruner(structure=structure, regrow="gradient", regrow_fraction=0.5)
+    tree = {"w": jax.random.normal(jax.random.key(0), (16, 16))}
+    _, tree, masks = (None, *pruner(structure=structure).update((), tree, init_masks(tree, "w"), 0.5)[:2])
+    grads = {"w": jax.random.normal(jax.random.key(1), (16, 16))}
+    state = using.observe(using.init(tree, masks), tree, masks, grads)
+    after, report = using.update(state, tree, masks, 0.5)[1::2]
+    assert count(after["w"]) == 128 and int(report.regrown["w"]) > 0
+    if structure == "2:4":
+        assert (after["w"].reshape(4, 4, 16).sum(1) == 2).all()
+    else:
+        assert {int(n) for n in after["w"].reshape(4, 4, 4, 4).sum((1, 3)).ravel()} == {0, tile}
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("regrow", ["random", "gradient"])
+def test_the_same_on_a_mesh_without_gathers(kind, regrow):
+    using = pruner(regrow=regrow, regrow_fraction=0.3)
+    state, tree, masks, _ = begun(using)
+    step = jax.jit(lambda *now: using.update(*now, 0.6, jax.random.key(1)), compiler_options=FAST)
+    want = step(state, tree, masks)
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
+    with jax.set_mesh(mesh):
+
+        def put(x):
+            return jax.device_put(x, NamedSharding(mesh, PartitionSpec("x", "y") if x.ndim == 2 else PartitionSpec()))
+
+        arguments = jax.tree.map(put, (state, tree, masks))
+        compiled = step.lower(*arguments).compile()
+        got = compiled(*arguments)
+    assert "all-gather" not in compiled.as_text() and "sort" not in compiled.as_text()
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(got), jax.device_get(want))
+
+
+def test_the_fraction_falls_by_a_cosine():
+    at = regrowth(0.3, begin=10, end=110)
+    got = [float(at(jnp.int32(step))) for step in (0, 10, 11, 35, 60, 85, 110, 200)]
+    want = [0, 0, *(0.15 * (1 + math.cos(math.pi * way)) for way in (0.01, 0.25, 0.5, 0.75)), 0, 0]
+    np.testing.assert_allclose(got, want, atol=1e-7)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.5, 1.0, 1e-7])
+def test_a_part_of_a_count_is_exact(fraction):
+    rng = random.Random(0)
+    counts = [0, 1, 2**32 - 1, 2**32, 2**39 - 1, *(rng.randrange(2 ** rng.randrange(1, 39)) for _ in range(300))]
+    got = np.asarray(wide_part(wide(counts), jnp.float32(fraction))).astype(object)
+    fixed = int(np.round(np.float32(fraction) * np.float32(1 << 24)))
+    assert [int(high) * 2**32 + int(low) for high, low in got] == [n * fixed >> 24 for n in counts]
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({"regrow": "gradients"}, "regrow = 'gradients' is unknown; use one of random, gradient"),
+        ({"regrow": "gradient", "mode": "soft"}, "regrow: needs mode = hard"),
+        ({"regrow": "gradient", "method": "quantile"}, "regrow: needs mode = hard, method = exact"),
+        ({"regrow": "gradient", "criterion": "obert"}, "a criterion that leaves kept weights alone"),
+    ],
+)
+def test_what_cannot_regrow(parts, words):
+    with pytest.raises(UserError, match=words):
+        pruner(**parts)
+
+
+@pytest.mark.slow
+def test_a_run_regrows_and_resumes_to_the_bit(tiny, tmp_path):
+    prune = {"schedule": "one_shot", "begin": 2, "end": 10, "every": 2, "regrow": "gradient", "regrow_fraction": 0.5}
+    config = tiny.pretrain_yaml(tmp_path / "c.yaml", prune=prune, train={"save_every": 2})
+    done = tiny.run("pretrain", config, "--workdir", tmp_path / "whole")
+    assert done.code == 0, done.err
+    records = read_records(tmp_path / "whole" / "prunes.jsonl")
+    assert [record["step"] for record in records] == [2, 4, 6, 8, 10]
+    assert len({record["kept"] for record in records}) == 1
+    regrown = [record["regrown"] for record in records]
+    assert regrown[0] == regrown[-1] == 0 and regrown[1] > regrown[3] > 0
+    assert all(record["newly_pruned"] == record["regrown"] for record in records[1:])
+    for step in (3, 7):
+        code, err = stop(tiny, [config], tmp_path / "run", step, signal.SIGKILL)
+        assert code == -signal.SIGKILL, err
+    assert tiny.run("pretrain", config, "--workdir", tmp_path / "run").code == 0
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    bad = tiny.pretrain_yaml(tmp_path / "bad.yaml", prune=prune | {"mode": "soft"})
+    done = tiny.run("pretrain", bad, "--workdir", tmp_path / "bad")
+    assert done.code == 2 and "regrow = gradient needs mode = hard" in done.err
