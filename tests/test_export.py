@@ -19,7 +19,7 @@ from jaxprune.cli import EXIT_USER, main
 from jaxprune.config.sections import ModelConfig
 from jaxprune.errors import UserError
 from jaxprune.export import load
-from jaxprune.export.compressed_table import looked_up, nbytes
+from jaxprune.export.compressed_table import looked_up, nbytes, rows
 from jaxprune.models import ARCHITECTURES
 from jaxprune.models.folder import read_folder, write_folder
 from jaxprune.models.portable_encoder import arrays, class_logits, encode, mean_vectors
@@ -257,6 +257,15 @@ def test_what_a_form_does_not_take_is_refused(source, tmp_path, capsys, case):
     words, message = REFUSED[case]
     assert main(["export", str(source), str(tmp_path / "out"), *words]) == EXIT_USER
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_embeddings_without_a_weight_left_are_looked_up(source, tmp_path):
+    """A take from an empty axis is none."""
+    assert main(["prune", str(source), str(tmp_path / "empty"), "--sparsity", "1"]) == 0
+    folder = export(tmp_path / "empty", tmp_path / "out", "--format", "sparse", "--dtype", "bfloat16")
+    params = load(folder, compressed_embeddings=True)
+    table = params["embeddings"]["word_embeddings"]["embedding"]
+    assert not np.asarray(rows(table, np.arange(3), 16)).any()
 
 
 def test_nothing_is_written_over(source, capsys):

@@ -85,6 +85,40 @@ def test_onnxruntime_computes_our_logits_of_sparse_matrices(sparser, once, tmp_p
     assert sorted(tensor.values.dims[0] for tensor in graph.sparse_initializer) == counts
 
 
+@pytest.mark.parametrize(
+    ("head", "outputs"),
+    [
+        ("TokenClassification", ["logits"]),
+        ("QuestionAnswering", ["start_logits", "end_logits"]),
+    ],
+)
+def test_heads_of_transformers_are_exported_too(tmp_path, head, outputs):
+    """A head that we do not train is computed by its own library on both sides."""
+    onnxruntime, transformers = pytest.importorskip("onnxruntime"), pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    model = getattr(transformers, f"BertFor{head}")(transformers.BertConfig(vocab_size=30, **shape)).eval()
+    model.save_pretrained(tmp_path / "model")
+    folder = export(tmp_path / "model", tmp_path / "out", "--format", "onnx")
+    ids = np.random.default_rng(0).integers(0, 30, (2, 7))
+    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    assert [each.name for each in session.get_outputs()] == outputs
+    with torch.no_grad():
+        wanted = model(**{name: torch.from_numpy(array) for name, array in inputs.items()})
+    for name, array in zip(outputs, session.run(None, inputs), strict=True):
+        np.testing.assert_allclose(array, wanted[name].numpy(), atol=1e-5)
+
+
+def test_a_head_that_is_not_known_is_not_left_out(small, tmp_path, capsys):
+    folder = shutil.copytree(small, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text()) | {"architectures": ["BertForMultipleChoice"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert main(["export", str(folder), str(tmp_path / "out"), "--format", "onnx"]) == EXIT_USER
+    assert "names architectures ['BertForMultipleChoice'], a head that is not known here" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_onnxruntime_s_own_int8(sparser, once, tmp_path):
     """Near ours: a step of int8 and no more; matrices take a byte per weight."""
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -199,6 +199,7 @@ def test_fine_tuning_from_the_old_layout(old_layout, tmp_path):
         assert main(["finetune", str(config), "--workdir", str(tmp_path / source.name)]) == 0
         models.append(tmp_path / source.name / "best" / "hf")
     a, b = map(contents, models)
+    assert b.pop("SOURCE_README.md") == b"# Theirs\n"
     assert a.keys() == b.keys() and not any(name.startswith("0_") for name in b)
     assert {name for name in a if a[name] != b[name]} == {"README.md", "modules.json"}
     assert json.loads(a["modules.json"]) == json.loads(b["modules.json"])
@@ -262,11 +263,11 @@ def test_a_written_model_brings_the_other_files_of_its_source(sentence_encoder, 
     write_folder(tmp_path / "b", read.model, read.params, **arguments, tokenizer={"vocab.txt": b"own"}, card="# Ours\n")
     a, b = contents(tmp_path / "a"), contents(tmp_path / "b")
     tokenizer = {"added_tokens.json", "sentencepiece.bpe.model", "tokenizer_config.json", "special_tokens_map.json"}
-    assert a.keys() == {*OTHER_FILES, "config.json", "model.safetensors"} - {"README.md"}
+    assert a.keys() == {*OTHER_FILES, "config.json", "model.safetensors", "SOURCE_README.md"} - {"README.md"}
     assert b.keys() == {*a, "README.md"} - tokenizer
     assert (b["vocab.txt"], b["README.md"]) == (b"own", b"# Ours\n")
     for name in a.keys() - {"config.json", "model.safetensors"}:
-        assert a[name] == OTHER_FILES[name].encode(), name
+        assert a[name] == OTHER_FILES[name.removeprefix("SOURCE_")].encode(), name
     assert "README.md" not in contents(shutil.copytree(tmp_path / "a", tmp_path / "c"))
     np.testing.assert_array_equal(encoder_output(tmp_path / "b"), encoder_output(sentence_encoder))
 
@@ -319,7 +320,11 @@ def test_a_run_keeps_what_came_in_and_the_next_finds_it(tiny, tmp_path):
     files = contents(run / "hf")
     tokenizer = contents(tiny.data / "tokenizer")
     given = OTHER_FILES.keys() - tokenizer.keys() - {"README.md", "added_tokens.json", "sentencepiece.bpe.model"}
-    assert given - {"special_tokens_map.json"} <= files.keys() and "README.md" not in files
+    assert given - {"special_tokens_map.json"} <= files.keys()
+    assert files["SOURCE_README.md"] == OTHER_FILES["README.md"].encode()
+    card = files["README.md"].decode()
+    assert "Pruned while it was trained, by magnitude" in card and "jaxprune pretrain config.yaml" in card
+    assert "| mlm_accuracy |" in card and f"init_from: {source}" in card
     assert all(files[name] == OTHER_FILES[name].encode() for name in given & files.keys())
     settings = "tokenizer_config.json"
     assert all(files[name] == content for name, content in tokenizer.items() if name != settings)

@@ -11,7 +11,7 @@ from jaxprune.cli import main
 from jaxprune.config import FinetuneConfig
 from jaxprune.config.load import to_yaml
 from jaxprune.experiments.inspect import diff_checkpoints, inspect_checkpoint
-from jaxprune.experiments.mask_origin import origin_of_run
+from jaxprune.experiments.mask_origin import origin_of_run, told
 from jaxprune.experiments.weights import stored_config
 from jaxprune.models.weights import read_masks, read_origin
 from jaxprune.training.workdir import read_records
@@ -36,6 +36,8 @@ def test_a_pruned_folder_names_how_and_its_parent(pruned):
     assert origin["parent"] == f"{pruned.name}/dense"  # published, it names no directories of its maker's
     origin = read_origin(pruned / "second")
     assert (origin["criterion"], origin["scope"], origin["parent"]) == ("random", "global", f"{pruned.name}/first")
+    (threshold,) = {*origin["thresholds"].values()}  # one for all
+    assert 0 < threshold < 1
     assert read_origin(pruned / "dense") == {}
 
 
@@ -78,9 +80,21 @@ def test_diff_tells_both(pruned, capsys):
     assert "masks of a: magnitude, neurons, matrix, " in out and "masks of b: random, weights, global, " in out
 
 
-@pytest.mark.parametrize("text", ["", "[1]", "{", "null", '"x"'])
+@pytest.mark.parametrize("text", ["", "[1]", "{", "null", '"x"', "[" * 100_000])
 def test_what_is_said_need_not_be_sense(pruned, tmp_path, text):
     packed = load_file(pruned / "first" / "masks.safetensors")
     shapes = {name: list(mask.shape) for name, mask in read_masks(pruned / "first").items()}
     save_file(packed, tmp_path / "masks.safetensors", {"shapes": json.dumps(shapes), "origin": text})
     assert read_origin(tmp_path) == {} and read_masks(tmp_path).keys() == shapes.keys()
+
+
+@pytest.mark.parametrize(
+    ("origin", "line"),
+    [
+        ({"criterion": ["a"], "structure": {}, "scope": "matrix"}, "matrix"),
+        ({"config": 5, "step": "x", "parent": 2, "masks_from": [1, "a"]}, "masks of a"),
+        ({"config": {"a": 1}, "step": [], "masks_from": 3}, ""),
+    ],
+)
+def test_a_line_tells_what_is_sense(origin, line):
+    assert told(origin) == line

@@ -193,7 +193,7 @@ BAD: list[tuple[str | bytes, str, dict[str, Any], str]] = [
     (GOOD, ".csv", {"metrics": ["pearson"]}, "metric 'pearson' does not suit kind = single_label with 2 labels"),
     (GOOD, ".csv", {"class_weights": {"bugs": 2}}, "class_weights: 'bugs' is none of the labels billing, bug"),
     (GOOD, ".csv", {"name": "CoLA"}, "name = 'CoLA' is GLUE's own"),
-    (csv_of("a,x", "b,y", "c,y"), ".csv", {}, "dev_fraction = 0.4: The least populated class"),
+    (csv_of("a,x", "b,y", "c,y"), ".csv", {}, "dev_fraction = 0.4: class 'x' has one example, which cannot be in both"),
 ]
 
 
@@ -214,8 +214,11 @@ def test_dev_must_fit_train(tmp_path):
     files = {"train": str(tmp_path / "train.csv"), "dev": str(tmp_path / "dev.csv")}
     with pytest.raises(UserError, match=r"dev\.csv, line 3: label 'legal' has no training example; those with"):
         read(**files)
-    (tmp_path / "dev.csv").write_text(csv_of("x,bug"))  # a class that dev lacks is no fault
-    assert read(**files)[1].labels.tolist() == [1]
+    (tmp_path / "dev.csv").write_text(csv_of("x,bug"))
+    with pytest.raises(UserError, match=r"dev\.csv: no dev example of class '.*', which is trained; add some, or name"):
+        read(**files)
+    classes = [*read(train=files["train"])[0].task.labels]
+    assert read(**files, labels=classes)[1].labels.tolist() == [classes.index("bug")]
     with pytest.raises(UserError, match=r"none\.csv: no such file"):
         read(train="none.csv")
 
@@ -238,6 +241,8 @@ def test_datasets_that_are_not_there(files, tmp_path):
         ({"dev": "d.csv", "dev_fraction": 0.1}, "dev and dev_fraction: both are set"),
         ({"dev_fraction": 1.0}, "dev_fraction: input should be less than 1"),
         ({"name": "a/b"}, "name = 'a/b' is no name for a directory"),
+        ({"name": "result.json"}, "name = 'result.json' is what a workdir calls something else"),
+        ({"name": "best"}, "name = 'best' is what a workdir calls something else"),
         ({"kind": "similarity"}, "text = 'body': kind = similarity compares two texts; name two columns"),
         ({"text": ["a", "b", "c"]}, "name one column, or two for a pair"),
         ({"label": ["a", "b"]}, "kind = single_label takes one column"),
@@ -261,6 +266,9 @@ def test_bad_config_is_one_line(keys, message):
         validate(FinetuneConfig, {"tasks": ["SST-2", entry]}, "c.yaml")
     assert str(error.value).startswith("c.yaml: tasks.1") and message in str(error.value)
     assert "\n" not in str(error.value)
+    with pytest.raises(UserError) as alone:
+        validate(FinetuneConfig, {"tasks": [entry]}, "c.yaml")
+    assert str(alone.value) == str(error.value).replace("tasks.1", "tasks.0")
 
 
 CONFIG = """

@@ -7,6 +7,7 @@ import numpy as np
 import pandas
 import pytest
 from own_tasks import WORDS, rows, write_encoder, write_model
+from safetensors.numpy import load_file, save_file
 
 from jaxprune.cli import main
 
@@ -141,6 +142,28 @@ def test_other_formats_give_the_same(models, texts, tmp_path):
     for name in ("in.jsonl", "in.parquet"):
         got = predicted(models["single_label"], tmp_path / name, tmp_path / f"{name}.csv")
         pandas.testing.assert_frame_equal(got, expected)
+
+
+def test_the_file_that_is_read_is_not_written_over(models, texts, tmp_path, capsys):
+    file = shutil.copy(texts, tmp_path / "t.csv")
+    (tmp_path / "link.csv").symlink_to(file)
+    for out in (file, tmp_path / "link.csv"):
+        assert main(["predict", str(models["single_label"]), str(file), "--out", str(out)]) == 2
+        assert "is the file that is read; name another" in capsys.readouterr().err
+    assert file.read_bytes() == texts.read_bytes()
+
+
+def test_a_model_with_one_segment_type_takes_no_pairs(models, texts, tmp_path, capsys):
+    folder = shutil.copytree(models["single_label"], tmp_path / "one")
+    tensors = load_file(folder / "model.safetensors")
+    name = "bert.embeddings.token_type_embeddings.weight"
+    save_file(tensors | {name: tensors[name][:1]}, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text()) | {"type_vocab_size": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    argv = ["predict", str(folder), str(texts), "--out", str(tmp_path / "out.csv")]
+    assert main(argv) == 0
+    assert main([*argv, "--text", "text", "other"]) == 2
+    assert "has type_vocab_size = 1, so it takes no pairs of texts" in capsys.readouterr().err
 
 
 BAD = {

@@ -38,8 +38,9 @@ AMOUNTS = {r".*query/kernel": 0.3, r".*output/kernel": None, "": 0.4}
 def test_the_same_bits_as_a_pruners(scope, sparsity, parts):
     tree, masks = start(0, *["word"][: "2:4" not in parts.values()])
     key, shared = jax.random.key(3), {"scope": scope, "scopes": ALL_SCOPES} | parts
-    expected = pruner(**shared).update((), tree, masks, sparsity, key)[1]
-    got = prune_once(tree, masks, sparsity, key, **shared)
+    _, expected, _, report = pruner(**shared).update((), tree, masks, sparsity, key)
+    got, thresholds = prune_once(tree, masks, sparsity, key, **shared)
+    jax.tree.map(np.testing.assert_array_equal, thresholds, report.threshold)
     assert jax.tree.structure(got) == jax.tree.structure(expected)
     jax.tree.map(np.testing.assert_array_equal, got, expected)
     assert any((np.asarray(a) != b).any() for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(masks)))
@@ -50,7 +51,7 @@ def test_layers_share_programs():
     tree = {f"layer_{i}": {"kernel": jax.random.normal(jax.random.key(i), shape)} for i, shape in enumerate(shapes)}
     masks = jax.tree.map(lambda x: np.ones(x.shape, bool), tree)
     before = _prune._cache_size()
-    new = prune_once(tree, masks, 0.5)
+    new, _ = prune_once(tree, masks, 0.5)
     assert _prune._cache_size() == before + 1
     assert [int(m.sum()) for m in jax.tree.leaves(new)] == [120] * 5
     jax.tree.map(np.testing.assert_array_equal, new, pruner().update((), tree, masks, 0.5)[1])

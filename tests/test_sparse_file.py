@@ -19,6 +19,7 @@ from test_hostile import limits
 
 from jaxprune.cli import EXIT_USER, main
 from jaxprune.config.sections import ModelConfig
+from jaxprune.errors import UserError
 from jaxprune.export.source import Source
 from jaxprune.export.sparse import sparse_arrays
 from jaxprune.export.values import stored_as
@@ -173,6 +174,15 @@ LIES = {
     "an unknown coding": setting("__metadata__", "mask_coding", to="zip"),
     "a copy of nothing": setting("__metadata__", "copies", to='{"x": "y"}'),
     "a copy of a list": setting("__metadata__", "copies", to='{"x": [1]}'),
+    "a copy with a name that climbs": setting("__metadata__", "copies", to='{"../../x": "a.weight"}'),
+    "many copies of one tensor": setting("__metadata__", "copies", to='{"x": "a.weight", "y": "a.weight"}'),
+    "a copy of a copy": setting("__metadata__", "copies", to='{"x": "a.weight", "y": "x"}'),
+    "a copy of another shape than config.json says": setting(
+        "__metadata__", "copies", to='{"pooler.dense.weight": "a.weight"}'
+    ),
+    "numbers of 4,000 digits without end": setting("b.bias", "shape", to=[10**4000] * 1200),
+    "a packed shape of 4,000 digits": setting("packed", "a.weight", to=[10**4000] * 1200),
+    "more axes than there are": setting("b.bias", "shape", to=[1] * 11 + [12] + [1] * 60),
     "a number of 5,000 digits": setting("__metadata__", "packed", to='{"a": [' + "9" * 5000 + "]}"),
     "a deep list": setting("__metadata__", "packed", to="[" * 100_000),
 }
@@ -183,7 +193,7 @@ def honest(tmp_path):
     mask = np.arange(60).reshape(5, 12) % 3 == 0
     array = np.where(mask, np.arange(60.0).reshape(5, 12) + 1, 0).astype(np.float32)
     tensors = {"a.weight": array, "b.bias": np.ones(12, np.float32)}
-    return write(tmp_path, tensors, {"a.weight": mask})
+    return write(tmp_path, tensors, {"a.weight": mask}, config='{"hidden_size": 12}')
 
 
 @pytest.mark.parametrize("lie", [*LIES])
@@ -193,6 +203,28 @@ def test_lies_are_refused(honest, lie):
     with limits(), pytest.raises(SparseFileError) as error:
         read(honest)
     assert str(honest) in str(error.value) and len(str(error.value)) < 1000 and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("a", "a.scales"), "has a tensor a.scales, whose name is a part of a; rename it"),
+        (("a", "../../x"), r"a tensor is called '../../x'; a name has letters"),
+        (("a", "my tensor"), r"a tensor is called 'my tensor'; a name has letters"),
+    ],
+)
+def test_what_would_not_come_back_is_not_written(tmp_path, names, said):
+    tensors = {name: np.ones((3, 4), np.int8 if name == "a" else np.float32) for name in names}
+    with pytest.raises(UserError, match=said):
+        write(tmp_path, tensors, {})
+
+
+def test_a_config_may_hold_the_sizes_of_another_architecture_too(tmp_path):
+    config = {"model_type": "distilbert", "intermediate_size": 99, "hidden_dim": 16, "hidden_size": 98, "dim": 12}
+    tensors = {"distilbert.transformer.layer.0.ffn.lin1.weight": np.ones((16, 12), np.float32)}
+    read(write(tmp_path, tensors, {}, config=json.dumps(config)))
+    with pytest.raises(SparseFileError, match=r"asks for \[99, 98\]"):
+        read(write(tmp_path, tensors, {}, config=json.dumps(config | {"model_type": "bert"})))
 
 
 def test_cut_and_padded_files_are_refused(honest):

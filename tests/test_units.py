@@ -135,7 +135,7 @@ def test_one_prune_at_once_gives_the_same_bits():
     params = drawn(2)
     masks, structure = masks_of(params, "heads+neurons"), structure_of("heads+neurons", SHAPE)
     for scope in ("matrix", "global"):
-        once = prune_once(params, masks, 0.5, structure=structure, scope=scope)
+        once, _ = prune_once(params, masks, 0.5, structure=structure, scope=scope)
         using = pruner(structure=structure, scope=scope)
         jax.tree.map(np.testing.assert_array_equal, once, jax.device_get(using.update((), params, masks, 0.5)[1]))
 

@@ -13,6 +13,7 @@ import pytest
 from jaxprune.config import PretrainConfig
 from jaxprune.config.load import changes, to_yaml
 from jaxprune.errors import InUse, UserError
+from jaxprune.exit_code import exit_code_of
 from jaxprune.files import new_directory, write_atomically
 from jaxprune.pruning.pruner import PruneReport
 from jaxprune.training.records import Records
@@ -179,6 +180,17 @@ def test_a_new_directory_is_whole_or_not_there(tmp_path):
     with new_directory(tmp_path / "a" / "b") as directory:  # takes the place of the one before
         (directory / "two").write_text("2")
     assert [path.name for path in (tmp_path / "a").rglob("*")] == ["b", "two"]
+
+
+def test_a_directory_below_a_file_is_the_users_mistake(tmp_path, capsys):
+    (tmp_path / "file").touch()
+
+    def write():
+        with new_directory(tmp_path / "file" / "b"):
+            return 0
+
+    assert exit_code_of(write, "jaxprune x") == 2
+    assert f"{tmp_path}/file: Not a directory; choose another path" in capsys.readouterr().err
 
 
 def test_result_marks_the_end(tmp_path):

@@ -103,7 +103,15 @@ def validate(model: type[C], content: dict[str, Any], where: str) -> C:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise UserError("\n".join(_explain(model, problem, where) for problem in error.errors())) from None
+        problems = error.errors()
+        # A list is too short, too, where what is wrong in it was left out.
+        told = [one for one in problems if one["type"] != "too_short" or not _holds_more(one["loc"], problems)]
+        raise UserError("\n".join(_explain(model, problem, where) for problem in told)) from None
+
+
+def _holds_more(location: tuple[Any, ...], problems: Sequence[Any]) -> bool:
+    """Whether something below `location` is wrong too."""
+    return any(one["loc"][: len(location)] == location and len(one["loc"]) > len(location) for one in problems)
 
 
 def _explain(model: type[BaseModel], problem: Any, where: str) -> str:

@@ -1,6 +1,7 @@
 """A task of the user's own: where its files and columns are, what its labels mean, how it is scored."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -9,6 +10,10 @@ from jaxprune.config.sections import Section
 
 Name = Annotated[str, Field(coerce_numbers_to_str=True)]
 """A name that YAML may take for a number."""
+
+
+_TAKEN = ("best", "before", "tokenizer", "checkpoints", "hf", "tensorboard")
+_FILES = (".json", ".jsonl", ".csv", ".yaml", ".html", ".lock", ".npz")
 
 
 class OwnTaskConfig(Section):
@@ -58,6 +63,8 @@ class OwnTaskConfig(Section):
     def _check(self) -> Self:
         if self.name.startswith(".") or {*"/\\\0"} & {*self.name}:
             raise ValueError(f"name = {self.name!r} is no name for a directory; use letters, digits, - and _")
+        if self.name.lower() in _TAKEN or Path(self.name).suffix in _FILES:
+            raise ValueError(f"name = {self.name!r} is what a workdir calls something else; choose another")
         if bool(self.dev) == bool(self.dev_fraction):
             both = "both are set" if self.dev else "neither is set"
             raise ValueError(f"dev and dev_fraction: {both}; give the dev examples, or a fraction of train to hold out")

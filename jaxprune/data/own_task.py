@@ -45,6 +45,8 @@ def read_task(entry: TaskEntry, glue: str, revision: str = "") -> tuple[Examples
     if not dev:
         train, *dev = _divided(entry, train)
     _check_classes(task, train)
+    if entry.dev and entry.kind == "single_label" and not entry.labels:
+        _check_same_classes(task, dev[0])
     return train, dev[0]
 
 
@@ -85,7 +87,7 @@ def _name(value: Any, table: Table, i: int, column: str) -> str:
         raise UserError(f"{table.where(i)}: no label in column {column!r}. Fill it in, or remove the row")
     if not isinstance(value, str | int):
         raise UserError(f"{table.where(i)}: label {str(value)[:40]} in column {column!r} is no name of a class")
-    return str(value)
+    return str(value).strip()
 
 
 def _several(entry: OwnTaskConfig, table: Table) -> list[list[str]]:
@@ -196,6 +198,10 @@ def _divided(entry: OwnTaskConfig, examples: Examples) -> tuple[Examples, Exampl
     from sklearn.model_selection import train_test_split
 
     classes = examples.labels if entry.kind == "single_label" else None
+    if classes is not None and 1 in (counts := np.bincount(classes)):
+        name = examples.task.labels[int(np.argmax(counts == 1))]
+        why = f"class {name!r} has one example, which cannot be in both parts. Give dev examples, or add some of it"
+        raise UserError(f"{examples.source}: dev_fraction = {entry.dev_fraction:g}: {why}")
     try:
         parts = train_test_split(
             np.arange(len(examples)), test_size=entry.dev_fraction, random_state=entry.split_seed, stratify=classes
@@ -206,6 +212,16 @@ def _divided(entry: OwnTaskConfig, examples: Examples) -> tuple[Examples, Exampl
         ) from None
     train, dev = (take(examples, np.sort(rows)) for rows in parts)
     return train, dev
+
+
+def _check_same_classes(task: Task, dev: Examples) -> None:
+    """UserError for a class that is trained and that dev lacks; a config that names the `labels` means it so."""
+    lacking = [
+        name for name, count in zip(task.labels, np.bincount(dev.labels, minlength=len(task.labels))) if not count
+    ]
+    if lacking:
+        why = "add some, or name the classes in labels to score without it"
+        raise UserError(f"{dev.source}: no dev example of class {lacking[0]!r}, which is trained; {why}")
 
 
 def _check_classes(task: Task, train: Examples) -> None:

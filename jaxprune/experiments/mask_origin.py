@@ -9,6 +9,7 @@ from jaxprune.config import FinetuneConfig, PretrainConfig
 from jaxprune.config.load import to_yaml
 from jaxprune.config.sections import PruneConfig
 from jaxprune.experiments.provenance import short_path
+from jaxprune.training.records import plain_thresholds
 from jaxprune.training.workdir import read_records
 
 _HOW = ("criterion", "structure", "scope", "method", "distribution")
@@ -25,18 +26,21 @@ def origin_of_run(cfg: PretrainConfig | FinetuneConfig, workdir: Path) -> dict[s
     return _origin(cfg.prune if records else None, cfg.init_from, cfg.masks_from) | last | {"config": config}
 
 
-def origin_of_command(prune: PruneConfig, parent: str) -> dict[str, Any]:
-    """Of `jaxprune prune`."""
-    return _origin(prune, parent) | {"sparsity": prune.sparsity}
+def origin_of_command(prune: PruneConfig, parent: str, thresholds: Any) -> dict[str, Any]:
+    """Of `jaxprune prune`, whose last prune had these thresholds."""
+    return _origin(prune, parent) | {"sparsity": prune.sparsity, "thresholds": plain_thresholds(thresholds)}
 
 
 def told(origin: Mapping[str, Any]) -> str:
-    """An origin in a line."""
-    how = ", ".join(origin[key] for key in _HOW if key in origin)
-    when = f"step {origin['step']}" if "step" in origin else ""
-    config = f"config {origin['config'][:8]}" if "config" in origin else ""
-    masks = f"masks of {', '.join(origin['masks_from'])}" if origin.get("masks_from") else ""
-    parent = f"from {origin['parent']}" if origin.get("parent") else ""
+    """An origin in a line; what is none is left out."""
+    words = {key: value for key, value in origin.items() if isinstance(value, str)}
+    others = origin.get("masks_from")
+    others = [name for name in others if isinstance(name, str)] if isinstance(others, list) else []
+    how = ", ".join(words[key] for key in _HOW if key in words)
+    when = f"step {origin['step']}" if isinstance(origin.get("step"), int) else ""
+    config = f"config {words['config'][:8]}" if "config" in words else ""
+    masks = f"masks of {', '.join(others)}" if others else ""
+    parent = f"from {words['parent']}" if words.get("parent") else ""
     return "; ".join(filter(None, (how, when, parent, masks, config)))
 
 

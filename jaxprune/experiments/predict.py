@@ -17,15 +17,15 @@ from jaxprune.data.row_packing import shape_for
 from jaxprune.data.task_batches import outputs
 from jaxprune.data.tasks import HEADS, TASKS, Kind, Task
 from jaxprune.errors import UserError
-from jaxprune.experiments.task_model import pooling_in
 from jaxprune.experiments.task_run import encoded_for
-from jaxprune.experiments.weights import check_vocabulary, model_folder, stored_config
+from jaxprune.experiments.weights import check_pairs, check_vocabulary, model_folder, stored_config
 from jaxprune.files import write_atomically
 from jaxprune.models import architecture_named
 from jaxprune.models.config_json import PROBLEM_TYPES, label_names, read_json
 from jaxprune.models.folder import read_folder
 from jaxprune.models.hub import find_folder
 from jaxprune.models.other_files import CONFIG
+from jaxprune.models.sentence_folder import Vectors, vectors_in
 
 SUFFIXES = (".csv", ".jsonl")
 ANSWERS: dict[Kind, tuple[str, ...]] = {
@@ -49,10 +49,14 @@ def predict(
     """
     if out and out.suffix not in SUFFIXES:
         raise UserError(f"--out {out}: name a file that ends in {' or '.join(SUFFIXES)}")
+    if out and out.exists() and Path(file).exists() and out.samefile(file):
+        raise UserError(f"--out {out}: is the file that is read; name another")
     folder = find_folder(model_folder(model), revision or None)
     task = _task(folder, tuple(text) or _columns(model))
     if taken := [name for name in task.text if name in ANSWERS[task.kind]]:
         raise UserError(f"{file}: column {taken[0]!r} is also what the answer is called; rename it there (--text NAME)")
+    if text and len(text) < len(_columns(model)):
+        raise UserError(f"--text {' '.join(text)}: {model} was trained on pairs of texts; name two columns")
     first, second = read_texts(file, task.text)
     if task.kind == "similarity" and second is None:
         raise UserError(f"--text {' '.join(task.text)}: {folder} compares two texts; name two columns")
@@ -66,12 +70,15 @@ def predict(
     most = record.max_tokens(read.model)
     if max_len > most:
         raise UserError(f"--max-len {max_len} is above the {most} positions of {folder}; lower it")
-    encoded = encoded_for(examples, vocabulary, max_len or most)
+    vectors = vectors_in(folder) if task.kind == "similarity" else Vectors()
+    if second is not None and task.kind != "similarity":
+        check_pairs(read.model, str(folder))
+    encoded = encoded_for(examples, vocabulary, max_len or min(most, vectors.max_tokens or most))
     built = record.build(
         read.model,
         head=task.head,  # pyright: ignore[reportArgumentType]
         num_labels=len(task.labels),
-        pooling=pooling_in(folder),
+        pooling=vectors.pooling,
     )
     forward = jax.jit(lambda params, batch: built.apply(params, batch)["logits"])
     params = jax.device_put(read.params)

@@ -12,6 +12,7 @@ from jaxprune.config.sections import ModelConfig
 from jaxprune.data import tokenizer
 from jaxprune.data.mlm import PretrainData
 from jaxprune.errors import UserError
+from jaxprune.experiments.card import card_of_pretraining
 from jaxprune.experiments.dry_run import describe_pretraining
 from jaxprune.experiments.lesson import check_pupil, lesson
 from jaxprune.experiments.mask_origin import origin_of_run
@@ -23,6 +24,7 @@ from jaxprune.experiments.teacher import teacher_of
 from jaxprune.experiments.walk import Command, Data, Decisions, Fitted, Opened, walk
 from jaxprune.experiments.weights import (
     absolute,
+    check_pairs,
     check_vocabulary,
     folder_beside,
     masked_at_start,
@@ -129,6 +131,13 @@ def finish(fitted: Fitted) -> dict[str, Any]:
     cfg: PretrainConfig = opened.decisions.cfg
     params = whole(jax.jit(apply_masks)(state.params, state.masks))
     masks = whole(state.masks)
+    result = {
+        "steps": cfg.steps,
+        "tokens": cfg.steps * opened.data.tokens_per_step,
+        "sparsity": sparsity(state.masks),
+        "dev": fitted.dev,
+        "seconds_this_session": fitted.seconds,
+    }
     if fitted.workdir.owner:
         most = architecture_named(cfg.model.architecture).max_tokens(cfg.model)
         write_folder(
@@ -140,14 +149,9 @@ def finish(fitted: Fitted) -> dict[str, Any]:
             origin=origin_of_run(cfg, fitted.workdir.path),
             tokenizer=tokenizer.files(opened.data.source.vocabulary, max_length=most),
             source=folder_beside(cfg.init_from, cfg.init_revision),
+            card=card_of_pretraining(cfg, params, masks, result),
         )
-    return {
-        "steps": cfg.steps,
-        "tokens": cfg.steps * opened.data.tokens_per_step,
-        "sparsity": sparsity(state.masks),
-        "dev": fitted.dev,
-        "seconds_this_session": fitted.seconds,
-    }
+    return result
 
 
 def _weights(cfg: PretrainConfig, shelf: Shelf) -> Any:
@@ -181,6 +185,8 @@ def _data(cfg: PretrainConfig) -> Data:
             f"the sequence length {train.seq_len} of data.path = {cfg.data.path}"
         )
     pairs = train.next_sentence and record.next_sentence
+    if pairs:
+        check_pairs(cfg.model, f"model, for the sentence pairs of data.path = {cfg.data.path}")
     return Data(
         batches=lambda: train.iterator(0, prefetch=4),
         dev=lambda: dev.eval_batches(cfg.train.eval_batches),

@@ -97,7 +97,7 @@ def prune_folder(
             before = _fitting(before, structure, parts["structure"], src)
         if scoring.watches == "inputs":
             before = _read(before, weights, criterion, include)
-        after, params = before, weights.params
+        after, params, thresholds = before, weights.params, {}
         read = read_texts(calibration, texts, weights, src) if calibration else None
         for number in range(1, rounds + 1):
             held = weights._replace(params=params)
@@ -105,13 +105,12 @@ def prune_folder(
             share = sparsity if number == rounds else sparsity * number / rounds
             wanted = prune.finals if prune.amounts else share
             options = {**parts, "scopes": scopes_of(weights.model), "state": state}
-            pruned = jax.device_get(prune_once(params, after, wanted, jax.random.key(seed), **options))
+            pruned, thresholds = prune_once(params, after, wanted, jax.random.key(seed), **options)
             params = jax.device_get(jax.jit(partial(compensated, scoring))(state, params, after, pruned)[0])
             after = pruned
     values = params if scoring.compensate else None
-    write_masked(
-        src, dst, after, values, origin=origin_of_command(prune, src), revision=revision or None, variant=variant
-    )
+    origin = origin_of_command(prune, src, thresholds)
+    write_masked(src, dst, after, values, origin=origin, revision=revision or None, variant=variant)
     flat: dict[str, Any] = flatten_dict(after, sep="/")
     made = {path: mask for path, mask in flat.items() if mask is not None}
     counts = {path: (int(np.count_nonzero(mask)), mask.size) for path, mask in made.items()}

@@ -5,34 +5,27 @@ from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-import jaxprune
 from jaxprune.config.commands import FinetuneConfig
 from jaxprune.config.encoder_part import encoder_part
-from jaxprune.config.load import to_yaml
 from jaxprune.config.sections import ModelConfig
 from jaxprune.data import tokenizer
 from jaxprune.data.tasks import Task
-from jaxprune.errors import UserError
+from jaxprune.experiments.card import card_of_task
 from jaxprune.experiments.mask_origin import origin_of_run
 from jaxprune.experiments.program import Blueprint
 from jaxprune.experiments.weights import Weights, folder_beside
 from jaxprune.files import new_directory
 from jaxprune.models import architecture_named
-from jaxprune.models.architecture import encoder_matrices
 from jaxprune.models.config_json import label_names, read_json
 from jaxprune.models.folder import write_folder
 from jaxprune.models.model import Pooling
 from jaxprune.models.other_files import CONFIG
+from jaxprune.models.sentence_folder import vectors_in
 from jaxprune.models.tensors import leaf_shapes
-from jaxprune.reports.model_card import model_card
 
 log = logging.getLogger("jaxprune")
-
-_POOLING = "1_Pooling/config.json"
-_MODES: dict[str, Pooling] = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 
 
 def pooling_of(cfg: FinetuneConfig) -> Pooling:
@@ -43,20 +36,7 @@ def pooling_of(cfg: FinetuneConfig) -> Pooling:
 def pooling_beside(source: str, revision: str) -> Pooling:
     """How the model at `source` makes sentence vectors, as its folder says; `mean` without one."""
     folder = folder_beside(source, revision)
-    return pooling_in(folder) if folder else "mean"
-
-
-def pooling_in(folder: Path) -> Pooling:
-    """The pooling of a sentence-transformers directory; `mean` of one that is none. UserError for other poolings."""
-    if not (folder / _POOLING).is_file():
-        return "mean"
-    settings = read_json(folder / _POOLING)
-    asked = [key for key, value in settings.items() if key.startswith("pooling_mode_") and value]
-    if isinstance(settings.get("pooling_mode"), str):  # newer folders name it
-        asked = [f"pooling_mode_{settings['pooling_mode'].replace('mean', 'mean_tokens').replace('cls', 'cls_token')}"]
-    if len(asked) != 1 or asked[0] not in _MODES:
-        raise UserError(f"{folder / _POOLING}: {', '.join(asked) or 'no pooling mode'}; set pooling to mean or cls")
-    return _MODES[asked[0]]
+    return vectors_in(folder).pooling if folder else "mean"
 
 
 def with_fitting_head(weights: Weights, revision: str, blueprint: Blueprint, labels: tuple[str, ...]) -> Weights:
@@ -127,7 +107,7 @@ def write_model(
         tokenizer=tokenizer.files(vocabulary, max_length=most),
         source=folder_beside(cfg.init_from, cfg.init_revision),
         extra_config=config,
-        card=_card(cfg, blueprint, task, params, masks, result),
+        card=card_of_task(cfg, task, blueprint.pooling, params, masks, result),
     )
 
 
@@ -137,35 +117,3 @@ def write_tokenizer(vocabulary: tokenizer.Vocabulary, model: ModelConfig, direct
     with new_directory(directory) as temporary:
         for name, content in tokenizer.files(vocabulary, max_length=most).items():
             (temporary / name).write_bytes(content)
-
-
-def _card(
-    cfg: FinetuneConfig, blueprint: Blueprint, task: Task, params: Any, masks: Any, result: Mapping[str, Any]
-) -> str:
-    record, prune = architecture_named(blueprint.model.architecture), cfg.prune
-    leaves: dict[str, Any] = flatten_dict(params, sep="/")
-    sizes = {path: leaf.size for path, leaf in leaves.items()}
-    held: dict[str, Any] = flatten_dict(masks, sep="/")
-    zeros = {path: int(np.count_nonzero(~np.asarray(mask))) for path, mask in held.items() if mask is not None}
-    matrices = encoder_matrices(record, sizes)
-    bases = {"the prunable weights": zeros, "the encoder's matrices": matrices, "all weights": sizes}
-    how = f"The masks are those of {cfg.init_from}, held while it was fine-tuned." if any(zeros.values()) else ""
-    if prune.prunes:
-        how = f"Pruned while it was fine-tuned, by {prune.criterion}, scope {prune.scope}, structure {prune.structure}."
-    return model_card(
-        source=cfg.init_from,
-        architecture=record.name,
-        task=task.name,
-        kind=task.kind,
-        labels=task.labels,
-        pooling=blueprint.pooling,
-        scores={name: result[name] for name in task.metrics},
-        bases={
-            name: (sum(zeros.get(path, 0) for path in paths), sum(sizes[path] for path in paths))
-            for name, paths in bases.items()
-        },
-        how=how,
-        version=jaxprune.__version__,
-        config=to_yaml(cfg).strip(),
-        **{key: result[key] for key in ("dev_examples", "train_examples", "steps", "learning_rate", "seed")},
-    )

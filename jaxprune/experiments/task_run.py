@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import logging
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from jaxprune.data.examples import Examples, subset
 from jaxprune.data.metrics import score
 from jaxprune.data.own_task import read_task
 from jaxprune.data.task_batches import Encoded, TaskData, TaskIterator, encode, eval_batches, outputs
-from jaxprune.data.tasks import Task
+from jaxprune.data.tasks import Task, task
 from jaxprune.errors import UserError
 from jaxprune.experiments import step_time
 from jaxprune.experiments.dry_run import teacher_words
@@ -32,7 +33,9 @@ from jaxprune.experiments.teacher import NO_LESSON, Lesson, Teacher, teacher_of
 from jaxprune.experiments.walk import Command, Data, Decisions, Fitted, Opened, Ready
 from jaxprune.experiments.weights import (
     absolute,
+    check_pairs,
     check_vocabulary,
+    folder_beside,
     masked_at_start,
     read_weights,
     shaped,
@@ -43,6 +46,7 @@ from jaxprune.experiments.weights import (
 )
 from jaxprune.models import architecture_named
 from jaxprune.models.model import TASK_HEADS
+from jaxprune.models.sentence_folder import max_tokens_in
 from jaxprune.progress import duration
 from jaxprune.pruning.masks import apply_masks, sparsity
 from jaxprune.training.compile import evaluate_all
@@ -50,6 +54,8 @@ from jaxprune.training.processes import whole
 from jaxprune.training.sharding import everywhere, gathered, make_mesh, shards
 from jaxprune.training.state import TrainState
 from jaxprune.training.steps import means
+
+log = logging.getLogger("jaxprune")
 
 CHECKPOINTS = ("checkpoints", "integrity")
 
@@ -273,15 +279,27 @@ def vocabulary_of(cfg: FinetuneConfig, own: str) -> tokenizer.Vocabulary:
 
 
 def _splits_key(cfg: FinetuneConfig) -> tuple[Any, ...]:
-    limits = (cfg.max_len, cfg.max_train_examples, cfg.max_dev_examples)
+    limits = (_max_len(cfg), cfg.max_train_examples, cfg.max_dev_examples)
     entry = cfg.tasks[0] if isinstance(cfg.tasks[0], str) else cfg.tasks[0].model_dump_json()
     return (entry, cfg.glue, cfg.revision, cfg.tokenizer, *limits)
 
 
 def _splits(cfg: FinetuneConfig, read: Read, shelf: Shelf) -> Splits:
     vocabulary = shelf.get("vocabulary", cfg.tokenizer, lambda: vocabulary_of(cfg, cfg.tokenizer))
-    train, dev = (encoded_for(examples, vocabulary, cfg.max_len) for examples in read(cfg, cfg.tasks[0]))
+    if (most := _max_len(cfg)) < cfg.max_len:
+        log.info("%s: reads %d tokens of a text (max_seq_length), not max_len = %d", cfg.init_from, most, cfg.max_len)
+    train, dev = (encoded_for(examples, vocabulary, most) for examples in read(cfg, cfg.tasks[0]))
+    if len(train.task.text) > 1 and train.task.kind != "similarity":
+        check_pairs(cfg.model, f"init_from = {cfg.init_from}")
     return Splits(train.task, train, dev, vocabulary)
+
+
+def _max_len(cfg: FinetuneConfig) -> int:
+    """`max_len`, or what a sentence encoder reads of a text where that is less: later it is asked about no more."""
+    entry = cfg.tasks[0]
+    kind = task(entry).kind if isinstance(entry, str) else entry.kind
+    folder = folder_beside(cfg.init_from, cfg.init_revision) if kind == "similarity" else None
+    return min(cfg.max_len, (max_tokens_in(folder) if folder else 0) or cfg.max_len)
 
 
 def encoded_for(examples: Examples, vocabulary: tokenizer.Vocabulary, max_len: int) -> Encoded:

@@ -237,6 +237,12 @@ def check_vocabulary(vocabulary: Vocabulary, model: ModelConfig, name: str, trai
         raise UserError(f"{name}: its padding has id {pad}, that of {source} is {model.pad_token_id}; {remedy}")
 
 
+def check_pairs(model: ModelConfig, where: str) -> None:
+    """UserError where a model cannot tell two texts apart: the second of BERT's pairs has a segment type of its own."""
+    if architecture_named(model.architecture).next_sentence and model.type_vocab_size < 2:
+        raise UserError(f"{where}: has type_vocab_size = 1, so it takes no pairs of texts; use another model or task")
+
+
 def folder_beside(source: str, revision: str = "") -> Path | None:
     """The Hugging Face directory whose other files belong to the weights in `source`, if there is one.
 

@@ -32,7 +32,8 @@ def compressed(tensor: Tensor, *, name: str) -> CompressedTable:
     """The table of a packed tensor; UserError where it is not packed."""
     if tensor.mask is None or tensor.starts is None:
         raise UserError(f"{name}: its word embeddings are not packed; prune them, or load them without compression")
-    values: Any = tensor.values.view(jnp.bfloat16) if tensor.dtype == "BF16" else tensor.values
+    values: Any = tensor.values if len(tensor.values) else np.zeros(1, tensor.values.dtype)  # to take from
+    values = values.view(jnp.bfloat16) if tensor.dtype == "BF16" else values
     scales = np.ones(tensor.shape[0], np.float32) if tensor.scales is None else tensor.scales
     parts = (tensor.mask, values, tensor.starts.astype(np.int32), scales)
     return CompressedTable(*(jnp.asarray(np.array(part)) for part in parts))

@@ -1,6 +1,7 @@
 """Write `model.sparse.safetensors`: a bit per weight and the kept values (`docs/sparse_format.md`)."""
 
 import json
+import re
 import shutil
 import zlib
 from pathlib import Path
@@ -13,7 +14,7 @@ from jaxprune.export.values import stored_as
 from jaxprune.models import portable_encoder, sparse_file
 from jaxprune.models.folder import copy_with_config
 from jaxprune.models.other_files import READERS
-from jaxprune.models.sparse_file import FORM, SPARSE_WEIGHTS
+from jaxprune.models.sparse_file import FORM, NAME, SPARSE_WEIGHTS
 from jaxprune.models.weights import write_safetensors
 
 Arrays = dict[str, np.ndarray]
@@ -54,7 +55,12 @@ def sparse_arrays(source: Source, *, dtype: str, coded: bool) -> tuple[Arrays, d
             packed[name] = [*array.shape]
             bits = np.packbits(kept, axis=-1).reshape(-1, -(-array.shape[-1] // 8))
             parts |= {f"{name}.mask": coded_bits(bits) if coded else bits, f"{name}.values": values[kept]}
-        if clash := parts.keys() & (arrays.keys() | source.tensors.keys() - {name}):
+        if not re.fullmatch(NAME, name):
+            raise UserError(
+                f"{source.name}: a tensor is called {name!r:.100}; a name has letters, digits, _, - and dots"
+            )
+        reserved = {f"{name}.{part}" for part in ("mask", "values", "scales")}
+        if clash := reserved & source.tensors.keys() or parts.keys() & arrays.keys():
             raise UserError(f"{source.name}: has a tensor {clash.pop()}, whose name is a part of {name}; rename it")
         arrays |= parts
     metadata = {"format": FORM, "packed": json.dumps(packed), "copies": json.dumps(copies)}

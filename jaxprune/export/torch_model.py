@@ -15,7 +15,10 @@ from jaxprune.models.config_json import read_json
 from jaxprune.models.folder import write_masked
 from jaxprune.models.other_files import CONFIG
 
-OUTPUTS = ("logits", "prediction_logits", "seq_relationship_logits", "last_hidden_state", "pooler_output")
+OUTPUTS = ("logits", "prediction_logits", "seq_relationship_logits", "start_logits", "end_logits")
+OUTPUTS += ("last_hidden_state", "pooler_output")
+_HEADS = ("MaskedLM", "NextSentencePrediction", "TokenClassification", "QuestionAnswering")
+"""Of transformers, beside those that are ours."""
 
 
 class TorchModel(NamedTuple):
@@ -57,15 +60,14 @@ def torch_model(source: Source) -> TorchModel:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     record = source.record
-    names = read_json(encoder_part(source.folder) / CONFIG).get("architectures") or []
-    known = [name for name in names if name in record.classes.values()] or [record.classes["similarity"]]
+    named = _class_named(source, transformers)
     more: dict[str, Any] = {"attn_implementation": "eager", "dtype": torch.float32}
-    if known[0] == record.classes["similarity"] and "pooler" in " ".join(dict(record.tensors)):
+    if named == record.classes["similarity"] and "pooler" in " ".join(dict(record.tensors)):
         more["add_pooling_layer"] = any("pooler.dense" in name for name in source.tensors)
     with tempfile.TemporaryDirectory() as folder, quiet():
         dense = Path(folder) / "hf"
         write_masked(source.name, dense, {}, revision=source.revision or None, variant=source.variant)
-        kind = getattr(transformers, known[0])
+        kind = getattr(transformers, named)
         kind = with_fewer_heads(kind, source.model) if source.model.head_dim else kind
         model = kind.from_pretrained(encoder_part(dense), **more).eval()
     ids = torch.arange(3, 19).reshape(2, 8) % source.model.vocab_size
@@ -88,6 +90,23 @@ def torch_model(source: Source) -> TorchModel:
             return tuple(result[name] for name in outputs)
 
     return TorchModel(Outputs().eval(), inputs, outputs)
+
+
+def _class_named(source: Source, transformers: Any) -> str:
+    """The class of transformers that config.json names, or the encoder's where it names none.
+
+    UserError for one that is no head on this encoder, or takes other inputs.
+    """
+    encoder = source.record.classes["similarity"]
+    named = read_json(encoder_part(source.folder) / CONFIG).get("architectures") or [encoder]
+    family = encoder.removesuffix("Model")
+    known = {encoder, *source.record.classes.values(), *(f"{family}For{head}" for head in _HEADS)}
+    if isinstance(named, list) and named[0] in known and hasattr(transformers, named[0]):
+        return named[0]
+    raise UserError(
+        f"{source.name}: config.json names architectures {named!r:.100}, a head that is not known here; export hf or "
+        f"sparse, or name {encoder} for the encoder alone"
+    )
 
 
 def with_fewer_heads(kind: Any, cfg: ModelConfig) -> Any:

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +36,7 @@ from jaxprune.models.weights import MASKS, WEIGHTS, read_masks, read_origin, rea
 OVERRIDES = ("dtype", "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 
 CARD = "README.md"
+SOURCE_CARD = "SOURCE_README.md"
 _FOLLOWS = (WEIGHTS, MASKS, SPARSE_WEIGHTS, *READERS)
 """What is written anew, or is of no use without what is."""
 _RELU_NOTE = (
@@ -144,11 +146,11 @@ def write_folder(
 
     Weights whose mask is False are written as +0.0; all others are bit-equal. `origin` says where the masks come from.
     `tokenizer` is a directory to copy TOKENIZER_FILES from, or what its files hold. `source` is the directory that the
-    model comes from: its other files go along (pooling modules, licence, ...; not its model card, nor its tokenizer
-    where `tokenizer` is given), and the keys of its config.json that do not concern the shape; `extra_config` has such
-    keys of the caller's. `card` becomes
-    README.md. The directory is whole under its name or absent; of one that is there already, files that are not written
-    stay. UserError when params do not fit `cfg` and `head`, or are not finite.
+    model comes from: its other files go along (pooling modules, licence, ...; not its tokenizer where `tokenizer` is
+    given), and the keys of its config.json that do not concern the shape; `extra_config` has such keys of the caller's.
+    `card` becomes README.md; the source's becomes SOURCE_README.md, unless it has one. The directory is whole under its
+    name or absent; of one that is there already, files that are not written stay. UserError when params do not fit
+    `cfg` and `head`, or are not finite.
     """
     record = architecture_named(cfg.architecture)
     tensors, kept = params_to_tensors(record, params), params_to_tensors(record, masks or {})
@@ -180,6 +182,8 @@ def write_folder(
         if source:
             leave = (CARD, CONFIG, *(TOKENIZER_FILES if files else ()))
             copy_other_files(source, temporary, leave=leave, whole=True)
+            if (source / CARD).is_file() and not (temporary / SOURCE_CARD).exists():
+                shutil.copyfile(source / CARD, temporary / SOURCE_CARD)
         for name, content in (files | {CONFIG: json_text(config).encode(), CARD: card.encode()}).items():
             if content:
                 (temporary / name).write_bytes(content)

@@ -72,10 +72,12 @@ def encode(
     eps = config.get("layer_norm_eps", 1e-12)
     x = _layer_norm(x, arrays, "embeddings.LayerNorm", eps, xp)
     unseen = (real == 0)[:, None, None, :] * float(np.finfo(np.float32).min)
-    heads = config.get("num_attention_heads", config.get("n_heads"))
+    names = ("n_heads", "n_layers"), ("num_attention_heads", "num_hidden_layers")
+    ours, others = names if config.get("model_type") == "distilbert" else names[::-1]  # both may stand there
+    heads, layers = (config.get(our, config.get(other)) for our, other in zip(ours, others))
     gelu = _gelu if config.get("hidden_act", config.get("activation", "gelu")) == "gelu" else _tanh_gelu
     sublayer = (lambda y: y * (y > 0)) if config.get("sublayer_relu") else (lambda y: y)
-    for number in range(config.get("num_hidden_layers", config.get("n_layers"))):
+    for number in range(layers):
         at = f"encoder.layer.{number}"
         mixed = _attention(x, unseen, arrays, f"{at}.attention.self", heads, xp)
         y = sublayer(_dense(mixed, arrays, f"{at}.attention.output.dense"))

@@ -95,7 +95,7 @@ def read_origin(path_or_name: str | Path, revision: str | None = None) -> dict[s
     path = find_file(path_or_name, MASKS, revision) or find_file(path_or_name, SPARSE_WEIGHTS, revision)
     try:
         origin = json.loads(_header(path).get("__metadata__", {}).get("origin", "{}")) if path else {}
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return {}
     return origin if isinstance(origin, dict) else {}
 

@@ -28,6 +28,11 @@ def elementwise(f: Callable[[jax.Array], jax.Array]) -> Criterion:
     return stateless(lambda params, masks, key: on_prunable(f, masks, params))._replace(elementwise=f)
 
 
+def _zeros(params: Any, masks: Any) -> Any:
+    """A float32 zero per prunable weight."""
+    return on_prunable(functools.partial(jnp.zeros_like, dtype=jnp.float32), masks, params)
+
+
 def summed(
     term: Callable[[jax.Array, jax.Array], jax.Array],
     worth: Callable[[jax.Array, jax.Array], jax.Array] = lambda total, w: total,
@@ -41,7 +46,7 @@ def summed(
         return total + term(w.astype(jnp.float32), g.astype(jnp.float32))
 
     return Criterion(
-        init=lambda params, masks: on_prunable(functools.partial(jnp.zeros_like, dtype=jnp.float32), masks, params),
+        init=_zeros,
         observe=lambda state, params, masks, grads: on_prunable(add, masks, state, params, grads),
         score=lambda state, params, masks, key: on_prunable(
             lambda total, w: worth(total, w.astype(jnp.float32)), masks, state, params
@@ -73,6 +78,13 @@ fisher = summed(lambda w, g: g * g, lambda total, w: total * w * w)
 """w^2 times the sum of g^2 of batch gradients: the rise of the loss when w becomes 0 by a diagonal empirical Fisher
 matrix for the Hessian (LeCun et al. 1990; Theis et al. 2018)."""
 
+gradient = Criterion(
+    init=_zeros,
+    observe=lambda state, params, masks, grads: on_prunable(lambda g: jnp.abs(g.astype(jnp.float32)), masks, grads),
+    score=lambda state, params, masks, key: state,
+)
+"""|g| of the last step's batch, dense: which pruned weights would move most (RigL: Evci et al. 2020)."""
+
 CRITERIA: dict[str, Criterion] = {
     "magnitude": magnitude,
     "random": random,
@@ -84,6 +96,10 @@ CRITERIA: dict[str, Criterion] = {
 """Those that a train step shows what they observe."""
 BY_INPUTS: dict[str, Criterion] = {"wanda": wanda, "obs": obs}
 """Those of one shot alone: they see what goes into matrices as a model reads texts."""
+
+
+REGROWTHS: dict[str, Criterion] = {"random": random, "gradient": gradient}
+"""Those by which pruned weights may come back; by chance is SET (Mocanu et al. 2018)."""
 
 
 def criterion_of(choice: str | Criterion | Callable[..., Scores], argument: str = "criterion") -> Criterion:

@@ -11,7 +11,7 @@ from jax import lax
 
 from jaxprune.errors import UserError
 from jaxprune.pruning.amounts import share_out
-from jaxprune.pruning.criteria import Criterion, Scores, criterion_of
+from jaxprune.pruning.criteria import REGROWTHS, Criterion, Scores, criterion_of
 from jaxprune.pruning.distributions import DISTRIBUTIONS, Distribution
 from jaxprune.pruning.groups import SCOPES
 from jaxprune.pruning.interface import (
@@ -29,7 +29,7 @@ from jaxprune.pruning.interface import (
 from jaxprune.pruning.masks import apply_masks
 from jaxprune.pruning.names import chosen, path_of
 from jaxprune.pruning.order_statistics import Leaf
-from jaxprune.pruning.regrowth import REGROWTHS, Fraction, Regrowth, ahead, fewer
+from jaxprune.pruning.regrowth import Fraction, Regrowth, ahead, fewer
 from jaxprune.pruning.structures import (
     expand,
     expand_bound,

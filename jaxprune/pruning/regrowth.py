@@ -1,16 +1,13 @@
 """Regrowth: at each prune some of the kept weights go, the lowest, and as many pruned ones come back, from 0."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxprune.pruning.criteria import random
 from jaxprune.pruning.integers import wide_part, wide_sub
 from jaxprune.pruning.interface import Amounts, Criterion
-from jaxprune.pruning.masks import on_prunable
 
 Fraction = float | Callable[[jax.Array], jax.Array]
 """A fraction in [0, 1], or (step, an int32 scalar) -> one."""
@@ -22,17 +19,6 @@ class Regrowth(NamedTuple):
 
     criterion: Criterion
     fraction: Fraction
-
-
-gradient = Criterion(
-    init=lambda params, masks: on_prunable(partial(jnp.zeros_like, dtype=jnp.float32), masks, params),
-    observe=lambda state, params, masks, grads: on_prunable(lambda g: jnp.abs(g.astype(jnp.float32)), masks, grads),
-    score=lambda state, params, masks, key: state,
-)
-"""|g| of the last step's batch, dense (RigL: Evci et al. 2020)."""
-
-REGROWTHS: dict[str, Criterion] = {"random": random, "gradient": gradient}
-"""By chance is SET (Mocanu et al. 2018)."""
 
 
 def fewer(amounts: Amounts, regrowth: Regrowth, step: jax.Array | int) -> Amounts:

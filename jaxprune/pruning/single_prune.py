@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxprune.pruning.amounts import share_out
 from jaxprune.pruning.criteria import Criterion, Scores, criterion_of
@@ -30,8 +31,8 @@ def prune_once(
     scopes: Mapping[str, Scope] = SCOPES,
     distribution: str | Distribution = "uniform",
     state: Any = None,
-) -> Masks:
-    """The masks that `pruner(...).update(...)` with hard masks gives, bit by bit, on the host.
+) -> tuple[Masks, Any]:
+    """The masks and thresholds that `pruner(...).update(...)` with hard masks gives, bit by bit, on the host.
 
     There one program makes all masks, and compiling it takes longer the more layers there are. Here leaves that share
     a threshold are pruned alone, and groups of the same shapes by the same program. `state` is what the criterion has
@@ -53,15 +54,15 @@ def prune_once(
     for i, slot in enumerate(groups.slots):
         if slot:
             together.setdefault(slot.first, []).append(i)
-    new = jax.device_get(old)
+    new, cuts = jax.device_get(old), [jnp.float32(jnp.nan)] * len(old)
     for members in together.values():
         own, kept, salts = _alone(groups, amounts, members)
         shapes = [old[i].shape if slot and len(slot.tile.together) > 1 else -1 for i, slot in zip(members, own.slots)]
         arrays = ([x[i].reshape(shape) for i, shape in zip(members, shapes)] for x in (scores, old))
         made = _prune(*arrays, kept, salts, groups=own, method=threshold, transform=transform)
-        for i, mask in zip(members, jax.device_get(made), strict=True):
-            new[i] = mask.reshape(old[i].shape)
-    return tree.unflatten(new)
+        for i, mask, cut in zip(members, *jax.device_get(made), strict=True):
+            new[i], cuts[i] = mask.reshape(old[i].shape), cut
+    return tree.unflatten(new), tree.unflatten(cuts)
 
 
 def _alone(groups: Groups, amounts: Amounts, members: list[int]) -> tuple[Groups, Amounts, list[Any]]:
@@ -84,7 +85,7 @@ def _alone(groups: Groups, amounts: Amounts, members: list[int]) -> tuple[Groups
 
 @partial(jax.jit, static_argnames=("groups", "method", "transform"))
 def _prune(scores, live, amounts, salts, *, groups, method, transform):
-    """The masks of leaves whose slots lack their salts."""
+    """The masks and thresholds of leaves whose slots lack their salts."""
     slots = tuple(slot._replace(salt=salt) for slot, salt in zip(groups.slots, salts, strict=True))
-    masks, _ = keep_leaves(scores, live, amounts, groups._replace(slots=slots), method, transform)
-    return [before & after for before, after in zip(live, masks, strict=True)]
+    masks, thresholds = keep_leaves(scores, live, amounts, groups._replace(slots=slots), method, transform)
+    return [before & after for before, after in zip(live, masks, strict=True)], thresholds

@@ -70,7 +70,7 @@ class Records:
             "regrown": regrown,
             "newly_pruned": removed,
             "leaves": {path: 1 - int(counts["kept"][path]) / int(n) for path, n in counts["size"].items()},
-            "thresholds": {path: _plain(value) for path, value in _leaves(report.threshold).items()},
+            "thresholds": plain_thresholds(report.threshold),
         }
         self._workdir.append("prunes.jsonl", {"step": step, **record})
         self._draw(step, {"sparsity": sparsity})
@@ -122,6 +122,11 @@ def _events() -> Any:
 def _leaves(tree: Any) -> dict[str, Any]:
     """{path: value} of a tree on the host."""
     return {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(tree))}
+
+
+def plain_thresholds(tree: Any) -> dict[str, Any]:
+    """{path: number, or a list of them, or None where there is none} of a tree of thresholds."""
+    return {path: _plain(value) for path, value in _leaves(tree).items()}
 
 
 def _plain(threshold: Any) -> Any:
