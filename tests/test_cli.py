@@ -211,7 +211,10 @@ FINETUNE = {
     "unknown task": (["--tasks", "SST2"], ["'SST2'", "did you mean 'SST-2'?"]),
     "tasks with commas": (["--tasks", "MRPC,SST-2"], ["'MRPC,SST-2'", "write MRPC SST-2, apart"]),
     "seeds with commas": (["--seeds", "0,1"], ["--seeds", "'0,1'"]),
-    "begun by others": (["--workdir", "WEIGHTS"], ["holds config.json", "no config.yaml", "new or empty directory"]),
+    "begun by others": (
+        ["--workdir", "WEIGHTS"],
+        ["holds README.md, config.json", "no config.yaml", "new or empty directory"],
+    ),
     "no such glue": (["--glue", "./none"], ["./none", "no such folder"]),
     "too long": (["--max-len", "64"], ["max_len = 64", "32 positions"]),
     "no start": (["--init-from", ""], ["init_from is empty"]),

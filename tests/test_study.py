@@ -181,7 +181,7 @@ def test_the_cut_after_fine_tuning_is_made_as_recovery_prunes():
         "include": (".*/kernel",),
         "exclude": ("mlm/.*",),
     }
-    when = {"sparsity", "initial", "schedule", "begin", "end", "every", "refresh", "mode"}
+    when = {"sparsity", "initial", "schedule", "begin", "end", "every", "refresh", "mode", "regrow", "regrow_fraction"}
     assert how.keys() | when == PruneConfig.model_fields.keys() and not how.keys() & when
     jobs = [job.cfg for job in matrix(after(how), RUNS) if "/after_finetuning/" in job.path]
     assert len(jobs) == 8

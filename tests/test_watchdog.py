@@ -80,9 +80,9 @@ def test_a_process_that_was_stopped_has_not_stood_still():
 def test_a_step_that_never_ends_is_ended_and_the_same_command_resumes(tiny, pretrained, tmp_path):
     config = tiny.pretrain_yaml(tmp_path / "c.yaml", train={"save_every": 2})
     argv = ("pretrain", config, "--workdir", tmp_path / "run")
-    done = tiny.start(*argv, "--train.stall-minutes", 0.4, program=HANGS).finish()
+    done = tiny.start(*argv, "--train.stall-minutes", 0.25, program=HANGS).finish()
     assert done.code == EXIT_STALLED, done.err
     assert "in requested" in done.err and "Thread 0x" in done.err  # where it hung
-    assert "nothing has moved for 24 s while training; run the same command to resume" in done.err.splitlines()[-1]
+    assert "nothing has moved for 15 s while training; run the same command to resume" in done.err.splitlines()[-1]
     assert tiny.run(*argv).code == 0
     assert_same_run(tmp_path / "run", pretrained)

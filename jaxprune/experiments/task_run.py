@@ -20,7 +20,7 @@ from jaxprune.data.examples import Examples, subset
 from jaxprune.data.metrics import score
 from jaxprune.data.own_task import read_task
 from jaxprune.data.task_batches import Encoded, TaskData, TaskIterator, encode, eval_batches, outputs
-from jaxprune.data.tasks import Task, task
+from jaxprune.data.tasks import TASKS, Task
 from jaxprune.errors import UserError
 from jaxprune.experiments import step_time
 from jaxprune.experiments.dry_run import teacher_words
@@ -297,8 +297,9 @@ def _splits(cfg: FinetuneConfig, read: Read, shelf: Shelf) -> Splits:
 def _max_len(cfg: FinetuneConfig) -> int:
     """`max_len`, or what a sentence encoder reads of a text where that is less: later it is asked about no more."""
     entry = cfg.tasks[0]
-    kind = task(entry).kind if isinstance(entry, str) else entry.kind
-    folder = folder_beside(cfg.init_from, cfg.init_revision) if kind == "similarity" else None
+    known = TASKS.get(entry) if isinstance(entry, str) else entry  # the demo's have names alone
+    similar = known is not None and known.kind == "similarity"
+    folder = folder_beside(cfg.init_from, cfg.init_revision) if similar else None
     return min(cfg.max_len, (max_tokens_in(folder) if folder else 0) or cfg.max_len)
 
 
