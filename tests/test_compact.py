@@ -98,11 +98,13 @@ def test_half_of_the_neurons_and_heads_gone_and_the_same_logits(tmp_path, caplog
 
 
 @pytest.mark.parametrize("kind", ["BertForSequenceClassification", "DistilBertForMaskedLM"])
-def test_fewer_heads_leave_in_the_sparse_form_and_as_onnx(tmp_path, kind):
+def test_fewer_heads_leave_in_the_sparse_form_and_as_onnx(tmp_path, caplog, kind):
     """Whose reader checks the shapes, and whose forward pass computes the same; 3 heads do not divide the width."""
     source = saved(tmp_path / "source", kind)
     run("prune", source, tmp_path / "pruned", "--sparsity", 0.25, "--structure", "heads")
     run("compact", tmp_path / "pruned", tmp_path / "small")
+    run("export", tmp_path / "small", tmp_path / "hf", "--format", "hf")
+    assert "heads were taken out of it; our commands load it, transformers does not" in caplog.text
     run("export", tmp_path / "small", tmp_path / "sparse", "--format", "sparse")
     tensors, config = read(tmp_path / "sparse")[0], json.loads((tmp_path / "sparse" / "config.json").read_text())
     hidden = encode(arrays(tensors), config, IDS)

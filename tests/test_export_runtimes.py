@@ -199,10 +199,10 @@ def test_core_ml_packs_pruned_matrices(sparser, tmp_path):
     (block,) = spec.mlProgram.functions["main"].block_specializations.values()
     kinds = [operation.type for operation in block.operations]
     packed = [kind for kind in kinds if kind.startswith("constexpr_") and "sparse" in kind]
-    assert len(packed) == 6  # the matrices of the layer
-    assert [each.name for each in spec.description.output] == ["last_hidden_state"]
+    assert len(packed) == 6, kinds  # the matrices of the layer
+    assert [each.name for each in spec.description.output] == ["last_hidden_state", "logits"]
     weights = folder / "model.mlpackage" / "Data" / "com.apple.CoreML" / "weights" / "weight.bin"
-    tensors = [a for name, a in load_file(sparser / "model.safetensors").items() if "classifier" not in name]
+    tensors = [*load_file(sparser / "model.safetensors").values()]
     dense = sum(array.nbytes for array in tensors)
     saved = sum(3.8 * array.size - 4 * np.count_nonzero(array) for array in tensors if (array == 0).mean() > 0.7)
     assert weights.stat().st_size < dense - saved
@@ -281,3 +281,19 @@ def test_minilm_in_2_of_4(minilm, tmp_path):
     for name in modules:
         weight = tensors[f"{name}.weight"]
         assert (np.count_nonzero(weight.reshape(len(weight), -1, 4), axis=2) <= 2).all()
+
+
+@pytest.mark.real
+@pytest.mark.filterwarnings("ignore")
+def test_minilm_in_core_ml(pruned_minilm, tmp_path):
+    """A bit per weight of its 37 matrices that are multiplied with or looked up, and 16 per value; smaller by half."""
+    coremltools = pytest.importorskip("coremltools")
+    folder = export(pruned_minilm, tmp_path / "out", "--format", "coreml")
+    weights = folder / "model.mlpackage" / "Data" / "com.apple.CoreML" / "weights" / "weight.bin"
+    tensors = [*load_file(pruned_minilm / "model.safetensors").values()]
+    matrices = [array for array in tensors if (array == 0).mean() > 0.5]
+    kept = sum(np.count_nonzero(array) for array in matrices)
+    packed = sum(array.size for array in matrices) / 8 + 2 * kept
+    rest = 2 * (sum(array.size for array in tensors) - sum(array.size for array in matrices))
+    assert packed < weights.stat().st_size < 1.05 * (packed + rest)
+    assert coremltools.utils.load_spec(str(folder / "model.mlpackage")).WhichOneof("Type") == "mlProgram"

@@ -1,5 +1,6 @@
 """The dense form: a Hugging Face directory with its masks, config, tokenizer and card."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,16 @@ import jaxprune
 from jaxprune.export.source import Source
 from jaxprune.models.folder import write_masked
 
+log = logging.getLogger("jaxprune")
+
 _CARD = "README.md"
 
 
 def write(source: Source, target: Path, *, dtype: str, coded: bool) -> None:
     """Write the model into the directory `target`, bit-equal, and a card where the source has none."""
     write_masked(source.name, target, {}, revision=source.revision or None, variant=source.variant)
+    if source.model.head_dim:
+        log.warning("%s: heads were taken out of it; our commands load it, transformers does not", source.name)
     if not (target / _CARD).exists():
         (target / _CARD).write_text(card(source), encoding="utf-8")
 
