@@ -156,6 +156,21 @@ def test_a_changed_config_is_refused_and_every_key_named(tmp_path):
         assert (tmp_path / "config.yaml").read_bytes() == kept
 
 
+def test_a_config_is_vouched_for_again_after_contents_json_was_lost(tmp_path, caplog):
+    """Else the next flipped bit in config.yaml could not be told from another config."""
+    text, compare = "seed: 0\n", lambda old, new: [] if old == new else ["seed"]
+    for _ in range(2):
+        with Workdir(tmp_path) as workdir:
+            workdir.check_same("config.yaml", text, compare)
+        (tmp_path / "contents.json").unlink()
+    with Workdir(tmp_path) as workdir:
+        workdir.check_same("config.yaml", text, compare)
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    with Workdir(tmp_path) as workdir:
+        workdir.check_same("config.yaml", text, compare)
+    assert "config.yaml: has changed since it was written; moved to config.yaml.changed" in caplog.text
+
+
 def test_every_start_is_kept(tmp_path):
     for number in range(3):
         with Workdir(tmp_path) as workdir:

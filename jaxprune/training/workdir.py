@@ -106,8 +106,8 @@ class Workdir:
             return
         if path.exists():
             self.refuse_changed(name, text, compare)
-        else:
-            write_state(self.path, name, text)
+        if not path.exists() or name not in read_manifest(self.path).state:  # contents.json was lost and made anew
+            write_state(self.path, name, path.read_text() if path.exists() else text)
 
     def refuse_changed(self, name: str, text: str, compare: Callable[[str, str], list[str]]) -> None:
         """UserError when the file is there and `compare(old, new)` lists differences; for those who only look too."""
