@@ -270,18 +270,15 @@ class Round:
         damages = damage(self.workdir, self.rng)
         bad = frozenset().union(*(each.steps for each in damages))
         unknown = any(each.kind.startswith("contents.json") for each in damages)  # whether a step was ever saved
-        # Nothing is left that says what the config was: another one is refused as the user's.
-        blind = unknown and any(each.kind.startswith("config.yaml") for each in damages)
-        if blind or (bad >= before and (before or unknown)):
+        if bad >= before and (before or unknown):
             for again in range(2):
                 # Process 1 of two is told by process 0, or finds it gone.
-                refused = {NO_CHECKPOINT, 2} if blind else {NO_CHECKPOINT}
-                self.undisturbed(refused if self.count == 1 else {NO_CHECKPOINT, 2, -signal.SIGABRT})
+                self.undisturbed({NO_CHECKPOINT} if self.count == 1 else {NO_CHECKPOINT, 2, -signal.SIGABRT})
                 if again:
                     shutil.rmtree(self.workdir)
                     shutil.move(backup, self.workdir)
             for each in damages:
-                if each.steps or each.kind.startswith(("contents.json", "config.yaml")):
+                if each.steps or each.kind.startswith("contents.json"):
                     self.add(each.kind, "refused")
             return
         self.forbidden |= bad
