@@ -264,9 +264,9 @@ class Round:
         backup = self.workdir.with_name(f"{self.workdir.name}-before")
         shutil.rmtree(backup, ignore_errors=True)
         shutil.copytree(self.workdir, backup)
-        from jaxprune.training.checkpoint import steps_in
+        from jaxprune.training.checkpoint import step_damage, steps_in
 
-        before = {*steps_in(self.workdir)}
+        before = {step for step in steps_in(self.workdir) if step_damage(self.workdir, step) is None}
         damages = damage(self.workdir, self.rng)
         bad = frozenset().union(*(each.steps for each in damages))
         unknown = any(each.kind.startswith("contents.json") for each in damages)  # whether a step was ever saved
