@@ -134,7 +134,7 @@ def test_a_table_of_one_long_text_many_times(tmp_path):
 def test_a_table_that_unpacks_to_gigabytes(tmp_path):
     texts = [f"{number}" + "a" * (MAX_BYTES // 2) for number in range(34)]
     source = table_of(tmp_path / "a.parquet", texts, use_dictionary=False)
-    with limits(), pytest.raises(UserError, match=r"a\.parquet: column 'text' unpacks [\d,]+ bytes to [\d,]+; write"):
+    with limits(), pytest.raises(UserError, match=r"a\.parquet: [\d,]+ bytes unpack to [\d,]+ at once; write"):
         next(iter(documents(source)))
 
 

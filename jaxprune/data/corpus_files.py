@@ -178,7 +178,7 @@ def unread_files(source: SourceConfig) -> str:
 
 
 def size_hint(source: SourceConfig) -> int:
-    """Bytes of text in a source, roughly; 0 if unknown. Serves the progress bar."""
+    """Bytes of a source, roughly, other columns of tables among them; 0 if unknown. Serves the progress bar."""
     if source.kind != "local" or source.max_documents:
         return source.max_chars
     total = 0
@@ -188,9 +188,7 @@ def size_hint(source: SourceConfig) -> int:
 
             with path.open("rb") as file:
                 meta = read_metadata(file)
-            groups = [meta.row_group(g) for g in range(meta.num_row_groups)]
-            columns = [group.column(c) for group in groups for c in range(group.num_columns)]
-            total += sum(c.total_uncompressed_size for c in columns if c.path_in_schema == source.text_field)
+            total += sum(meta.row_group(number).total_byte_size for number in range(meta.num_row_groups))
         else:
             total += path.stat().st_size * (3 if path.suffix.lower() in COMPRESSIONS else 1)
     return min(total, source.max_chars or total)

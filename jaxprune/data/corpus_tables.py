@@ -14,7 +14,7 @@ from jaxprune.errors import UserError
 
 _BATCH_ROWS = 256
 _SAFE_BYTES, _SAFE_RATIO = 256 << 20, 100
-"""A row group's text may take so much memory in any case, or so many times the room that it takes in the file."""
+"""A row group may take so much memory in any case, or so many times the room of the file."""
 
 
 def missing_field(where: str, field: str, fields: Iterable[str]) -> UserError:
@@ -36,7 +36,7 @@ def parquet(path: AnyPath, field: str) -> Iterator[str]:
             _check_text(path, pyarrow.parquet.read_schema(raw), field)
             # A text that is there many times is read once: else a batch of long ones takes memory for each.
             with pyarrow.parquet.ParquetFile(raw, read_dictionary=[field]) as file:
-                _check_size(path, file.metadata, field)
+                _check_size(path, file.metadata)
                 yield from _texts(file.iter_batches(batch_size=_BATCH_ROWS, columns=[field]), field)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({one_line(error)}); write it again") from error
@@ -73,17 +73,27 @@ def _check_text(path: AnyPath, schema: Any, field: str) -> None:
         raise UserError(f"{path}: column {field!r} holds {kind}, not text; set text_field")
 
 
-def _check_size(path: AnyPath, meta: Any, field: str) -> None:
-    groups = [meta.row_group(number) for number in range(meta.num_row_groups)]
-    for column in (group.column(number) for group in groups for number in range(group.num_columns)):
-        packed, size = column.total_compressed_size, column.total_uncompressed_size
-        if column.path_in_schema == field and size > max(_SAFE_BYTES, _SAFE_RATIO * packed):
-            raise UserError(f"{path}: column {field!r} unpacks {packed:,} bytes to {size:,}; write smaller row groups")
+def _check_size(path: AnyPath, meta: Any) -> None:
+    packed = path.stat().st_size
+    for number in range(meta.num_row_groups):  # not by column: of a damaged file, pyarrow ends the process there
+        if (size := meta.row_group(number).total_byte_size) > max(_SAFE_BYTES, _SAFE_RATIO * packed):
+            raise UserError(f"{path}: {packed:,} bytes unpack to {size:,} at once; write smaller row groups")
+
+
+def _validate(column: Any) -> None:
+    """Raise where a damaged file left a column that pyarrow ends the process over when it is read."""
+    try:
+        column.validate(full=True)
+    except ValueError as error:
+        if "UTF8" not in str(error):  # said by who reads it, with the byte
+            raise
 
 
 def _texts(batches: Iterable[Any], field: str) -> Iterator[str]:
     for batch in batches:
-        for text in batch.column(field):
+        column = batch.column(field)
+        _validate(column)
+        for text in column:
             yield text.as_py() or ""
 
 
