@@ -125,14 +125,21 @@ class Round:
         self.rng = random.Random(f"{seed} {number}")
         self.workdir = reference.parent / f"round-{seed}-{number}"
         self.faults: list[Fault] = []
-        self.forbidden: frozenset[int] = frozenset()
+        self.forbidden: dict[int, int] = {}
+        """Damaged checkpoint -> inode of its directory: another one under that name was saved since."""
 
     def add(self, kind: str, outcome: str = "") -> None:
         """Count a fault; without an outcome it shares that of the round."""
         self.faults.append(Fault(self.seed, self.number, self.count, kind, outcome))
 
+    def inode(self, step: int) -> int:
+        """Of a checkpoint's directory; 0 where there is none."""
+        path = self.workdir / "checkpoints" / str(step)
+        return path.stat().st_ino if path.exists() else 0
+
     def start(self, faults: list[dict[str, Any]]) -> list[workflow.Running]:
         """The command, in one process per fault."""
+        self.forbidden = {step: inode for step, inode in self.forbidden.items() if self.inode(step) == inode}
         argv = ["pretrain", self.config, "--workdir", self.workdir]
         if len(faults) == 1:
             return [self.tiny.start(json.dumps(faults[0]), self.workdir, *argv, program=PROGRAM)]
@@ -230,7 +237,7 @@ class Round:
             if done[0].code == SAVED:
                 self.add(f"process {victim} of two asked to stop (SIGTERM)")
             return
-        self.check(done[victim], {0, -signal.SIGKILL, PEER})
+        self.check(done[victim], {0, -signal.SIGKILL, PEER} | ({-signal.SIGABRT} if victim == 1 else set()))
         others = {0, PEER, -signal.SIGABRT} | ({-signal.SIGKILL} if kind == "both killed" else set())
         self.check(done[1 - victim], others)
         if done[victim].code:
@@ -255,7 +262,7 @@ class Round:
         if resumed := re.search(r"resuming at step (\d+)", done.err):
             if int(resumed[1]) in self.forbidden:
                 raise Lost(f"went on from a damaged checkpoint: {done.err}")
-            self.forbidden = frozenset()
+            self.forbidden = {}
 
     def damage(self) -> None:
         """Damage the workdir; where nothing good is left, see it refused, and put back what was there."""
@@ -277,11 +284,12 @@ class Round:
                 if again:
                     shutil.rmtree(self.workdir)
                     shutil.move(backup, self.workdir)
+                    self.forbidden = {step: self.inode(step) for step in self.forbidden}
             for each in damages:
                 if each.steps or each.kind.startswith("contents.json"):
                     self.add(each.kind, "refused")
             return
-        self.forbidden |= bad
+        self.forbidden |= {step: self.inode(step) for step in bad}
         for each in damages:
             self.add(each.kind)
 

@@ -527,7 +527,7 @@ def test_the_jobs_of_a_sweep_find_their_files_and_variables():
     task = yaml.safe_load((SCRIPTS / "sweep.yaml").read_text())
     assert set(re.findall(r"\$(\w+)", task["setup"] + task["run"])) - {"PATH"} == set(task["envs"])
     assert [Path(SCRIPTS.parent, path).is_file() for path in task["file_mounts"].values()] == [True]
-    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [75, 76, 79]
+    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [75, 76, 79, 134, 137, 139]
 
 
 @pytest.mark.parametrize(
