@@ -51,7 +51,8 @@ def act():
     if fault["kind"] == "signal":
         os.kill(os.getpid(), fault["number"])
     if fault["kind"] == "disk":
-        size = max((workdir / "metrics.jsonl").stat().st_size, 1500) + fault["room"]
+        metrics = workdir / "metrics.jsonl"
+        size = max(metrics.stat().st_size if metrics.exists() else 0, 1500) + fault["room"]
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     if fault["kind"] == "descriptors":
         count = len(os.listdir("/proc/self/fd")) + fault["room"]
