@@ -1,7 +1,7 @@
 """docs/configuration.md from the config models: `python docs/configuration.py > docs/configuration.md`."""
 
 from collections.abc import Iterator
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -63,9 +63,9 @@ def kind(annotation: Any) -> str:
         return f"list of {kind(inner[0])}" if inner[-1] is Ellipsis else ", ".join(map(kind, inner))
     if origin is dict:
         return f"{kind(inner[0])} -> {kind(inner[1])}"
-    if str(origin) == "typing.Literal":
+    if origin is Literal:
         return ", ".join(f"`{value}`" for value in inner)
-    if str(origin) == "typing.Annotated":
+    if origin is Annotated:
         return kind(inner[0])
     if inner:
         return " or ".join(kind(item) for item in inner)

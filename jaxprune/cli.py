@@ -249,6 +249,9 @@ def _compact(argv: list[str]) -> None:
     parser.add_argument(
         "--text-field", default="text", metavar="COLUMN", help="column or key of TEXT that holds it; default: text"
     )
+    parser.add_argument(
+        "--uneven", action="store_true", help="each layer keeps what it needs itself; transformers cannot load that"
+    )
     from jaxprune.experiments.compact import compact
 
     compact(**vars(parser.parse_args(argv)))

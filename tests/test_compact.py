@@ -219,3 +219,89 @@ def test_a_real_sentence_encoder_with_half_its_neurons(minilm, tmp_path):
             model = transformers.AutoModel.from_pretrained(folder).eval()
             pairs.append(model(**tokenizer(text.read_text(), return_tensors="pt")).last_hidden_state.numpy())
     same([pairs[0]], [pairs[1]])
+
+
+def uneven(tmp_path, kind="BertForPreTraining"):
+    """A folder whose layers have other numbers of neurons and heads, and its masked origin."""
+    source = saved(tmp_path / "dense", kind)
+    words = ["--structure", "neurons", "--sparsity", 0.6, "--amount", "encoder/layer_01/.+", 0.25]
+    run("prune", source, tmp_path / "neurons", *words)
+    words = ["--structure", "heads", "--sparsity", 0.25, "--amount", "encoder/layer_01/.+", 0.75]
+    run("prune", tmp_path / "neurons", tmp_path / "pruned", *words)
+    run("compact", tmp_path / "pruned", tmp_path / "small", "--uneven")
+    return tmp_path / "pruned", tmp_path / "small"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_layer_its_own_width_and_the_same_logits(tmp_path, capsys, kind):
+    """Here, beside the weights with numpy alone, in ONNX; refused where transformers would read it."""
+    pruned, small = uneven(tmp_path, kind)
+    assert "neurons: layers need 10, 18; each keeps its own" in capsys.readouterr().out
+    same(outputs(small), outputs(pruned))
+    folder = read_folder(small, head=None)
+    model = folder.model
+    assert (model.layer_heads, model.layer_neurons, model.head_dim) == ((3, 1), (10, 18), 4)
+    assert (model.num_attention_heads, model.intermediate_size, folder.masks) == (3, 18, None)
+    flops = architecture_named(model.architecture).train_flops
+    one, other = (model.with_layers([i]) for i in range(2))
+    none = model.model_copy(update={"num_hidden_layers": 0, "layer_heads": (), "layer_neurons": ()})
+    count = [flops(cfg, seq_len=8, predictions=2) for cfg in (model, one, other, none)]
+    assert count[0] == count[1] + count[2] - count[3]
+    with pytest.raises((RuntimeError, ValueError), match=r"mismatch|multiple|n_heads"):
+        theirs(small, kind)
+    assert main(["export", str(small), str(tmp_path / "hf"), "--format", "hf"]) == 2
+    assert "its layers differ in width" in capsys.readouterr().err and not (tmp_path / "hf").exists()
+    run("export", small, tmp_path / "sparse", "--format", "sparse")
+    same(outputs(tmp_path / "sparse"), outputs(small))
+    tensors, config = read(tmp_path / "sparse")[0], json.loads((tmp_path / "sparse/config.json").read_text())
+    hidden = encode(arrays(tensors), config, IDS)
+    np.testing.assert_allclose(hidden, outputs(small)[2], atol=1e-4)
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    run("export", small, tmp_path / "onnx", "--format", "onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "onnx" / "model.onnx")
+    inputs = {each.name: np.ones_like(IDS) * (each.name != "token_type_ids") for each in session.get_inputs()}
+    logits = session.run(None, inputs | {"input_ids": IDS})[0]
+    same([logits], [outputs(small)[3]])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layer_neurons": [18, 10]}, "layer.0.intermediate.dense."),
+        ({"layer_heads": [1, 3]}, "layer.0.attention"),
+        ({"layer_neurons": [10, 19]}, "layer_neurons = [10, 19]: name each of the 2 layers, intermediate_size = 18"),
+        ({"layer_heads": [3]}, "layer_heads = [3]: name each of the 2 layers"),
+        ({"layer_heads": "many"}, "layer_heads"),
+        ({"layer_heads": [3, 10**30]}, "layer_heads"),
+        ({"layer_neurons": None}, "layer.0.intermediate.dense."),
+    ],
+)
+def test_widths_that_do_not_fit_are_one_line(tmp_path, capsys, change, message):
+    small = uneven(tmp_path)[1]
+    run("export", small, tmp_path / "sparse", "--format", "sparse")
+    for folder in (small, tmp_path / "sparse"):
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        assert main(["export", str(folder), str(tmp_path / "out"), "--format", "sparse"]) == 2
+        error = capsys.readouterr().err.strip()
+        assert message in error.splitlines()[-1]
+    with pytest.raises(ValueError, match="config.json"):
+        read(tmp_path / "sparse")
+
+
+def test_uneven_models_are_pruned_cut_again_and_made_even(tmp_path):
+    small = uneven(tmp_path)[1]
+    run("prune", small, tmp_path / "again", "--structure", "heads+neurons", "--sparsity", 0.34)
+    run("compact", tmp_path / "again", tmp_path / "smaller", "--uneven")
+    same(outputs(tmp_path / "smaller"), outputs(tmp_path / "again"))
+    model = read_folder(tmp_path / "smaller", head=None).model
+    assert (model.layer_heads, model.layer_neurons) == ((2, 1), (7, 12))
+    run("compact", small, tmp_path / "one", "--layers", 1)
+    one = read_folder(tmp_path / "one", head=None).model
+    assert one.even and (one.num_attention_heads, one.intermediate_size, one.head_dim) == (1, 18, 4)
+    assert not {"layer_heads", "layer_neurons"} & json.loads((tmp_path / "one/config.json").read_text()).keys()
+    outputs(tmp_path / "one")
+    run("compact", small, tmp_path / "turned", "--layers", 1, 0)
+    assert read_folder(tmp_path / "turned", head=None).model.layer_neurons == (18, 10)
+    outputs(tmp_path / "turned")

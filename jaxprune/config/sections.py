@@ -1,6 +1,7 @@
 """Sections of a config file. The only place in jaxprune where defaults live; imports no jax."""
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -31,6 +32,10 @@ def _types(annotation: Any) -> set[type]:
     return set().union(*map(_types, get_args(annotation)))
 
 
+_BY_LAYER = (("layer_heads", "num_attention_heads"), ("layer_neurons", "intermediate_size"))
+"""Fields of ModelConfig that say something of each layer, and those that say it of all."""
+
+
 class ModelConfig(Section):
     """The model's shape, under Hugging Face's names for BERT. With `init_from`, the checkpoint decides it."""
 
@@ -49,6 +54,11 @@ class ModelConfig(Section):
     another one in a model that heads were taken out of."""
     intermediate_size: int = Field(default=3072, ge=1, le=2**24)
     """Width of the feed-forward layer."""
+    layer_heads: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Heads of each layer, of which `num_attention_heads` is the largest; empty: as many in all. transformers has no
+    such models; `jaxprune compact --uneven` makes them."""
+    layer_neurons: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Width of each feed-forward layer, of which `intermediate_size` is the largest; empty: the same in all."""
     max_position_embeddings: int = Field(default=512, ge=8, le=2**24)
     """Rows of the position table: the longest sequence in tokens, and with RoBERTa `pad_token_id` + 1 more."""
     type_vocab_size: int = Field(default=2, ge=1)
@@ -77,7 +87,27 @@ class ModelConfig(Section):
     def _check(self) -> Self:
         if {"hidden_size", "num_attention_heads"} <= self.model_fields_set:  # else the other may be a folder's
             self.check_heads()
+        for by_layer, most in _BY_LAYER:
+            widths = getattr(self, by_layer)
+            if widths and (len(widths) != self.num_hidden_layers or max(widths) != getattr(self, most)):
+                layers = f"each of the {self.num_hidden_layers} layers"
+                raise ValueError(f"{by_layer} = {[*widths]}: name {layers}, {most} = {getattr(self, most)} the largest")
         return self
+
+    @property
+    def even(self) -> bool:
+        """Whether all layers have one shape."""
+        return not (self.layer_heads or self.layer_neurons)
+
+    def with_layers(self, layers: Sequence[int]) -> Self:
+        """The shape of a model that has these layers alone, in this order."""
+        changes: dict[str, Any] = {"num_hidden_layers": len(layers)}
+        for by_layer, most in _BY_LAYER:
+            if widths := tuple(getattr(self, by_layer)[i] for i in layers if getattr(self, by_layer)):
+                changes |= {by_layer: widths, most: max(widths)}
+        if changes.get("num_attention_heads", self.num_attention_heads) < self.num_attention_heads:
+            changes["head_dim"] = self.head_width
+        return self.model_copy(update=changes)
 
     @property
     def head_width(self) -> int:

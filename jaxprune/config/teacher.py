@@ -34,7 +34,7 @@ class TeacherConfig(Section):
     """Weight of the relations in the last layer, of queries, of keys and of values among themselves (MiniLMv2, Wang et
     al. 2021); for a teacher of any hidden_size."""
     relation_heads: int = Field(default=0, ge=0)
-    """relations: heads into which both models' vectors are split; 0 takes the run's num_attention_heads."""
+    """relations: heads into which both models' vectors are split; 0 takes those of the run's last layer."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Type of the teacher's weights and products; none takes the run's."""
 

@@ -29,11 +29,13 @@ def compact(
     vocabulary: Sequence[str] = (),
     text_field: str = "text",
     variant: str = "",
+    uneven: bool = False,
 ) -> dict[str, tuple[int, int]]:
     """Write `src` to `dst` without the heads and neurons that are pruned whole; (before, after) of what shrank.
 
     `src`: a Hugging Face directory or hub name, or the workdir of a run that left a model. Logits stay what they are.
-    Every layer keeps as many heads and neurons as the one that needs most. `layers`: the only ones that stay, numbered
+    Every layer keeps as many heads and neurons as the one that needs most; with `uneven`, as its own need, which
+    transformers does not load. `layers`: the only ones that stay, numbered
     anew in this order, which changes logits. `vocabulary`: files of text; pieces that they do not use go, with their
     rows. UserError, before anything is written, when `dst` holds something or nothing is to be taken out.
     """
@@ -44,9 +46,11 @@ def compact(
     weights = read_weights(str(folder), variant=variant)
     shallower(weights.model, layers, src)
     rows, files = _smaller_vocabulary(folder, weights, vocabulary, text_field) if vocabulary else ([], {})
-    kept = kept_of(weights.model, weights.params, weights.masks, layers=layers, rows=rows)
+    kept = kept_of(weights.model, weights.params, weights.masks, layers=layers, rows=rows, uneven=uneven)
     if kept.cfg == weights.model and not (vocabulary or layers):
-        named = "nor layer or piece of the vocabulary named (--layers, --vocabulary)"
+        spare = any(len({*alive}) > 1 for alive in kept.alive.values())
+        some = "; --uneven takes out what single layers can spare" if spare else ""
+        named = f"nor layer or piece of the vocabulary named (--layers, --vocabulary){some}"
         raise UserError(
             f"{src}: no head or neuron is pruned whole in every layer (--structure heads, neurons), {named}"
         )
@@ -58,9 +62,8 @@ def compact(
     Console(markup=False).print(table)
     for name, alive in kept.alive.items():
         if len({*alive}) > 1:
-            print(
-                f"{name}: layers need {', '.join(map(str, alive))}; each keeps {max(alive)}, as models have one width"
-            )
+            width = "its own" if uneven else f"{max(alive)}, as models have one width (--uneven: each its own)"
+            print(f"{name}: layers need {', '.join(map(str, alive))}; each keeps {width}")
     print(f"wrote {dst}")
     return sizes
 
@@ -89,7 +92,8 @@ def _smaller_vocabulary(
 def _sizes(weights: Weights, kept: Kept) -> dict[str, tuple[int, int]]:
     """What shrank: numbers of layers, heads, neurons and pieces, before and after."""
     units = architecture_named(weights.model.architecture).units
-    fields = {"layers": "num_hidden_layers", **{f"{name} a layer": one.count for name, one in units.items()}}
+    most = " a layer" if kept.cfg.even else " a layer at most"
+    fields = {"layers": "num_hidden_layers", **{f"{name}{most}": one.count for name, one in units.items()}}
     fields["pieces"] = "vocab_size"
     return {name: (getattr(weights.model, field), getattr(kept.cfg, field)) for name, field in fields.items()}
 

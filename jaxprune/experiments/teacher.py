@@ -89,15 +89,17 @@ def teacher_of(
     if cfg.layers and (len(cfg.layers) != ours or max(cfg.layers) >= theirs):
         wanted = f"name one of its layers 0 to {theirs - 1} for each of the run's {ours}"
         raise UserError(f"teacher.layers = {[*cfg.layers]}: {wanted}")
-    heads = (cfg.relation_heads or student.num_attention_heads) if cfg.relations else 0
-    for name, one in (("the run's", student), (f"{where}'s", model)):
+    layers = cfg.layers or evenly_spaced(ours, theirs)
+    last, its = student.with_layers([ours - 1]), model.with_layers([layers[-1]])  # whose relations are compared
+    heads = (cfg.relation_heads or last.num_attention_heads) if cfg.relations else 0
+    for name, one in (("the run's", last), (f"{where}'s", its)):
         if heads and (size := one.num_attention_heads * one.head_width) % heads:
             kind = "width of all heads" if one.head_dim else "hidden_size"
             raise UserError(f"teacher.relation_heads = {heads} does not divide {name} {kind} {size}")
     if cfg.hardness and head == "pretraining" and model.vocab_size != student.vocab_size:
         rows = f"it has {model.vocab_size} pieces, the run's model {student.vocab_size}"
         raise UserError(f"{where}: {rows}; set model.vocab_size = {model.vocab_size}, or teacher.hardness = 0")
-    layers, logits = cfg.layers or evenly_spaced(ours, theirs), cfg.hardness > 0
+    logits = cfg.hardness > 0
     compared = Compared(logits, cfg.temperature, cfg.hidden > 0, heads, layers)
     model = model.model_copy(update={"dtype": cfg.dtype or student.dtype})
     return Teacher(cfg, model, head if logits else "similarity", num_labels if logits else 0, compared)

@@ -33,7 +33,8 @@ log = logging.getLogger("jaxprune")
 
 SHAPE_FIELDS = (
     *("architecture", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim"),
-    *("intermediate_size", "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pad_token_id"),
+    *("layer_heads", "layer_neurons", "intermediate_size", "max_position_embeddings", "type_vocab_size"),
+    *("layer_norm_eps", "pad_token_id"),
 )
 FUNCTION_FIELDS = ("hidden_act", "sublayer_relu", "classifier_dropout")
 """What the same weights may be asked to compute instead; unset (at its default), the checkpoint decides."""
@@ -92,7 +93,7 @@ def shallower(model: ModelConfig, layers: Sequence[int], source: str) -> ModelCo
     if layers and max(layers) >= model.num_hidden_layers:
         last = model.num_hidden_layers - 1
         raise UserError(f"layers = {[*layers]}: {source} has the layers 0 to {last}; name some of those")
-    return model.model_copy(update={"num_hidden_layers": len(layers)}) if layers else model
+    return model.with_layers(layers) if layers else model
 
 
 def with_layers(weights: Weights, layers: Sequence[int]) -> Weights:

@@ -1,5 +1,6 @@
 """The model in transformers, for the exporters that start from torch."""
 
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -68,7 +69,8 @@ def torch_model(source: Source) -> TorchModel:
         dense = Path(folder) / "hf"
         write_masked(source.name, dense, {}, revision=source.revision or None, variant=source.variant)
         kind = getattr(transformers, named)
-        kind = with_fewer_heads(kind, source.model) if source.model.head_dim else kind
+        shape = source.model
+        kind = with_own_widths(kind, shape) if shape.head_dim or not shape.even else kind
         model = kind.from_pretrained(encoder_part(dense), **more).eval()
     ids = torch.arange(3, 19).reshape(2, 8) % source.model.vocab_size
     mask = torch.ones_like(ids)
@@ -109,26 +111,33 @@ def _class_named(source: Source, transformers: Any) -> str:
     )
 
 
-def with_fewer_heads(kind: Any, cfg: ModelConfig) -> Any:
-    """A class of transformers for models whose attention is narrower than their states, as without some of its heads.
+def with_own_widths(kind: Any, cfg: ModelConfig) -> Any:
+    """A class of transformers for models that heads were taken out of, or whose layers differ in heads and neurons.
 
     transformers computes the width of a head from the number of heads, but how many there are from the matrices.
     """
     import torch
 
-    width = cfg.num_attention_heads * cfg.head_width
-
-    class Narrow(kind):
+    class Own(kind):
         def __init__(self, config, *args, **kwargs):
             config.num_attention_heads = config.hidden_size // cfg.head_width
             super().__init__(config, *args, **kwargs)
             for name, part in [*self.named_modules()]:
-                if name.endswith(("query", "key", "value", "q_lin", "k_lin", "v_lin")):
-                    shape = (part.in_features, width)
-                elif name.endswith(("attention.output.dense", "attention.out_lin")):
-                    shape = (width, part.out_features)
+                if not (matched := re.search(r"\.layer\.(\d+)\.(.+)", f".{name}")):
+                    continue
+                layer, role = cfg.with_layers([int(matched[1])]), matched[2]
+                heads, n_in, n_out = layer.num_attention_heads * cfg.head_width, cfg.hidden_size, cfg.hidden_size
+                if re.fullmatch(r"attention\.(self\.(query|key|value)|[qkv]_lin)", role):
+                    n_out = heads
+                elif role in ("attention.output.dense", "attention.out_lin"):
+                    n_in = heads
+                elif role in ("intermediate.dense", "ffn.lin1"):
+                    n_out = layer.intermediate_size
+                elif role in ("output.dense", "ffn.lin2"):
+                    n_in = layer.intermediate_size
                 else:
                     continue
-                self.set_submodule(name, torch.nn.Linear(*shape))
+                if (n_in, n_out) != (part.in_features, part.out_features):
+                    self.set_submodule(name, torch.nn.Linear(n_in, n_out))
 
-    return Narrow
+    return Own

@@ -106,6 +106,8 @@ _KEYS = {
     "num_hidden_layers": "n_layers",
     "num_attention_heads": "n_heads",
     "head_dim": "head_dim",
+    "layer_heads": "layer_heads",
+    "layer_neurons": "layer_neurons",
     "intermediate_size": "hidden_dim",
     "max_position_embeddings": "max_position_embeddings",
     "hidden_act": "activation",

@@ -47,6 +47,10 @@ _HEADS_NOTE = (
     "Attention heads were taken out of this model (`head_dim` in config.json). jaxprune computes it; transformers, "
     "where all heads together are as wide as the model, refuses its weights.\n"
 )
+_UNEVEN_NOTE = (
+    "The layers of this model differ in their numbers of heads or neurons (`layer_heads`, `layer_neurons` in "
+    "config.json). jaxprune computes it; transformers, where all layers are alike, refuses its weights.\n"
+)
 _log = logging.getLogger(__name__)
 
 
@@ -259,7 +263,8 @@ def copy_with_config(folder: Path, target: Path, arrays: Iterable[np.ndarray]) -
 
 def with_notes(card: str, cfg: ModelConfig, directory: str | Path) -> str:
     """A model card that says what transformers does not compute of the model, which is logged too."""
-    for applies, note in ((cfg.sublayer_relu, _RELU_NOTE), (cfg.head_dim, _HEADS_NOTE)):
+    notes = ((cfg.sublayer_relu, _RELU_NOTE), (cfg.head_dim, _HEADS_NOTE), (not cfg.even, _UNEVEN_NOTE))
+    for applies, note in notes:
         if applies and note not in card:
             card = f"{card}\n{note}" if card else note
             _log.warning("%s: %s", directory, note.strip())

@@ -167,7 +167,7 @@ class Encoder(nnx.Dict):
     """
 
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
-        super().__init__({layer_name(i): Layer(cfg, rngs) for i in range(cfg.num_hidden_layers)})
+        super().__init__({layer_name(i): Layer(cfg.with_layers([i]), rngs) for i in range(cfg.num_hidden_layers)})
 
     def __call__(
         self, x_BLD: Array, keep_B1LM: Array, seeds: Sequence[Sequence[Array | None]], at_BS: Array | None = None
@@ -195,9 +195,10 @@ class MaskedLM(nnx.Module):
 
 def forward_flops(cfg: ModelConfig, *, seq_len: int, predictions: int) -> int:
     """FLOPs of the forward matrix products of encoder and masked-LM head for one sequence (a multiply-add is 2)."""
-    d, inner, n = cfg.hidden_size, cfg.intermediate_size, cfg.num_hidden_layers
-    heads = cfg.num_attention_heads * cfg.head_width
-    per_token = n * (2 * (4 * d * heads + 2 * d * inner) + 4 * seq_len * heads)
+    d, per_token = cfg.hidden_size, 0
+    for layer in (cfg.with_layers([i]) for i in range(cfg.num_hidden_layers)):
+        heads = layer.num_attention_heads * layer.head_width
+        per_token += 2 * (4 * d * heads + 2 * d * layer.intermediate_size) + 4 * seq_len * heads
     return seq_len * per_token + predictions * 2 * (d * d + d * cfg.vocab_size)
 
 

@@ -22,7 +22,7 @@ PARTS = (
 """The paper's parts (sec. 3.1, 6): attention and feed-forward with biases and LayerNorm; `other`: positions, types,
 their LayerNorm and the pooler."""
 _LAYER = re.compile(r"(encoder/layer_\d+)/.+")
-_ATTENTION = re.compile(r"(encoder/layer_\d+/attention)/(query|key|value|output)/kernel")
+_ATTENTION = re.compile(r"(encoder/layer_(\d+)/attention)/(query|key|value|output)/kernel")
 
 
 def scopes(cfg: ModelConfig) -> dict[str, Scope]:
@@ -30,7 +30,6 @@ def scopes(cfg: ModelConfig) -> dict[str, Scope]:
 
     Any other leaf is a group of its own. UserError when the heads do not divide a leaf.
     """
-    heads = cfg.num_attention_heads
 
     def layer(path: str, shape: tuple[int, ...]) -> tuple[str, int | None, int] | None:
         match = _LAYER.fullmatch(path)
@@ -40,7 +39,7 @@ def scopes(cfg: ModelConfig) -> dict[str, Scope]:
         match = _ATTENTION.fullmatch(path)
         if not match:
             return None
-        axis = 0 if match[2] == "output" else 1
+        axis, heads = 0 if match[3] == "output" else 1, cfg.with_layers([int(match[2])]).num_attention_heads
         if len(shape) != 2 or shape[axis] % heads:
             fault = f"num_attention_heads = {heads} does not divide axis {axis} of {path}, a leaf of shape {shape}"
             raise UserError(f"scope = head: {fault}; use another scope")

@@ -75,11 +75,12 @@ def encode(
     names = ("n_heads", "n_layers"), ("num_attention_heads", "num_hidden_layers")
     ours, others = names if config.get("model_type") == "distilbert" else names[::-1]  # both may stand there
     heads, layers = (config.get(our, config.get(other)) for our, other in zip(ours, others))
+    by_layer = config.get("layer_heads") or [heads] * layers
     gelu = _gelu if config.get("hidden_act", config.get("activation", "gelu")) == "gelu" else _tanh_gelu
     sublayer = (lambda y: y * (y > 0)) if config.get("sublayer_relu") else (lambda y: y)
     for number in range(layers):
         at = f"encoder.layer.{number}"
-        mixed = _attention(x, unseen, arrays, f"{at}.attention.self", heads, xp)
+        mixed = _attention(x, unseen, arrays, f"{at}.attention.self", by_layer[number], xp)
         y = sublayer(_dense(mixed, arrays, f"{at}.attention.output.dense"))
         x = _layer_norm(x + y, arrays, f"{at}.attention.output.LayerNorm", eps, xp)
         y = gelu(_dense(x, arrays, f"{at}.intermediate.dense"), xp)

@@ -10,6 +10,8 @@ from jaxprune.errors import UserError
 
 _TANH_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
 _REQUIRED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+_OURS = ("head_dim", "layer_heads", "layer_neurons")
+"""What transformers has no key for."""
 _MUST_BE = {
     "is_decoder": False,
     "add_cross_attention": False,
@@ -44,6 +46,5 @@ def shape_from_hf(raw: Mapping[str, Any], where: str, *, architecture: str, keys
 
 
 def shape_to_hf(cfg: ModelConfig, *, keys: Mapping[str, str]) -> dict[str, Any]:
-    """The fields of `cfg` that are in `keys`, under their keys in a `config.json`; no `head_dim` that is none."""
-    fields = {field: key for field, key in keys.items() if field != "head_dim" or cfg.head_dim}
-    return {key: getattr(cfg, field) for field, key in fields.items()}
+    """The fields of `cfg` that are in `keys`, under their keys in a `config.json`; of `_OURS` those that are set."""
+    return {key: getattr(cfg, field) for field, key in keys.items() if field not in _OURS or getattr(cfg, field)}

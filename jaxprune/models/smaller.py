@@ -19,7 +19,7 @@ from jaxprune.models.hub import find_folder
 from jaxprune.models.other_files import CONFIG, replaced
 from jaxprune.models.paths import layer_name
 from jaxprune.models.tensors import original_name, stored, tensor_name
-from jaxprune.models.units import layer_axis
+from jaxprune.models.units import count_in, layer_axis
 from jaxprune.models.weights import read_origin, read_weights, write_masks, write_weights
 
 _LAYER = re.compile(r"(?<=\.layer\.)\d+(?=\.)")
@@ -32,7 +32,7 @@ class Kept(NamedTuple):
     """The shape of what stays."""
     layers: tuple[int, ...]
     units: dict[str, dict[str, np.ndarray]]
-    """Kind of unit -> layer (`encoder/layer_00`) -> numbers of those that stay, as many in every layer."""
+    """Kind of unit -> layer (`encoder/layer_00`) -> numbers of those that stay."""
     rows: Sequence[int]
     """Ids that stay of the vocabulary, in their new order; empty: all."""
     alive: dict[str, list[int]]
@@ -46,12 +46,13 @@ def kept_of(
     *,
     layers: Sequence[int] = (),
     rows: Sequence[int] = (),
+    uneven: bool = False,
 ) -> Kept:
     """What stays of params: these layers (none named: all), these rows, and units that are not pruned.
 
     A unit is pruned where its outgoing weights all are, or its incoming ones: it adds exactly 0 then. Pruned is what
-    masks say, and 0 where they say nothing. Every layer keeps as many units as the one that needs most, and at least
-    one: the others pruned ones, that still add 0.
+    masks say, and 0 where they say nothing. Every layer keeps at least one, and unless `uneven` as many as the one that
+    needs most, if it has them: pruned ones, that still add 0.
     """
     layers = tuple(layers) or tuple(range(cfg.num_hidden_layers))
     weights: dict[str, Any] = flatten_dict(params, sep="/")
@@ -59,19 +60,23 @@ def kept_of(
     record = architecture_named(cfg.architecture)
     units, alive, changes = {}, {}, {}
     for name, one in record.units.items():
-        count = getattr(cfg, one.count)
-        dead = {f"encoder/{layer_name(i)}": [np.ones(count, bool), np.ones(count, bool)] for i in layers}
+        counts = {layer: count_in(one, cfg, layer) for layer in (f"encoder/{layer_name(i)}" for i in layers)}
+        dead = {layer: [np.ones(count, bool), np.ones(count, bool)] for layer, count in counts.items()}
         for side, axes in enumerate((one.incoming, one.outgoing)):
             for path, array in weights.items():
                 matched = layer_axis(axes, path)
                 if matched and matched[0] in dead:
                     live = known[path] if known.get(path) is not None else np.asarray(array) != 0
-                    dead[matched[0]][side] &= ~_by_unit(live, matched[1], count).any(1)
+                    dead[matched[0]][side] &= ~_by_unit(live, matched[1], counts[matched[0]]).any(1)
         live = {layer: np.flatnonzero(~(sides[0] | sides[1])) for layer, sides in dead.items()}
         alive[name] = [len(numbers) for numbers in live.values()]
-        width = max(1, *alive[name])
-        units[name] = {layer: _filled(numbers, width, count) for layer, numbers in live.items()}
-        changes[one.count] = width
+        widest = max(1, *alive[name])
+        units[name] = {
+            layer: _filled(numbers, max(1, len(numbers)) if uneven else min(widest, counts[layer]), counts[layer])
+            for layer, numbers in live.items()
+        }
+        widths = tuple(len(numbers) for numbers in units[name].values())
+        changes |= {one.count: widest, one.by_layer: widths if len({*widths}) > 1 else ()}
     if changes.get("num_attention_heads", cfg.num_attention_heads) < cfg.num_attention_heads:
         changes["head_dim"] = cfg.head_width
     changes |= {"num_hidden_layers": len(layers)}
@@ -131,7 +136,7 @@ def _cut_leaf(record: Architecture, kept: Kept, path: str, array: np.ndarray, be
         return array[np.asarray(kept.rows)]
     for name, one in record.units.items():
         if matched := layer_axis(one.axes, path):
-            size = array.shape[matched[1]] // getattr(before, one.count)
+            size = array.shape[matched[1]] // count_in(one, before, matched[0])
             places = kept.units[name][matched[0]][:, None] * size + np.arange(size)
             array = np.take(array, places.reshape(-1), matched[1])
     return array
@@ -146,6 +151,7 @@ def _cut_config(record: Architecture, kept: Kept, config: Mapping[str, Any], bef
     """A config.json with the shape of what stays, and the new ids of its special tokens."""
     old, new = record.config_to_hf(before), record.config_to_hf(kept.cfg)
     changes = {key: value for key, value in new.items() if key not in old or old[key] != value}
+    config = {key: value for key, value in config.items() if key not in old or key in new}
     ids = {key: value for key, value in config.items() if key.endswith("_token_id") and isinstance(value, int)}
     if kept.rows:
         changes |= {key: kept.rows.index(value) for key, value in ids.items() if value in kept.rows}

@@ -33,6 +33,8 @@ _SIZES = {
     "H": ("num_attention_heads", "n_heads"),
     "K": ("head_dim",),
 }
+_BY_LAYER = {"F": "layer_neurons", "H": "layer_heads"}
+"""Axes whose length may be given for each layer."""
 _SHAPES = (
     (r"word_embeddings\.weight|(cls\.predictions|lm_head)\.decoder\.weight|vocab_projector\.weight", "VD"),
     (r"position_embeddings\.weight", "PD"),
@@ -239,15 +241,22 @@ def _scales(name: str, shape: tuple[int, ...], dtype: str, given: tuple[str, np.
 def _check_config(name: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> None:
     """SparseFileError where config.json asks for another shape of a tensor that it decides."""
     axes = next((axes for ending, axes in _SHAPES if re.search(rf"(^|\.)({ending})$", name)), "")
-    wanted = [_size(axis, config) for axis in axes]
+    layer = re.search(r"(?<=layer\.)\d{1,4}(?=\.)", name)
+    wanted = [_size(axis, config, int(layer[0]) if layer else None) for axis in axes]
     if axes and (len(shape) != len(wanted) or any(n not in (size, None) for n, size in zip(wanted, shape))):
         raise SparseFileError(f"{name} has shape {shape!r:.100}, but config.json asks for {wanted!r:.100}")
 
 
-def _size(axis: str, config: Mapping[str, Any]) -> Any:
-    """What config.json says of an axis; None if nothing."""
-    if axis == "A" and "head_dim" in config:  # as many heads as were not taken out
-        heads, width = (_size(part, config) for part in ("H", "K"))
+def _size(axis: str, config: Mapping[str, Any], layer: int | None = None) -> Any:
+    """What config.json says of an axis, in a layer; None if nothing."""
+    widths = config.get(_BY_LAYER.get(axis, ""))
+    if widths is not None and layer is not None:
+        return widths[layer] if isinstance(widths, list) and layer < len(widths) else widths
+    if axis == "A" and (config.get("head_dim") or config.get("layer_heads")):  # as many heads as were not taken out
+        heads, width = (_size(part, config, layer) for part in ("H", "K"))
+        if width is None:
+            all_heads, wide = (_size(part, config) for part in ("H", "D"))
+            width = wide // all_heads if _is_size(all_heads) and all_heads and _is_size(wide) else wide
         return heads * width if _is_size(heads) and _is_size(width) else (heads, width)
     keys = _SIZES["D" if axis == "A" else axis]
     keys = keys[::-1] if config.get("model_type") == "distilbert" else keys  # others' keys may stand there too

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -101,19 +102,20 @@ def leaf_shapes(
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """{path: shape and type} of every leaf that `build(cfg, head=...).init` makes, in the order of params.
 
-    Layers that `layer_name` names are alike, so one is traced: a folder is read in a breath. UserError as `build`.
+    Of layers that are alike one is traced, so a folder is read in a breath. UserError as `build`.
     """
 
-    def traced(cfg: ModelConfig) -> dict[Any, Any]:
+    def shapes(cfg: ModelConfig) -> dict[Any, Any]:
         init = architecture.build(cfg, head=head, num_labels=num_labels).init
         return flatten_dict(jax.eval_shape(init, jax.random.key(0)))
 
-    single = traced(cfg.model_copy(update={"num_hidden_layers": 1}))
-    if not any(layer_name(0) in path for path in single):
+    traced: Any = lru_cache(shapes)
+    if not any(layer_name(0) in path for path in traced(cfg.with_layers([0]))):
         return {"/".join(path): leaf for path, leaf in traced(cfg).items()}
     leaves: dict[tuple[str, ...], Any] = {}
-    for path, leaf in single.items():
-        for name in map(layer_name, range(cfg.num_hidden_layers)):
+    for index in range(cfg.num_hidden_layers):
+        name = layer_name(index)
+        for path, leaf in traced(cfg.with_layers([index])).items():
             leaves[tuple(name if part == layer_name(0) else part for part in path)] = leaf
     return {"/".join(path): leaves[path] for path in sorted(leaves)}
 

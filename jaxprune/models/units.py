@@ -15,7 +15,9 @@ class Units(NamedTuple):
     """One kind of unit: of every layer the k-th slices of some leaves."""
 
     count: str
-    """The field of ModelConfig that says how many there are in a layer."""
+    """The field of ModelConfig that says how many there are in a layer, at most."""
+    by_layer: str
+    """The field that says how many there are in each, where layers differ."""
     incoming: tuple[tuple[str, int], ...]
     """(regex of whole paths, whose first group is the layer; the axis along which the units lie) of what a unit is
     computed with."""
@@ -30,11 +32,13 @@ class Units(NamedTuple):
 UNITS: dict[str, Units] = {
     "heads": Units(
         "num_attention_heads",
+        "layer_heads",
         ((rf"{_ATTENTION}/(?:query|key|value)/kernel", 1), (rf"{_ATTENTION}/(?:query|key|value)/bias", 0)),
         ((rf"{_ATTENTION}/output/kernel", 0),),
     ),
     "neurons": Units(
         "intermediate_size",
+        "layer_neurons",
         ((r"(encoder/layer_\d+)/intermediate/kernel", 1), (r"(encoder/layer_\d+)/intermediate/bias", 0)),
         ((r"(encoder/layer_\d+)/output/kernel", 0),),
     ),
@@ -47,6 +51,11 @@ def layer_axis(axes: Iterable[tuple[str, int]], path: str) -> tuple[str, int] | 
     """The layer that a path belongs to and the axis along which its units lie; None where it holds none."""
     matches = ((re.fullmatch(regex, path), axis) for regex, axis in axes)
     return next(((match[1], axis) for match, axis in matches if match), None)
+
+
+def count_in(one: Units, cfg: ModelConfig, layer: str) -> int:
+    """How many units of a kind `encoder/layer_00`, or another layer, has."""
+    return getattr(cfg.with_layers([int(layer.rpartition("_")[2])]), one.count)
 
 
 def structures(units: Mapping[str, Units], cfg: ModelConfig) -> dict[str, Structure]:
@@ -63,7 +72,7 @@ def _structure(units: Mapping[str, Units], cfg: ModelConfig) -> Structure:
         for name, one in units.items():
             if matched := layer_axis(one.axes, path):
                 layer, axis = matched
-                count = getattr(cfg, one.count)
+                count = count_in(one, cfg, layer)
                 if shape[axis] % count:
                     fault = f"{one.count} = {count} does not divide axis {axis} of {path}, a leaf of shape {shape}"
                     raise UserError(f"structure = {name}: {fault}")
