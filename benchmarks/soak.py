@@ -375,6 +375,9 @@ def main() -> int:
     until = time.monotonic() + 60 * args.minutes
     faults, lost = [], 0
     os.environ.update(JAX_PLATFORMS="cpu", HF_HUB_OFFLINE="1")
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", 2)  # as many as a job has, for its checkpoints
     with ExitStack() as stack:
         folder = args.folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="soak-"))
         tiny = workflow.make(Path(folder).resolve())
