@@ -16,7 +16,7 @@ from test_thresholds import FAST
 from jaxprune.errors import UserError
 from jaxprune.pruning import init_masks, pruner
 from jaxprune.pruning.integers import wide, wide_part
-from jaxprune.pruning.schedules import regrowth
+from jaxprune.pruning.schedules import lifted, regrowth
 from jaxprune.training.workdir import read_records
 
 
@@ -136,6 +136,63 @@ def test_a_part_of_a_count_is_exact(fraction):
 def test_what_cannot_regrow(parts, words):
     with pytest.raises(UserError, match=words):
         pruner(**parts)
+
+
+def test_lifted_masks_give_all_weights_back_as_0_and_come_again():
+    """AC/DC: pruned by what is there then, with exact counts; a weight that never moved from 0 goes again."""
+    using = pruner(regrow="random", regrow_fraction=0.0)
+    state, tree, masks, _ = begun(using)
+    once, pruned, state, _ = using.update(state, tree, masks, 0.6, jax.random.key(1))
+    freed, lifted_masks, state, report = using.update(state, once, pruned, 0.0, jax.random.key(2))
+    for name, mask in masks.items():
+        if mask is None:
+            continue
+        assert lifted_masks[name].all() and int(report.regrown[name]) == count(~pruned[name])
+        np.testing.assert_array_equal(freed[name], once[name])  # kept values, and 0
+    moved = jax.tree.map(lambda w: w + 1e-3, freed)  # what was 0 is below what was kept, still
+    again, masks_again, _, report = using.update(state, moved, lifted_masks, 0.6, jax.random.key(3))
+    for name, mask in masks_again.items():
+        if mask is None:
+            continue
+        order = np.argsort(-np.abs(np.asarray(moved[name])).reshape(-1), kind="stable")
+        assert count(mask) == count(pruned[name])
+        assert set(order[: count(mask)]) == set(np.flatnonzero(np.asarray(mask).reshape(-1)))
+        assert not np.asarray(again[name])[~np.asarray(mask)].any()
+
+
+def test_the_plan_of_lifted_masks():
+    plan = {2: 0.5, 12: 0.6, 22: 0.7, 24: 0.8}
+    assert lifted(plan, 0) == plan
+    assert lifted(plan, 4) == {2: 0.5, 8: 0.0, 12: 0.6, 18: 0.0, 22: 0.7, 24: 0.8}
+    assert list(lifted(plan, 9)) == [2, 3, 12, 13, 22, 24]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("prune", "kept"),
+    [
+        ({"schedule": "one_shot", "begin": 2, "end": 10, "every": 4, "lift_steps": 2}, [0.5, 1, 0.5, 1, 0.5]),
+        (
+            {
+                **{"schedule": "one_shot", "begin": 2, "end": 2, "every": 1, "refresh": True, "mode": "soft"},
+                **{"structure": "2:4", "straight_through": 2e-4, "sparsity": 0.5},
+            },
+            [0.5] * 11,
+        ),
+    ],
+    ids=["AC/DC", "SR-STE"],
+)
+def test_a_run_whose_masks_move_resumes_to_the_bit(tiny, tmp_path, prune, kept):
+    config = tiny.pretrain_yaml(tmp_path / "c.yaml", steps=12, prune={"sparsity": 0.5} | prune, train={"save_every": 2})
+    done = tiny.run("pretrain", config, "--workdir", tmp_path / "whole")
+    assert done.code == 0, done.err
+    records = read_records(tmp_path / "whole" / "prunes.jsonl")
+    assert [record["kept"] / record["size"] for record in records] == pytest.approx(kept, abs=1e-3)
+    assert sum(record["regrown"] for record in records) > 0
+    code, err = stop(tiny, [config], tmp_path / "run", 7, signal.SIGKILL)
+    assert code == -signal.SIGKILL, err
+    assert tiny.run("pretrain", config, "--workdir", tmp_path / "run").code == 0
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxprune.config import MeshConfig, OptimizerConfig
+from jaxprune.errors import UserError
 from jaxprune.pruning import CRITERIA, apply_masks, init_masks, leaf_counts, pruner
 from jaxprune.training.compile import compile_steps
 from jaxprune.training.optimizer import adamw
@@ -158,6 +159,30 @@ def test_soft_masks_keep_the_dense_value_and_let_it_return():
     state = state._replace(params={**state.params, "a": shrunk})
     state, _ = prune_step(state, jnp.float32(0.5), key, pruner=SOFT)
     assert (np.asarray(state.masks["a"]["kernel"]) == hidden).all()  # they swapped places
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_straight_through_trains_what_lies_under_masks(decay):
+    """SR-STE (Zhou et al. 2021, equation 9): w - rate (g + decay (1 - mask) w), g at the masked weights."""
+    using, tx = pruner(mode="soft", straight_through=decay), optax.sgd(0.1)
+    state, _ = prune_step(_state(tx, using=using), 0.5, jax.random.key(0), pruner=using)
+    seen = apply_masks(state.params, state.masks)
+
+    def total(params):
+        terms, _ = _loss(params, (), _batch(), None)
+        return sum(value / count for value, count in terms.values())
+
+    grads = jax.grad(total)(seen)
+    new, _ = train_step(state, (), _batch(), jax.random.key(0), loss_fn=_loss, tx=tx, pruner=using)
+    for mask, w, g, after in zip(
+        _kernels(state.masks), _kernels(state.params), _kernels(grads), _kernels(new.params), strict=True
+    ):
+        mask, w, g = (np.asarray(x, np.float64) for x in (mask, w, g))
+        assert np.abs(g[mask == 0]).max() > 1e-3
+        np.testing.assert_allclose(after, w - 0.1 * (g + decay * (1 - mask) * w), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(new.params["a"]["bias"], state.params["a"]["bias"] - 0.1 * grads["a"]["bias"], atol=1e-6)
+    with pytest.raises(UserError, match="straight_through: needs mode = soft"):
+        pruner(straight_through=decay)
 
 
 def test_soft_loss_is_the_loss_of_the_masked_weights():

@@ -182,6 +182,7 @@ def test_the_cut_after_fine_tuning_is_made_as_recovery_prunes():
         "exclude": ("mlm/.*",),
     }
     when = {"sparsity", "initial", "schedule", "begin", "end", "every", "refresh", "mode", "regrow", "regrow_fraction"}
+    when |= {"lift_steps", "straight_through"}
     assert how.keys() | when == PruneConfig.model_fields.keys() and not how.keys() & when
     jobs = [job.cfg for job in matrix(after(how), RUNS) if "/after_finetuning/" in job.path]
     assert len(jobs) == 8

@@ -138,6 +138,9 @@ class PruneConfig(Section):
     """Step at which the final sparsity is reached; recovery follows. A plan that takes more than one prune names it."""
     every: int = Field(default=10, ge=1)
     """Steps between two prunes; the final sparsity is reached at `end` even off this grid."""
+    lift_steps: int = Field(default=0, ge=0)
+    """Steps before each prune but the first in which nothing is masked: AC/DC's dense phases (Peste et al. 2021), with
+    schedule = one_shot and an `end`. Hard masks give weights back as 0, soft ones as they are under the mask."""
     refresh: bool = False
     """Soft masks: recompute them every `every` steps after `end` too, to the last step; else they are frozen there."""
     scope: str = "matrix"
@@ -155,7 +158,10 @@ class PruneConfig(Section):
     """`exact` counts in integers; `quantile` is jnp.quantile; `hist256` is TensorFlow <= 1.13's histogram."""
     mode: Literal["hard", "soft"] = "hard"
     """`hard`: a pruned weight is 0 and stays 0. `soft`: its dense value is kept under the mask and may return."""
-    regrow: Literal["", "random", "gradient"] = ""
+    straight_through: float | None = Field(default=None, ge=0)
+    """Soft masks: gradients reach the values under them too, plus this times the value, a decay (SR-STE's lambda; 0 is
+    the plain straight-through estimator); null stops them at the mask."""
+    regrow: str = ""
     """Which weights come back at each prune of hard masks, in place of the lowest kept: by chance (SET), by the last
     step's gradient (RigL), or none do. With schedule = one_shot and an `end` the sparsity stays and the masks move."""
     regrow_fraction: float = Field(default=0.3, ge=0, le=1)
@@ -181,6 +187,12 @@ class PruneConfig(Section):
             raise ValueError("mode = soft needs a criterion of the weights; criterion = random would redraw its masks")
         if self.regrow and (self.mode == "soft" or self.method != "exact" or self.begin >= self.end):
             raise ValueError(f"regrow = {self.regrow} needs mode = hard, method = exact and an end after begin")
+        if self.straight_through is not None and self.mode == "hard":
+            raise ValueError(f"straight_through = {self.straight_through} needs mode = soft")
+        if self.lift_steps and self.mode == "hard" and self.method != "exact":
+            raise ValueError(f"lift_steps = {self.lift_steps} needs method = exact, or mode = soft")
+        if self.lift_steps >= self.every:
+            raise ValueError(f"lift_steps = {self.lift_steps} leaves every = {self.every} no masked step; set it lower")
         if self.refresh and self.mode == "hard":
             raise ValueError("refresh = true needs mode = soft; hard masks do not change at the same sparsity")
         return self

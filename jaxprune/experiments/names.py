@@ -6,7 +6,7 @@ from jaxprune.data.metrics import METRICS
 from jaxprune.data.tasks import TASKS
 from jaxprune.models import ARCHITECTURES
 from jaxprune.models.units import structures
-from jaxprune.pruning.criteria import BY_INPUTS, CRITERIA
+from jaxprune.pruning.criteria import BY_INPUTS, CRITERIA, REGROWTHS
 from jaxprune.pruning.distributions import DISTRIBUTIONS
 from jaxprune.pruning.groups import SCOPES
 from jaxprune.pruning.schedules import SCHEDULES
@@ -32,6 +32,7 @@ def offers() -> dict[str, list[str]]:
         "structure": [*STRUCTURES, *dict.fromkeys(units)],
         "method": [*METHODS],
         "schedule": [*SCHEDULES],
+        "regrow": [*REGROWTHS],
         "architecture": [*ARCHITECTURES],
         "format": ["auto", *FORMATS],
         "tasks": [*TASKS],

@@ -19,7 +19,7 @@ from jaxprune.pruning.interface import Pruner, Scope, Structure
 from jaxprune.pruning.masks import init_masks
 from jaxprune.pruning.names import chosen, matched, path_of
 from jaxprune.pruning.pruner import pruner
-from jaxprune.pruning.schedules import SCHEDULES, plan, regrowth
+from jaxprune.pruning.schedules import SCHEDULES, lifted, plan, regrowth
 from jaxprune.pruning.structures import structure_named
 
 _LAYER = re.compile(r"(?<!\\)layer\.(\d+)")  # as in Hugging Face's names of tensors; paths here hold layer_00
@@ -93,6 +93,12 @@ def pruner_of(prune: PruneConfig, model: ModelConfig) -> Pruner:
         if prune.regrow:
             fraction = regrowth(prune.regrow_fraction, begin=prune.begin, end=prune.end)
             grows = {"regrow": prune.regrow, "regrow_fraction": fraction}
+        elif prune.lift_steps and prune.mode == "hard":
+            if criterion_of(prune.criterion).compensate:
+                remedy = "use another, or mode = soft"
+                raise UserError(f"lift_steps = {prune.lift_steps}: {prune.criterion} changes kept weights; {remedy}")
+            grows = {"regrow": "random", "regrow_fraction": 0.0}  # all or none come back
+        grows["straight_through"] = prune.straight_through
         return pruner(prune.criterion, structure=structure, **names, **grows, scopes=scopes_of(model))
 
 
@@ -125,6 +131,7 @@ def plan_of(prune: PruneConfig, steps: int, whose: str) -> dict[int, Any]:
             plans[regex] = plan(schedule, begin=prune.begin, end=prune.end, every=prune.every)
             if prune.refresh:
                 plans[regex] |= plan(schedule, begin=prune.begin, end=steps, every=prune.every)
+            plans[regex] = lifted(plans[regex], prune.lift_steps)
     if any(plan.get(0) for plan in plans.values()):
         why = "prune.begin = 0 is before the first; set it to 1 or more, or"
         check_untrained("prune.criterion", prune.criterion, why)

@@ -139,7 +139,8 @@ class Pruner(NamedTuple):
     `update(state, params, masks, sparsity, key=None, step=0)` gives (params, masks, state, PruneReport). `sparsity` is
     a fraction in [0, 1]; a {regex: fraction or None = leave alone} over paths, "" for the rest, of which each is
     counted apart; or what `amounts(masks, sparsity)` makes of these on the host: counts, as data to a compiled update.
-    `mode`: "hard" or "soft".
+    `mode`: "hard" or "soft". `straight_through`, with soft masks: None, or gradients reach weights under masks too,
+    plus this times their value.
     """
 
     init: Callable[[Any, Masks], Any]
@@ -147,3 +148,4 @@ class Pruner(NamedTuple):
     update: Callable[..., tuple[Any, Masks, Any, PruneReport]]
     amounts: Callable[[Masks, Sparsity], Amounts]
     mode: str
+    straight_through: float | None = None

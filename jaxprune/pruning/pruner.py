@@ -54,6 +54,7 @@ def pruner(
     distribution: str | Distribution = "uniform",
     regrow: str | Criterion | None = None,
     regrow_fraction: Fraction = 0.3,
+    straight_through: float | None = None,
 ) -> Pruner:
     """A pruner of the given parts, each a name or the caller's own callable; `scopes` are the scopes that have names.
 
@@ -65,9 +66,13 @@ def pruner(
     `regrow_fraction`, a number or a function of the step, less than it should, and fills up with those weights that
     `regrow` scores highest. One that it just took keeps its value then, others come back as 0. Counts stay exact.
 
+    With `straight_through`, soft masks let gradients pass to the values under them too, as if no mask were there, plus
+    this times the value, a decay (SR-STE, Zhou et al. 2021; 0 is the plain estimator).
+
     Raises:
-      UserError: an unknown name; `regrow` with soft masks, another method than "exact", or a criterion that gives
-        kept weights new values; from the functions also what does not fit the tree they are called with.
+      UserError: an unknown name; `straight_through` with hard masks; `regrow` with soft masks, another method than
+        "exact", or a criterion that gives kept weights new values; from the functions also what does not fit the tree
+        they are called with.
     """
     scoring = criterion_of(criterion)
     shared = {"scope": chosen("scope", scope, scopes), "structure": structure_named(structure)}
@@ -75,6 +80,8 @@ def pruner(
     threshold = chosen("method", method, METHODS)
     if mode not in ("hard", "soft"):
         raise UserError(f"mode = {mode!r} is unknown; use hard or soft")
+    if mode == "hard" and straight_through is not None:
+        raise UserError("straight_through: needs mode = soft; with hard masks pruned weights have no value to train")
     growth = None if regrow is None else Regrowth(chosen("regrow", regrow, REGROWTHS), regrow_fraction)
     if growth and (mode == "soft" or threshold is not exact or scoring.compensate):
         raise UserError("regrow: needs mode = hard, method = exact and a criterion that leaves kept weights alone")
@@ -104,7 +111,7 @@ def pruner(
         options = {"criterion": scoring, "groups": groups, "method": threshold, "hard": mode == "hard"}
         return _update(state, params, masks, shares, key, step, growth=growth, **options)
 
-    return Pruner(init, observe, update, amounts, mode)
+    return Pruner(init, observe, update, amounts, mode, straight_through)
 
 
 @partial(jax.jit, static_argnames=("criterion", "groups", "method", "hard", "growth"))

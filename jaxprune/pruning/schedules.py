@@ -1,6 +1,7 @@
 """Schedules: sparsity as a function of the step, and the finite plan of prunes made from one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -81,6 +82,16 @@ def plan(schedule: Schedule, *, begin: int, end: int, every: int) -> dict[int, f
     if every < 1:
         raise UserError(f"every = {every} is no number of steps; set every >= 1")
     return {step: float(schedule(step)) for step in [*range(begin, end, every), end]}
+
+
+def lifted(plan: Mapping[int, float], steps: int) -> dict[int, float]:
+    """`plan` with sparsity 0 that many steps before each prune but the first, where that is behind the one before.
+
+    The dense phases of AC/DC (Peste et al. 2021); 0 steps give the plan as it is.
+    """
+    prunes = sorted(plan)
+    lifts = {after - steps: 0.0 for before, after in pairwise(prunes) if steps and after - steps > before}
+    return dict(sorted((lifts | dict(plan)).items()))
 
 
 def regrowth(fraction: float, *, begin: int, end: int) -> Callable[[jax.Array], jax.Array]:

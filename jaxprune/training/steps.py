@@ -41,10 +41,10 @@ def train_step(
 
     With hard masks the optimizer is `masked(tx)`: clipping and moments see live weights only, and pruned weights are
     +0.0 afterwards. With soft masks the forward pass sees masked weights while the stored ones keep their value, and
-    gradients are masked. The pruner observes the gradients of all weights, as the forward pass sees them.
-    `accumulate` splits the batch (leading axis) into that many micro-batches whose gradients add up to the
-    gradient of the whole batch. `weights` are those of terms in the loss, 1 where not named. Under `pmap` or
-    `shard_map` name the mapped axis in `axis_name`.
+    gradients are masked, or go straight through with `pruner.straight_through`. The pruner observes the gradients of
+    all weights, as the forward pass sees them. `accumulate` splits the batch (leading axis) into that many
+    micro-batches whose gradients add up to the gradient of the whole batch. `weights` are those of terms in the loss, 1
+    where not named. Under `pmap` or `shard_map` name the mapped axis in `axis_name`.
     """
     soft = pruner.mode == "soft"
     key = jax.random.fold_in(key, state.step)
@@ -73,6 +73,8 @@ def train_step(
     grads, metrics = total(grads), total(metrics)
     remembered = pruner.observe(state.pruner, state.params, state.masks, grads)
     live = apply_masks(grads, state.masks)
+    if pruner.straight_through is not None:
+        live = _straight_through(grads, state.params, state.masks, pruner.straight_through)
     if soft:
         updates, opt_state = tx.update(live, state.opt_state, state.params)
     else:
@@ -80,6 +82,15 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     metrics = metrics | {"grad_norm": optax.tree.norm(live)}
     return TrainState(state.step + 1, params, state.masks, opt_state, remembered), metrics
+
+
+def _straight_through(grads: Any, params: Any, masks: Any, decay: float) -> Any:
+    """Gradients of all weights, and of those under masks `decay` times their value more."""
+
+    def through(m, g, w):
+        return g if m is None else jnp.where(m, g, g + decay * w.astype(g.dtype))
+
+    return jax.tree.map(through, masks, grads, params, is_leaf=lambda x: x is None)
 
 
 def _accumulated(gradient, params, batch, key, counts, pieces):
