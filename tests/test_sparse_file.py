@@ -227,6 +227,18 @@ def test_a_config_may_hold_the_sizes_of_another_architecture_too(tmp_path):
         read(write(tmp_path, tensors, {}, config=json.dumps(config | {"model_type": "bert"})))
 
 
+@pytest.mark.parametrize("scale", [np.nan, np.inf, 1e38])
+def test_scales_that_give_no_numbers_are_refused(tmp_path, scale):
+    path = write(tmp_path, {"a": np.ones((3, 4), np.float32)}, {}, dtype="int8")
+    read(path)
+    content = path.read_bytes()
+    honest_scale = np.float32(1 / 127).tobytes()
+    assert content.count(honest_scale) == 3
+    path.write_bytes(content.replace(honest_scale, np.float32(scale).tobytes(), 1))
+    with pytest.raises(SparseFileError, match="its scales are no numbers, or above"):
+        read(path)
+
+
 def test_cut_and_padded_files_are_refused(honest):
     content = honest.read_bytes()
     for cut in (0, 4, 8, 100, len(content) - 1):

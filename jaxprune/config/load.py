@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, create_model
 
 from jaxprune.config.file_keys import described_keys
+from jaxprune.config.task import TAGS
 from jaxprune.errors import UserError
 
 MAX_BYTES = 1 << 20
@@ -115,10 +116,12 @@ def _holds_more(location: tuple[Any, ...], problems: Sequence[Any]) -> bool:
 
 
 def _explain(model: type[BaseModel], problem: Any, where: str) -> str:
-    location = [str(part) for part in problem["loc"] if not str(part).startswith("<")]  # what a union tells apart by
-    key = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        return f"{where}: {key}: unknown key; {_hint(location[-1], _fields(model, location[:-1]))}"
+        *outer, name = (str(part) for part in problem["loc"])
+        outer = [part for part in outer if part not in TAGS]
+        return f"{where}: {'.'.join([*outer, name or repr(name)])}: unknown key; {_hint(name, _fields(model, outer))}"
+    location = [str(part) for part in problem["loc"] if part not in TAGS]
+    key = ".".join(location)
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
         of_section = location and re.split(r"\W", message)[0] in _fields(model, location)

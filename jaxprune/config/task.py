@@ -12,6 +12,8 @@ Name = Annotated[str, Field(coerce_numbers_to_str=True)]
 """A name that YAML may take for a number."""
 
 
+TAGS = ("<name>", "<task>")
+"""Of the two kinds of TaskEntry, in what pydantic says of where an error is."""
 _TAKEN = ("best", "before", "tokenizer", "checkpoints", "hf", "tensorboard")
 _FILES = (".json", ".jsonl", ".csv", ".yaml", ".html", ".lock", ".npz")
 
@@ -104,8 +106,8 @@ class OwnTaskConfig(Section):
 
 
 TaskEntry = Annotated[
-    Annotated[str, Tag("<name>")] | Annotated[OwnTaskConfig, Tag("<task>")],
-    Discriminator(lambda entry: "<name>" if isinstance(entry, str) else "<task>"),
+    Annotated[str, Tag(TAGS[0])] | Annotated[OwnTaskConfig, Tag(TAGS[1])],
+    Discriminator(lambda entry: TAGS[0 if isinstance(entry, str) else 1]),
 ]
 """A GLUE task's name, or a task of one's own."""
 

@@ -21,6 +21,7 @@ TYPES |= {f"{kind.upper()}{8 * size}": f"<{kind}{size}" for kind in "iu" for siz
 """Names of types in a safetensors file -> numpy's; it has none for bfloat16, whose bits are those of an integer."""
 PACKED_TYPES = ("F32", "F16", "BF16", "I8")
 _MOST_JSON = 100_000_000
+_LARGEST_SCALE = np.finfo(np.float32).max / 128
 _MOST_AXES, _MOST_SIZE = 32, 1 << 48
 NAME = r"[\w-]+(\.[\w-]+)*"
 """A regex for names of tensors."""
@@ -235,6 +236,8 @@ def _scales(name: str, shape: tuple[int, ...], dtype: str, given: tuple[str, np.
         return None
     if dtype != "I8" or given[0] != "F32" or given[1].shape != (prod(shape[:-1]),):
         raise SparseFileError(f"{name:.200}: scales of {given[0]} {given[1].shape} do not fit {dtype} {shape}")
+    if not (np.abs(given[1]) <= _LARGEST_SCALE).all():
+        raise SparseFileError(f"{name:.200}: its scales are no numbers, or above {_LARGEST_SCALE:g}")
     return given[1]
 
 
