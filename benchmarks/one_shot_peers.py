@@ -1,10 +1,10 @@
-"""One-shot pruning by other libraries, scored as `one_shot.py` scores ours: the same model, texts, matrices and amounts.
+"""One-shot pruning by other libraries, scored as `one_shot.py` scores ours: the same model, texts, matrices, amounts.
 
     python benchmarks/one_shot_peers.py --model MINILM --text TEXT --glue GLUE --out results/one_shot/peers.csv
 
 Runs those that are installed: torch (`torch.nn.utils.prune`, magnitude in each matrix), torchao (its Wanda, in each
-matrix), llmcompressor (its SparseGPT and Wanda, in each row). Each prunes the encoder of `transformers.AutoModel`, which
-is saved and then read by `jaxprune predict`. Rows are added as they come; what the table has is not run again.
+matrix), llmcompressor (its SparseGPT, and its Wanda in each row). Each prunes the encoder of `transformers.AutoModel`,
+which is saved and then read by `jaxprune predict`. Rows are added as they come; what the table has is not run again.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import csv
 import importlib.metadata
 import itertools
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,15 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import pandas
-import torch
-import transformers
+
+sys.path.insert(0, str(Path(__file__).parent))
 from one_shot import score
 
 LENGTH = 128  # tokens of a text at most, as ours
 
 
-def matrices(model: Any) -> dict[str, torch.nn.Linear]:
+Texts = list[dict[str, Any]]
+
+
+def matrices(model: Any) -> dict[str, Any]:
     """The encoder's linear layers."""
+    import torch
+
     return {
         name: part
         for name, part in model.named_modules()
@@ -35,7 +41,7 @@ def matrices(model: Any) -> dict[str, torch.nn.Linear]:
     }
 
 
-def torch_magnitude(model: Any, texts: list[dict[str, torch.Tensor]], sparsity: float) -> None:
+def torch_magnitude(model: Any, texts: Texts, sparsity: float) -> None:
     from torch.nn.utils import prune
 
     for part in matrices(model).values():
@@ -43,7 +49,8 @@ def torch_magnitude(model: Any, texts: list[dict[str, torch.Tensor]], sparsity: 
         prune.remove(part, "weight")
 
 
-def torchao_wanda(model: Any, texts: list[dict[str, torch.Tensor]], sparsity: float) -> None:
+def torchao_wanda(model: Any, texts: Texts, sparsity: float) -> None:
+    import torch
     from torchao.sparsity import WandaSparsifier
 
     sparsifier = WandaSparsifier(sparsity_level=sparsity)
@@ -55,14 +62,13 @@ def torchao_wanda(model: Any, texts: list[dict[str, torch.Tensor]], sparsity: fl
     sparsifier.squash_mask()
 
 
-def llmcompressor(modifier: str) -> Callable[[Any, list[dict[str, torch.Tensor]], float], None]:
-    def pruned(model: Any, texts: list[dict[str, torch.Tensor]], sparsity: float) -> None:
+def llmcompressor(modifier: str) -> Callable[[Any, Texts, float], None]:
+    def pruned(model: Any, texts: Texts, sparsity: float) -> None:
+        import torch
         from llmcompressor import oneshot
         from llmcompressor.modifiers import pruning
 
-        recipe = getattr(pruning, modifier)(
-            sparsity=sparsity, mask_structure="0:0", targets=[*matrices(model)]
-        )
+        recipe = getattr(pruning, modifier)(sparsity=sparsity, mask_structure="0:0", targets=[*matrices(model)])
         oneshot(model=model, dataset=torch.utils.data.DataLoader(texts, batch_size=None), recipe=recipe)
 
     return pruned
@@ -87,6 +93,8 @@ def main() -> None:
     pairs = pandas.read_csv(args.glue / "STS-B" / "dev.tsv", sep="\t", quoting=csv.QUOTE_NONE)
     pairs = pairs[["sentence1", "sentence2", "score"]]
     lines = [line for line in args.text.read_text().splitlines() if line.strip()][: args.texts]
+    import transformers
+
     tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
     texts = [dict(tokenizer(line, truncation=True, max_length=LENGTH, return_tensors="pt")) for line in lines]
     known = pandas.read_csv(args.out).to_dict("records") if args.out.exists() else []
