@@ -25,7 +25,7 @@ from jaxprune.config.sections import SourceConfig
 from jaxprune.config.task import OwnTaskConfig
 from jaxprune.data import resume_point, tokenizer
 from jaxprune.data.corpus import documents
-from jaxprune.data.data_manifest import read_manifest
+from jaxprune.data.data_manifest import read_manifest, special_tokens
 from jaxprune.data.own_task import read_task
 from jaxprune.data.resume_point import RESUME_POINT
 from jaxprune.data.text_lines import MAX_BYTES
@@ -35,6 +35,9 @@ from jaxprune.experiments.matrix import Job
 from jaxprune.experiments.study import select
 from jaxprune.models import architecture_named
 from jaxprune.pruning import init_masks
+from jaxprune.training.checkpoint import step_damage
+from jaxprune.training.manifest import is_damaged
+from jaxprune.training.manifest import read_manifest as workdir_manifest
 from jaxprune.training.optimizer import but_frozen
 from jaxprune.training.workdir import Workdir, read_records
 
@@ -366,6 +369,7 @@ def test_nothing_here_runs_what_it_reads():
         {"added_tokens": 1.5},
         {"added_tokens": ["x"]},
         {"added_tokens": [{"id": []}]},
+        {"model": "[" * 100_000},
     ],
 )
 def test_tokenizer_files_with_values_of_another_kind(tmp_path, changes):
@@ -374,6 +378,50 @@ def test_tokenizer_files_with_values_of_another_kind(tmp_path, changes):
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
     with pytest.raises(UserError, match=r"copy (it|them) again"):
         tokenizer.load(str(tmp_path), special=special)
+
+
+@pytest.mark.parametrize("number", ["inf", "\ud800", "1e5"])
+def test_added_tokens_whose_numbers_are_none(tmp_path, number):
+    (tmp_path / "tokenizer.json").write_bytes(bert_json())
+    added = {number: {"content": "[PAD]", "special": True}}
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "BertTokenizer", "added_tokens_decoder": added})
+    )
+    with pytest.raises(UserError, match=r"copy (it|them) again"):
+        tokenizer.load(str(tmp_path), special=architecture_named("bert").special_tokens)
+
+
+def deep(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("[" * 100_000)
+    return path
+
+
+def test_json_nested_too_deeply_is_damage_wherever_it_lies(tmp_path):
+    record = deep(tmp_path / "checkpoints/4/integrity.json")
+    assert "cannot be read" in str(step_damage(tmp_path, 4))
+    for files in ([], {"a": 3}, {"a": []}, {"a": [1]}):
+        record.write_text(json.dumps({"files": files}))
+        (record.parent / "a").write_text("1")
+        assert step_damage(tmp_path, 4)
+    deep(tmp_path / "contents.json")
+    assert is_damaged(workdir_manifest(tmp_path))
+    settings = deep(tmp_path / "tokenizer/tokenizer_config.json")
+    with pytest.raises(UserError, match=f"{settings}: does not say the special tokens"):
+        special_tokens(tmp_path, {})
+    files = {"tokenizer.json": bert_json(), "tokenizer_config.json": settings.read_bytes()}
+    with pytest.raises(UserError, match=r"tokenizer_config.json is damaged .* copy it again"):
+        tokenizer.from_files(files, architecture_named("bert").special_tokens, "there")
+
+
+def test_a_token_for_the_unknown_that_is_added_and_no_piece():
+    made = json.loads(bert_json())
+    number = made["model"]["vocab"].pop("[UNK]")
+    made["added_tokens"] = [token for token in made["added_tokens"] if token["content"] != "[UNK]"]
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    made["added_tokens"].append({"id": number, "content": "[UNK]", "special": True} | flags)
+    with pytest.raises(UserError, match=r"lack \[UNK\]"):
+        tokenizer.parse(json.dumps(made).encode(), architecture_named("bert").special_tokens, "there")
 
 
 def test_an_unknown_word_without_a_piece():

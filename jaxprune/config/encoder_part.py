@@ -11,7 +11,7 @@ MODEL_CONFIG = "config.json"
 def first_module(modules: str | bytes) -> str:
     """The directory of the first module that a modules.json names: `0_Transformer` in the old layout of
     sentence-transformers, else ""."""
-    with suppress(ValueError, TypeError, LookupError):
+    with suppress(ValueError, TypeError, LookupError, RecursionError):
         path = json.loads(modules)[0]["path"]
         if Path(path).name == path != "..":
             return path

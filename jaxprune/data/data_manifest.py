@@ -65,8 +65,12 @@ def special_tokens(folder: AnyPath, manifest: dict[str, Any]) -> SpecialTokens:
     """The special tokens that data was prepared with; version 0.1 left them to its tokenizer's settings."""
     if "special_tokens" in manifest:
         return SpecialTokens(**manifest["special_tokens"])
-    settings = json.loads((folder / "tokenizer" / "tokenizer_config.json").read_bytes())
-    return SpecialTokens(*(settings[f"{role}_token"] for role in SpecialTokens._fields))
+    path = folder / "tokenizer" / "tokenizer_config.json"
+    try:
+        settings = json.loads(path.read_bytes())
+        return SpecialTokens(*(settings[f"{role}_token"] for role in SpecialTokens._fields))
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(f"{path}: does not say the special tokens ({error!r:.100}); {_REMEDY}") from error
 
 
 def verify(folder: AnyPath, files: dict[str, dict[str, Any]], *, hashes: bool | None = None) -> None:
@@ -98,7 +102,7 @@ def verify(folder: AnyPath, files: dict[str, dict[str, Any]], *, hashes: bool | 
 
 
 def _read_before(folder: AnyPath) -> dict[str, Any]:
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, TypeError, RecursionError):
         return dict(json.loads((folder / _READ).read_bytes()))
     return {}
 

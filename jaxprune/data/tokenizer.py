@@ -34,9 +34,11 @@ class Vocabulary:
         check_bounds(tokenizer, where)
         ids = tokenizer.get_vocab(with_added_tokens=True)
         wordpiece = isinstance(tokenizer.model, tokenizers.models.WordPiece)
-        # Without its token for unknown words, WordPiece fails at a word that it lacks.
-        needed = (*special, getattr(tokenizer.model, "unk_token", "")) if wordpiece else special
-        if missing := [token for token in needed if token not in ids]:
+        missing = [token for token in special if token not in ids]
+        if wordpiece and (unknown := getattr(tokenizer.model, "unk_token", "")) not in missing:
+            # Without a piece for unknown words (an added token is none) WordPiece fails at a word that it lacks.
+            missing += [] if unknown in tokenizer.get_vocab(with_added_tokens=False) else [unknown]
+        if missing:
             raise tokenizer_folder.lacks(missing, len(ids), where)
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -90,7 +92,9 @@ def from_files(contents: Mapping[str, bytes], special: SpecialTokens, where: str
     """As `load`, from files already read, by name."""
     try:
         tokenizer, special, files = tokenizer_folder.build(contents, special, where)
-    except (TypeError, KeyError, AttributeError, IndexError) as error:  # values of another kind, at any depth
+    except UserError:
+        raise
+    except (TypeError, LookupError, AttributeError, ValueError, RecursionError) as error:  # values of another kind
         raise UserError(f"{where}: its tokenizer's files are damaged ({error!r}); copy them again") from error
     return Vocabulary(tokenizer, special, where, files)
 

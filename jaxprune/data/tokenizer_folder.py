@@ -206,7 +206,7 @@ def _object(contents: Contents, name: str, where: str) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise ValueError("not a JSON object")
         return value
-    except ValueError as error:  # not UTF-8, not JSON
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON
         raise UserError(f"{where}: {name} is damaged ({error}); copy it again") from error
 
 

@@ -115,5 +115,5 @@ def _model(path: Path) -> Iterator[str]:
         bad = [name for name, tensor in tensors.items() if not np.isfinite(np.asarray(tensor, np.float32)).all()]
         if bad:
             yield f"{path}: {bad[0]} is not finite, nor are {len(bad) - 1} other tensors"
-    except (UserError, ValueError, OSError) as error:
+    except (UserError, ValueError, OSError, RecursionError) as error:
         yield f"{path}: {' '.join(str(error).split())}"

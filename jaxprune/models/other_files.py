@@ -89,7 +89,7 @@ def _is_stale(path: Path) -> bool:
 
 def _modules(folder: Path) -> set[str]:
     names = {path.name for path in folder.iterdir() if _MODULE.fullmatch(path.name)}
-    with suppress(OSError, ValueError, TypeError, KeyError):
+    with suppress(OSError, ValueError, TypeError, LookupError, RecursionError):
         listed = json.loads((folder / MODULES).read_text(encoding="utf-8"))
         names |= {Path(module["path"]).parts[0] for module in listed if module["path"]}
     return names

@@ -86,7 +86,7 @@ def read_masks(path_or_name: str | Path, revision: str | None = None, weights: P
             name: np.unpackbits(bits)[: math.prod(shapes[name])].astype(bool).reshape(shapes[name])
             for name, bits in packed.items()
         }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: not a file of masks ({error!r}); remove it, or write the directory again") from None
 
 

@@ -259,7 +259,7 @@ def step_damage(workdir: Path, step: int) -> str | None:
         return damage(folder, json.loads(record.read_bytes())["files"])
     except FileNotFoundError:
         return f"its integrity record {RECORD} is missing"
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"its integrity record {record} cannot be read"
 
 

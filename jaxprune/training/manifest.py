@@ -48,7 +48,7 @@ def read_manifest(workdir: Path) -> Manifest:
         return Manifest(**content) if whole else _DAMAGED
     except (FileNotFoundError, NotADirectoryError):
         return _DELETED if any((workdir / name).exists() for name in _LATER) else _NONE
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return _DAMAGED
 
 
