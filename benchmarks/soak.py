@@ -90,7 +90,7 @@ SIGNALS = {
     "hung up (SIGHUP)": signal.SIGHUP,
 }
 MADE = """
-`PYTHONPATH=. python benchmarks/soak.py --minutes 30 --seed {first} --out results/soak`, seeds {seeds}, each until its
+`PYTHONPATH=. python benchmarks/soak.py --minutes 40 --seed {first} --out results/soak`, seeds {seeds}, each until its
 time was over or it was stopped; last written {date}, each on one core, shared with other work, of {cpu}, Linux, Python
 {python}. `faults.csv` lists every fault; [fuzzing.md](fuzzing.md) says what fuzzing ran.
 """

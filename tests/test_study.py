@@ -25,7 +25,7 @@ from jaxprune.errors import UserError
 from jaxprune.experiments import task_run
 from jaxprune.experiments.matrix import Job, matrix, shard
 from jaxprune.experiments.shelf import Shelf
-from jaxprune.experiments.study import _keep_config, _seeds_added, select
+from jaxprune.experiments.study import _keep_config, _refuse_changed, select
 from jaxprune.experiments.task_run import schedule
 from jaxprune.experiments.weights import completed
 from jaxprune.models.bert import bert
@@ -454,14 +454,15 @@ def test_processes_that_begin_at_once_write_one_config(tmp_path):
     assert {path.name for path in (tmp_path / "study").iterdir()} <= {"config.yaml", ".lock"}
 
 
-def test_tasks_may_get_seeds_and_company_alone():
+def test_tasks_may_come_go_and_get_seeds_but_not_change(tmp_path):
     tasks = [{"name": "SST-2", "seeds": [0, 1]}, {"name": "CoLA"}]
-    old = study(tasks=tasks, switch_tasks=[])
-    assert _seeds_added(old, study(tasks=[*tasks[1:], {"name": "SST-2", "seeds": [2, 1, 0]}, {"name": "QQP"}]))
-    for worse in (
+    _keep_config(study(tasks=tasks, switch_tasks=[]), tmp_path)
+    for fine in (
+        [*tasks[1:], {"name": "SST-2", "seeds": [2, 1, 0]}, {"name": "QQP"}],
         tasks[:1],
-        [{"name": "SST-2", "seeds": [1, 2]}, tasks[1]],
-        [*tasks[:1], {"name": "CoLA", "seeds": [1]}],
+        [{"name": "SST-2", "seeds": [2]}, tasks[1]],
     ):
-        assert not _seeds_added(old, study(tasks=worse, switch_tasks=[]))
-    assert not _seeds_added(old, study(tasks=[tasks[0], {"name": "CoLA", "max_dev_examples": 5}]))
+        _refuse_changed(study(tasks=fine, switch_tasks=[]), tmp_path)
+    with pytest.raises(UserError) as error:
+        _refuse_changed(study(tasks=[tasks[0], {"name": "CoLA", "max_dev_examples": 5}], switch_tasks=[]), tmp_path)
+    assert "begun with another config (tasks.CoLA.max_dev_examples: 0 -> 5); use another" in str(error.value)

@@ -201,13 +201,19 @@ def _compiled_once() -> Iterator[None]:
 
 
 def _refuse_changed(cfg: StudyConfig, root: Path) -> None:
-    """UserError when the study was begun with another config, but for what only adds runs."""
+    """UserError when the study was begun with another config, but for what only adds runs or leaves some out."""
     path = root / "config.yaml"
     if path.exists():
         old = validate(StudyConfig, read_yaml(path), str(path))
-        if _seeds_added(old, cfg):
-            old = old.model_copy(update={"tasks": cfg.tasks})
-        changed = [line for line in differences(old, cfg) if not _only_adds(line, old)]
+        before, now = ({task.name: task for task in one.tasks} for one in (old, cfg))
+        changed = [
+            f"tasks.{name}.{line}"
+            for name in before.keys() & now.keys()
+            for line in differences(before[name], now[name])
+            if not line.startswith("seeds:")
+        ]
+        old = old.model_copy(update={"tasks": cfg.tasks})
+        changed += [line for line in differences(old, cfg) if not _only_adds(line, old)]
         if changed:
             raise UserError(
                 f"study {root}: begun with another config ({'; '.join(changed)}); "
@@ -220,17 +226,6 @@ def _keep_config(cfg: StudyConfig, root: Path) -> None:
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / ".lock"):  # processes that share a study begin at once
         write_atomically(root / "config.yaml", to_yaml(cfg))
-
-
-def _seeds_added(old: StudyConfig, new: StudyConfig) -> bool:
-    """Whether every task is as it was but for more seeds; tasks may be new."""
-    tasks = {task.name: task for task in new.tasks}
-    return all(
-        task.name in tasks
-        and {*task.seeds} <= {*tasks[task.name].seeds}
-        and task == tasks[task.name].model_copy(update={"seeds": task.seeds})
-        for task in old.tasks
-    )
 
 
 def _only_adds(line: str, old: StudyConfig) -> bool:
