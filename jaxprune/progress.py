@@ -42,6 +42,7 @@ class Progress:
         self._first: tuple[float, int] | None = None
         self.rate = 0.0
         """What is done in a second, since the first update: that one compiled. 0 before the second."""
+        self._left: float | None = None
         self._moved = time.monotonic()
 
     @contextmanager
@@ -51,9 +52,9 @@ class Progress:
         yield
         self.stage, self._moved = before, time.monotonic()
 
-    def update(self, done: int, words: str = "") -> None:
-        """So much is done now; `words` say how it goes."""
-        self.done, self.words, self._moved = done, words, time.monotonic()
+    def update(self, done: int, words: str = "", left: float | None = None) -> None:
+        """So much is done now; `words` say how it goes, `left` how many seconds it takes where the rate does not."""
+        self.done, self.words, self._moved, self._left = done, words, time.monotonic(), left
         began, before = self._first = self._first or (self._moved, done)
         self.rate = (done - before) / (self._moved - began) if self._moved > began else 0.0
 
@@ -71,9 +72,10 @@ class Progress:
         """All that is shown but for the title."""
         done = self._count(self.done) if self.done or self.total else ""
         counts = f"{done}/{self._count(self.total)}" if self.total else done
-        goes_on = self.rate and self.done < self.total
-        left = f"{duration((self.total - self.done) / self.rate)} left" if goes_on else ""
         still = time.monotonic() - self._moved
+        seconds = (self.total - self.done) / self.rate if self.rate else 0.0
+        seconds = seconds if self._left is None else max(0.0, self._left - still)
+        left = f"{duration(seconds)} left" if seconds and self.done < self.total else ""
         words = ", ".join(filter(None, [" ".join(filter(None, [self.stage, counts])), self.words, left]))
         return f"{words} ({duration(still)})" if still > SECONDS / 2 else words
 

@@ -36,6 +36,18 @@ def test_lines_come_while_nothing_moves(monkeypatch, caplog):
     assert caplog.messages == lines  # it ends with the work
 
 
+def test_the_time_left_is_that_which_is_told(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    work = Progress("study", "run", total=10)
+    work.update(1, left=600.0)
+    assert str(work) == "study: run 1/10, 10 min left"
+    clock[0] += 60
+    assert str(work) == "study: run 1/10, 9 min left (60 s)"
+    work.update(10, left=0.0)
+    assert str(work) == "study: run 10/10"
+
+
 def test_the_time_left_leaves_out_the_first_step(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])

@@ -25,7 +25,7 @@ from jaxprune.errors import UserError
 from jaxprune.experiments import task_run
 from jaxprune.experiments.matrix import Job, matrix, shard
 from jaxprune.experiments.shelf import Shelf
-from jaxprune.experiments.study import _keep_config, _refuse_changed, select
+from jaxprune.experiments.study import _keep_config, _kind, _refuse_changed, _seconds, select
 from jaxprune.experiments.task_run import schedule
 from jaxprune.experiments.weights import completed
 from jaxprune.models.bert import bert
@@ -466,3 +466,11 @@ def test_tasks_may_come_go_and_get_seeds_but_not_change(tmp_path):
     with pytest.raises(UserError) as error:
         _refuse_changed(study(tasks=[tasks[0], {"name": "CoLA", "max_dev_examples": 5}], switch_tasks=[]), tmp_path)
     assert "begun with another config (tasks.CoLA.max_dev_examples: 0 -> 5); use another" in str(error.value)
+
+
+def test_the_time_left_goes_by_kinds_of_runs():
+    jobs = matrix(study(tasks=[{"name": "SST-2"}, {"name": "CoLA"}], switch_tasks=[]), Path("runs"))
+    count = {kind: sum(_kind(job) == kind for job in jobs) for kind in ("", "SST-2", "CoLA")}
+    assert sum(count.values()) == len(jobs) and min(count.values()) > 0
+    taken = {"": [400.0], "SST-2": [100.0, 30.0, 40.0]}
+    assert _seconds(jobs, taken) == 400 * count[""] + 35 * count["SST-2"] + 217.5 * count["CoLA"]

@@ -4,7 +4,7 @@ import logging
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -148,6 +148,7 @@ def run_all(jobs: list[Job], runs: Path, shelf: Shelf) -> None:
     pending, lost = list(jobs), dict[str, str]()
     began = time.monotonic()
     finished = sum(is_finished(runs / job.path) for job in jobs)
+    taken: dict[str, list[float]] = {}
     with Progress("study", "run", total=len(jobs), done=finished) as progress:
         while pending:
             later: list[Job] = []
@@ -163,6 +164,7 @@ def run_all(jobs: list[Job], runs: Path, shelf: Shelf) -> None:
                 if not all(is_finished(runs / need) for need in job.needs):
                     later.append(job)
                     continue
+                started = time.monotonic()
                 try:
                     result = run(job, runs, shelf)
                 except InUse:
@@ -173,8 +175,11 @@ def run_all(jobs: list[Job], runs: Path, shelf: Shelf) -> None:
                     lost[job.path] = str(error)
                     continue
                 moved = True
-                done = sum(is_finished(runs / j.path) for j in jobs)
-                progress.update(done)
+                taken.setdefault(_kind(job), []).append(time.monotonic() - started)
+                ahead = [j for j in jobs if not is_finished(runs / j.path)]
+                done = len(jobs) - len(ahead)
+                together = sum(map(len, taken.values())) / max(1, done - finished)  # other processes take some
+                progress.update(done, left=_seconds(ahead, taken) * min(1.0, together))
                 log.info("[%d/%d, %.0f min] %s: %s", done, len(jobs), (time.monotonic() - began) / 60, job.path, result)
             if later and not moved:
                 time.sleep(WAIT_SECONDS)
@@ -182,6 +187,20 @@ def run_all(jobs: list[Job], runs: Path, shelf: Shelf) -> None:
     if lost:
         path, why = next(iter(lost.items()))
         raise Diverged(f"{len(lost)} of {len(jobs)} runs are missing; the first is {path}: {why}")
+
+
+def _kind(job: Job) -> str:
+    """What takes about as long: pre-training, or a task."""
+    return "" if isinstance(job.cfg, PretrainConfig) else str(job.cfg.tasks[0])
+
+
+def _seconds(ahead: list[Job], taken: Mapping[str, list[float]]) -> float:
+    """What jobs will take where others have `taken` that long, by kind; a kind that none was of takes their mean.
+
+    The first of a kind compiled: it counts where there is no other.
+    """
+    means = {kind: sum(seconds[1:] or seconds) / len(seconds[1:] or seconds) for kind, seconds in taken.items()}
+    return sum(means.get(_kind(job), sum(means.values()) / len(means)) for job in ahead)
 
 
 @contextmanager
