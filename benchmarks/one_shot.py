@@ -12,6 +12,7 @@ import itertools
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas
 from scipy.stats import spearmanr
@@ -19,7 +20,15 @@ from scipy.stats import spearmanr
 from jaxprune.experiments.predict import predict
 from jaxprune.experiments.prune_folder import prune_folder
 
-METHODS = {"magnitude": ("magnitude", 1), "wanda": ("wanda", 1), "obs": ("obs", 1), "obs, 4 rounds": ("obs", 4)}
+METHODS = {
+    "magnitude": ("magnitude", 1, "matrix"),
+    "wanda": ("wanda", 1, "matrix"),
+    "wanda, each output": ("wanda", 1, "output"),
+    "obs": ("obs", 1, "matrix"),
+    "obs, each output": ("obs", 1, "output"),
+    "obs, 4 rounds": ("obs", 4, "matrix"),
+}
+"""Name -> criterion, rounds, scope."""
 PATHS = ("encoder/.*/kernel",)
 
 
@@ -59,15 +68,15 @@ def main() -> None:
         if ("dense", 0.0, 0) not in done:
             add("dense", 0.0, 0, args.model, 0.0)
         for seed, sparsity, method in itertools.product(range(args.seeds), args.sparsities, args.methods):
-            criterion, rounds = METHODS[method]
+            criterion, rounds, scope = METHODS[method]
             if (method, sparsity, seed) in done or (criterion == "magnitude" and seed):
                 continue
-            settings = {}
+            settings: dict[str, Any] = {"scope": scope}
             if criterion != "magnitude":
                 own = lines[seed * args.texts : (seed + 1) * args.texts]
                 (folder / "texts.txt").write_text("\n".join(own))
-                settings = {"calibration": str(folder / "texts.txt"), "texts": args.texts, "rounds": rounds}
-            model, begin = folder / f"{criterion}-{rounds}-{sparsity}-{seed}", time.monotonic()
+                settings |= {"calibration": str(folder / "texts.txt"), "texts": args.texts, "rounds": rounds}
+            model, begin = folder / f"{criterion}-{rounds}-{scope}-{sparsity}-{seed}", time.monotonic()
             prune_folder(
                 str(args.model), model, sparsity=sparsity, criterion=criterion, include=PATHS, seed=seed, **settings
             )

@@ -101,8 +101,8 @@ def test_traffic_is_seen():
 @pytest.mark.parametrize("scope", sorted(SCOPES))
 def test_masks_are_bit_identical_on_any_mesh(scope):
     kind = [AxisType.Auto, AxisType.Explicit][sorted(SCOPES).index(scope) % 2]
-    groups = {"global": 1, "matrix": 1, "layer": 1, "head": HEADS}[scope]
-    smaller = [(2, 2), (2, 1), (4, 1), (1, 1)][sorted(SCOPES).index(scope)]
+    groups = {"global": 1, "matrix": 1, "layer": 1, "head": HEADS, "output": 24}[scope]  # the widest leaf's outputs
+    smaller = [(2, 2), (2, 1), (4, 1), (1, 1), (1, 2)][sorted(SCOPES).index(scope)]
     for seed, shape in enumerate([smaller, (2, 4)]):
         tree = nasty_tree(seed)
         want = jax.device_get(top(tree, 0.7, scope=scope))

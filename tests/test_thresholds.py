@@ -100,6 +100,9 @@ def group_members(tree, scope):
             for head, piece in enumerate(np.split(x, HEADS, axis)):
                 members.setdefault(f"{attention[1]}/{head}", []).append(piece.ravel())
             continue
+        if scope == "output" and x.ndim > 1:
+            members |= {f"{path}/{k}": [x[..., k].ravel()] for k in range(x.shape[-1])}
+            continue
         layer = re.match(r"encoder/layer_\d+", path)
         name = "all" if scope == "global" else layer[0] if scope == "layer" and layer else path
         members.setdefault(name, []).append(x.ravel())
@@ -107,9 +110,10 @@ def group_members(tree, scope):
 
 
 def test_scopes_under_test_are_all():
-    assert set(SCOPES) == {"global", "matrix"}
+    assert set(SCOPES) == {"global", "matrix", "output"}
     sizes = {scope: len(group_members(bert_tree(), scope)) for scope in ALL_SCOPES}
-    assert sizes == {"global": 1, "matrix": 8, "layer": 4, "head": 2 * HEADS + 4}
+    outputs = sum(x.shape[-1] if x.ndim > 1 else 1 for x in jax.tree.leaves(bert_tree()))
+    assert sizes == {"global": 1, "matrix": 8, "layer": 4, "head": 2 * HEADS + 4, "output": outputs}
 
 
 @pytest.mark.parametrize(

@@ -127,9 +127,11 @@ def _parquet(path: Path, columns: Sequence[str]) -> Table:
         with pyarrow.parquet.ParquetFile(path) as file:
             _check_columns(str(path), file.schema_arrow.names, columns)
             table = file.read(columns=[*columns])
-    except (pyarrow.ArrowException, OSError) as error:
+        table.validate(full=True)  # of a damaged file, pyarrow ends the process where it is read
+        values = {column: table[column].to_pylist() for column in columns}
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]}). Write it again") from None
-    return Table(str(path), "row", range(len(table)), {column: table[column].to_pylist() for column in columns})
+    return Table(str(path), "row", range(len(table)), values)
 
 
 FORMATS: dict[str, Callable[[Path, Sequence[str]], Table]] = {

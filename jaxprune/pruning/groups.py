@@ -19,7 +19,12 @@ def _matrix(path: str, shape: tuple[int, ...]) -> tuple[str, int | None, int]:
     return "/" + path, None, 1
 
 
-SCOPES: dict[str, Scope] = {"global": _global, "matrix": _matrix}
+def _output(path: str, shape: tuple[int, ...]) -> tuple[str, int | None, int]:
+    """One group per output of a matrix, the last axis of a kernel (in, out): as Wanda and SparseGPT compare weights."""
+    return ("/" + path, len(shape) - 1, shape[-1]) if len(shape) > 1 else _matrix(path, shape)
+
+
+SCOPES: dict[str, Scope] = {"global": _global, "matrix": _matrix, "output": _output}
 
 
 def group(
