@@ -1,6 +1,7 @@
 """How a command ends: one line about what went wrong, and the exit code that stands for it."""
 
 import errno
+import io
 import logging
 import os
 import select
@@ -69,13 +70,16 @@ def exit_code_of(command: Callable[[], int], name: str, *, job: bool = False) ->
 
 
 def open_streams() -> None:
-    """Give what was started without standard streams some that lead nowhere, so that no file takes their numbers."""
+    """Give what was started without standard streams some that lead nowhere, so that no file takes their numbers; let
+    the output show what its encoding lacks, such as a path that is no UTF-8, as an escape."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
             setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def quiet_threads() -> None:

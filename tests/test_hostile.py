@@ -5,7 +5,11 @@ import gzip
 import io
 import itertools
 import json
+import os
 import resource
+import shutil
+import subprocess
+import sys
 import time
 import zipfile
 from contextlib import contextmanager
@@ -467,3 +471,14 @@ def test_records_and_state_without_anything_that_vouches_for_them(tmp_path):
     with Workdir(tmp_path) as workdir:
         workdir.rewind("metrics.jsonl", 1)
     assert (tmp_path / "metrics.jsonl").read_bytes() == b'{"step": 1}\n'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii:strict"])
+def test_names_that_the_output_cannot_say_are_escaped(tiny, pretrained, tmp_path, encoding):
+    folder = tmp_path / os.fsdecode(b"a\xff")
+    shutil.copytree(pretrained / "hf", folder)
+    environment = tiny.environment() | {"PYTHONIOENCODING": encoding}
+    words = [sys.executable, "-m", "jaxprune", "check", str(folder)]
+    done = subprocess.run(words, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0 and done.stdout.endswith(b"a\\udcff: as it was written\n"), done
