@@ -61,9 +61,9 @@ PRETRAIN = {
     "sparsity no number": (["--prune.sparsity", "half"], {}, ["--prune.sparsity", "'half'", "correct the value"]),
     "no value": (["--steps"], {}, ["--steps", "Missing value"]),
     "no such choice": (
-        ["--prune.scope", "row"],
+        ["--prune.scope", "layr"],
         {},
-        ["prune.scope = 'row'", "one of global, matrix, layer, head", "the nearest is 'layer'"],
+        ["prune.scope = 'layr'", "one of global, matrix, output, layer, head", "the nearest is 'layer'"],
     ),
     "no such criterion": (
         [],

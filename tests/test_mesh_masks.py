@@ -88,14 +88,15 @@ def test_a_prune_step_gives_the_same_bits_on_any_mesh(row):
     state = begun(using, params(0))
     alone, _ = pruned(using, state, make_mesh(MeshConfig(), jax.devices()[:1]))
     shares = [sparsity(after.masks) for after, _ in alone]
-    assert shares == pytest.approx([0.25, 0.5] if structure == "2:4" else [0.3, 0.5], abs=0.02)
+    most = 0.05 if scope == "output" else 0.02  # of an output's 4 blocks, 30 % is one
+    assert shares == pytest.approx([0.25, 0.5] if structure == "2:4" else [0.3, 0.5], abs=most)
     got, specs = pruned(using, state, make_mesh(MeshConfig(**MESHES[mesh], axes=axes)))
     assert any(any(spec) for spec in specs) == (mesh != "data 8")
     jax.tree.map(same_bits, got, alone)
 
 
 def test_the_product_is_whole_and_every_value_is_drawn():
-    assert PRODUCT["scope"] == ["global", "matrix", "layer", "head"] and len(PRODUCT["criterion"]) >= 4
+    assert PRODUCT["scope"] == ["global", "matrix", "output", "layer", "head"] and len(PRODUCT["criterion"]) >= 4
     for axis, values in enumerate(PRODUCT.values()):
         assert {row[axis] for row in ROWS} == {*values}
-    assert len(ROWS) < 25
+    assert len(ROWS) < 30

@@ -21,7 +21,7 @@ def _matrix(path: str, shape: tuple[int, ...]) -> tuple[str, int | None, int]:
 
 def _output(path: str, shape: tuple[int, ...]) -> tuple[str, int | None, int]:
     """One group per output of a matrix, the last axis of a kernel (in, out): as Wanda and SparseGPT compare weights."""
-    return ("/" + path, len(shape) - 1, shape[-1]) if len(shape) > 1 else _matrix(path, shape)
+    return ("/" + path, len(shape) - 1, 0) if len(shape) > 1 else _matrix(path, shape)
 
 
 SCOPES: dict[str, Scope] = {"global": _global, "matrix": _matrix, "output": _output}
@@ -78,6 +78,7 @@ def group(
             continue
         leaf, grid = (tile.bound, (math.prod(grid),)) if tile.bound else (path, grid)
         name, axis, parts = scoped if scoped and not tile.among else ("/" + leaf, None, 1)
+        parts = parts or grid[axis or 0]
         if axis is not None and (not 0 <= axis < len(grid) or parts < 1 or grid[axis] % parts):
             raise UserError(f"scope: {parts} parts do not divide axis {axis} of {leaf}, a leaf of {grid} tiles")
         key = (regex, name, tile.among is not None, parts)

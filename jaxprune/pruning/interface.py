@@ -54,7 +54,7 @@ Structure = Callable[[str, tuple[int, ...]], tuple[int, ...] | Tile | None]
 
 Scope = Callable[[str, tuple[int, ...]], tuple[str, int | None, int] | None]
 """(path, shape) -> (name of the leaf's group, axis along which the leaf is split into `parts` groups of that name or
-None, parts); None where a leaf is a group of its own."""
+None, parts, 0 for one per tile along the axis); None where a leaf is a group of its own."""
 
 
 class Slot(NamedTuple):
