@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -9,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 log = logging.getLogger("jaxprune")
 
@@ -17,6 +18,14 @@ PAUSES = (1.0, 4.0, 16.0)
 """Seconds before each new try of what a store refused."""
 _PASSES = (errno.EIO, errno.ESTALE, errno.EBUSY, errno.ETIMEDOUT)
 T = TypeVar("T")
+
+
+def parse_json(text: str | bytes, **options: Any) -> Any:
+    """What `json.loads` makes of a text; ValueError for one that is none, that nests too deeply among them."""
+    try:
+        return json.loads(text, **options)
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
 
 
 def may_pass(error: OSError) -> bool:

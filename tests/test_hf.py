@@ -532,7 +532,7 @@ def test_tensors_that_are_not_this_bert(make, tensors, changes, message):
         ({"is_decoder": True}, "is_decoder = True"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings = False"),
         ({"num_attention_heads": 5}, "num_attention_heads = 5 does not divide hidden_size = 32"),
-        ({"num_attention_heads": None}, "has no num_attention_heads"),
+        ({"num_attention_heads": None}, "num_attention_heads = 12 does not divide hidden_size = 32"),
         ({"hidden_size": "wide"}, "hidden_size = 'wide'"),
         ({"num_hidden_layers": 0}, "num_hidden_layers = 0"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000: .* less than or equal to 1000"),

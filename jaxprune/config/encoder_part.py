@@ -1,8 +1,9 @@
 """Where a Hugging Face directory holds its encoder: in itself, or in the directory of its first module."""
 
-import json
 from contextlib import suppress
 from pathlib import Path
+
+from jaxprune.files import parse_json
 
 MODULES = "modules.json"
 MODEL_CONFIG = "config.json"
@@ -11,8 +12,8 @@ MODEL_CONFIG = "config.json"
 def first_module(modules: str | bytes) -> str:
     """The directory of the first module that a modules.json names: `0_Transformer` in the old layout of
     sentence-transformers, else ""."""
-    with suppress(ValueError, TypeError, LookupError, RecursionError):
-        path = json.loads(modules)[0]["path"]
+    with suppress(ValueError, TypeError, LookupError):
+        path = parse_json(modules)[0]["path"]
         if Path(path).name == path != "..":
             return path
     return ""

@@ -6,7 +6,6 @@ the value and the remedy.
 
 import difflib
 import html
-import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from jaxprune.data.bucket import AnyPath, any_path, matches
 from jaxprune.data.corpus_tables import arrow, comma_separated, missing_field, parquet, tab_separated
 from jaxprune.data.text_lines import COMPRESSIONS, lines, one_line
 from jaxprune.errors import UserError
+from jaxprune.files import parse_json
 
 
 def jsonl(path: AnyPath, field: str) -> Iterator[str]:
@@ -25,8 +25,8 @@ def jsonl(path: AnyPath, field: str) -> Iterator[str]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # an integer of 5,000 digits is a ValueError
+            row = parse_json(line)
+        except ValueError as error:  # an integer of 5,000 digits is a ValueError
             raise UserError(f"{path}:{number}: not JSON ({one_line(error)}); one object per line is needed") from error
         if not isinstance(row, dict):
             raise UserError(f"{path}:{number}: holds {type(row).__name__}, not an object like {{{field!r}: ...}}")

@@ -11,6 +11,7 @@ from jaxprune.data import bucket
 from jaxprune.data.bucket import AnyPath
 from jaxprune.data.written_names import note
 from jaxprune.errors import UserError
+from jaxprune.files import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +45,9 @@ def read_manifest(folder: AnyPath) -> dict[str, Any]:
         what = f"no {MANIFEST}, so it is raw text or an unfinished prepare"
         raise UserError(f"data.path {folder}: {what}; run `jaxprune prepare` on the text and name its workdir")
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = parse_json(path.read_bytes())
         number = manifest["format"]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: damaged ({error}); {_REMEDY}") from error
     if number != FORMAT:
         raise UserError(f"{path}: format {number}, but this version reads {FORMAT}; run `jaxprune prepare` again")
@@ -67,9 +68,9 @@ def special_tokens(folder: AnyPath, manifest: dict[str, Any]) -> SpecialTokens:
         return SpecialTokens(**manifest["special_tokens"])
     path = folder / "tokenizer" / "tokenizer_config.json"
     try:
-        settings = json.loads(path.read_bytes())
+        settings = parse_json(path.read_bytes())
         return SpecialTokens(*(settings[f"{role}_token"] for role in SpecialTokens._fields))
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: does not say the special tokens ({error!r:.100}); {_REMEDY}") from error
 
 
@@ -102,8 +103,8 @@ def verify(folder: AnyPath, files: dict[str, dict[str, Any]], *, hashes: bool | 
 
 
 def _read_before(folder: AnyPath) -> dict[str, Any]:
-    with suppress(OSError, ValueError, TypeError, RecursionError):
-        return dict(json.loads((folder / _READ).read_bytes()))
+    with suppress(OSError, ValueError, TypeError):
+        return dict(parse_json((folder / _READ).read_bytes()))
     return {}
 
 

@@ -15,6 +15,7 @@ import jaxprune
 from jaxprune.data import bucket
 from jaxprune.data.bucket import AnyPath
 from jaxprune.data.written_names import note
+from jaxprune.files import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def load(folder: AnyPath) -> dict[str, Any] | None:
         if not np.array_equal(arrays.pop("sha256"), _digest(arrays)):
             raise ValueError("not as it was written")
         text = arrays["text"].tobytes()
-        point = json.loads(text, object_hook=lambda fields: arrays[fields[_ARRAY]] if _ARRAY in fields else fields)
+        point = parse_json(text, object_hook=lambda fields: arrays[fields[_ARRAY]] if _ARRAY in fields else fields)
         then = point["versions"]
     except (ValueError, KeyError, TypeError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile) as error:
         log.warning("prepare: %s is damaged (%s); starting over", path, (str(error).splitlines() or [""])[0])

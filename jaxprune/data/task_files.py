@@ -6,7 +6,6 @@ header's included; rows of Parquet files and datasets from 0.
 
 import difflib
 import io
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 from jaxprune.data.separated_values import separated_rows
 from jaxprune.data.text_lines import whole_lines
 from jaxprune.errors import UserError
+from jaxprune.files import parse_json
 
 
 class Table(NamedTuple):
@@ -100,8 +100,8 @@ def _jsonl(path: Path, columns: Sequence[str]) -> Table:
         if not line.strip():
             continue
         try:
-            row = json.loads(line, object_pairs_hook=_once)
-        except (ValueError, RecursionError) as error:
+            row = parse_json(line, object_pairs_hook=_once)
+        except ValueError as error:
             raise UserError(f"{path}, line {number}: not JSON ({error}). Write one object per line") from None
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number}: holds {str(row)[:40]!r}. Write an object per line: {{...}}")

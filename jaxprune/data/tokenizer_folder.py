@@ -14,6 +14,7 @@ from jaxprune.config.tokenizer_files import TOKENIZER_FILES
 from jaxprune.data.tokenizer_bounds import MAX_BYTES
 from jaxprune.data.tokenizer_plain import is_plain
 from jaxprune.errors import UserError
+from jaxprune.files import parse_json
 
 SETTINGS = "tokenizer_config.json"
 _WHOLE = "tokenizer.json"
@@ -202,11 +203,11 @@ def lacks(missing: list[str], size: int, where: str) -> UserError:
 def _object(contents: Contents, name: str, where: str) -> dict[str, Any]:
     """The JSON object in a file; empty without the file."""
     try:
-        value = json.loads(contents.get(name, b"{}"))
+        value = parse_json(contents.get(name, b"{}"))
         if not isinstance(value, dict):
             raise ValueError("not a JSON object")
         return value
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON
+    except ValueError as error:  # not UTF-8, not JSON
         raise UserError(f"{where}: {name} is damaged ({error}); copy it again") from error
 
 

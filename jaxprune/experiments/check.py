@@ -1,6 +1,5 @@
 """Whether a workdir, prepared data or a model folder is as it was written, and what of it still works."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 
 from jaxprune.data import data_manifest
 from jaxprune.errors import CheckpointError, UserError
+from jaxprune.files import parse_json
 from jaxprune.models.folder import read_folder
 from jaxprune.models.other_files import CONFIG
 from jaxprune.models.weights import read_weights
@@ -109,11 +109,11 @@ def _model(path: Path) -> Iterator[str]:
     if problem := damage_of(run, str(path.relative_to(run))):
         yield f"{run}: {problem}"
     try:
-        json.loads((path / CONFIG).read_bytes())
+        parse_json((path / CONFIG).read_bytes())
         read_folder(str(path), head=None)
         tensors = read_weights(path)[1]
         bad = [name for name, tensor in tensors.items() if not np.isfinite(np.asarray(tensor, np.float32)).all()]
         if bad:
             yield f"{path}: {bad[0]} is not finite, nor are {len(bad) - 1} other tensors"
-    except (UserError, ValueError, OSError, RecursionError) as error:
+    except (UserError, ValueError, OSError) as error:
         yield f"{path}: {' '.join(str(error).split())}"

@@ -34,10 +34,10 @@ def compact(
     """Write `src` to `dst` without the heads and neurons that are pruned whole; (before, after) of what shrank.
 
     `src`: a Hugging Face directory or hub name, or the workdir of a run that left a model. Logits stay what they are.
-    Every layer keeps as many heads and neurons as the one that needs most; with `uneven`, as its own need, which
-    transformers does not load. `layers`: the only ones that stay, numbered
-    anew in this order, which changes logits. `vocabulary`: files of text; pieces that they do not use go, with their
-    rows. UserError, before anything is written, when `dst` holds something or nothing is to be taken out.
+    Every layer keeps as many heads and neurons as the one that needs most; with `uneven` what it needs itself, which
+    transformers does not load. `layers`: the only ones that stay, numbered anew in this order, which changes logits.
+    `vocabulary`: files of text; pieces that they do not use go, with their rows. UserError, before anything is written,
+    when `dst` holds something or nothing is to be taken out.
     """
     check_new(dst)
     if len({*layers}) < len(layers) or min(layers, default=0) < 0:

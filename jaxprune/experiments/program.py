@@ -43,8 +43,8 @@ class Blueprint(NamedTuple):
     def key(self) -> str:
         """Equal for runs that share a program: how far they prune, the peak rate and, but where masks regrow, when they
         prune are data to it."""
-        keep = ("scope", "distribution", "structure", "criterion", "method", "mode", "include", "exclude", "lift_steps")
-        keep += ("straight_through",)
+        keep = ("scope", "distribution", "structure", "criterion", "method", "mode", "include", "exclude")
+        keep += ("lift_steps", "straight_through")
         if self.prune.regrow:
             keep += ("regrow", "regrow_fraction", "begin", "end")
         prune = {name: getattr(self.prune, name) for name in keep} | {"amounts": sorted(self.prune.amounts)}

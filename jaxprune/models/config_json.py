@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxprune.config.sections import ModelConfig
 from jaxprune.errors import UserError
+from jaxprune.files import parse_json
 from jaxprune.models.architecture import Architecture
 from jaxprune.models.model import Head
 
@@ -28,10 +29,10 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise ValueError(f"larger than {_MAX_BYTES} bytes")
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = parse_json(path.read_text(encoding="utf-8"))
         if not isinstance(raw, dict):
             raise ValueError("not a JSON object")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: not a config.json ({error}); fetch the file again") from None
     return raw
 

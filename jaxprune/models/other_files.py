@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jaxprune.config.encoder_part import MODULES, encoder_part
 from jaxprune.errors import UserError
-from jaxprune.files import new_directory
+from jaxprune.files import new_directory, parse_json
 from jaxprune.models.weights import MASKS, WEIGHTS
 
 CONFIG = "config.json"
@@ -48,7 +48,7 @@ def copy_other_files(folder: Path, target: Path, *, leave: Container[str] = (), 
         elif path.name not in leave:
             _copy(path, target)
     if part != folder and whole:
-        listed = json.loads((folder / MODULES).read_text(encoding="utf-8"))
+        listed = parse_json((folder / MODULES).read_text(encoding="utf-8"))
         (target / MODULES).write_text(json.dumps([listed[0] | {"path": ""}, *listed[1:]], indent=2), encoding="utf-8")
     return left
 
@@ -89,7 +89,7 @@ def _is_stale(path: Path) -> bool:
 
 def _modules(folder: Path) -> set[str]:
     names = {path.name for path in folder.iterdir() if _MODULE.fullmatch(path.name)}
-    with suppress(OSError, ValueError, TypeError, LookupError, RecursionError):
-        listed = json.loads((folder / MODULES).read_text(encoding="utf-8"))
+    with suppress(OSError, ValueError, TypeError, LookupError):
+        listed = parse_json((folder / MODULES).read_text(encoding="utf-8"))
         names |= {Path(module["path"]).parts[0] for module in listed if module["path"]}
     return names

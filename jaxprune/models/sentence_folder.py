@@ -1,11 +1,11 @@
 """What a sentence-transformers directory says, beside its encoder, of how texts become vectors."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxprune.config.encoder_part import MODULES, encoder_part
 from jaxprune.errors import UserError
+from jaxprune.files import parse_json
 from jaxprune.models.config_json import read_json
 from jaxprune.models.model import Pooling
 
@@ -64,10 +64,10 @@ def _modules(folder: Path) -> list[dict[str, Any]]:
     if not (folder / MODULES).is_file():
         return []
     try:
-        listed = json.loads((folder / MODULES).read_bytes())
+        listed = parse_json((folder / MODULES).read_bytes())
         if isinstance(listed, list) and all(isinstance(one["path"], str) for one in listed):
             return listed
-    except (ValueError, RecursionError, TypeError, LookupError):
+    except (ValueError, TypeError, LookupError):
         pass
     raise UserError(f"{folder / MODULES}: is no list of modules with a path each; mend it")
 

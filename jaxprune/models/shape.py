@@ -32,9 +32,10 @@ def shape_from_hf(raw: Mapping[str, Any], where: str, *, architecture: str, keys
     act = raw.get(keys["hidden_act"], "gelu")
     if act != "gelu" and act not in _TANH_GELU:
         raise UserError(f"{where}: {keys['hidden_act']} = {act!r}; supported are gelu, {', '.join(_TANH_GELU)}")
-    if missing := [keys[field] for field in _REQUIRED if raw.get(keys[field]) is None]:
+    if missing := [keys[field] for field in _REQUIRED if keys[field] not in raw]:
         raise UserError(f"{where}: has no {', '.join(missing)}; a {architecture} config.json states its shape")
-    fields = {field: raw[key] for field, key in keys.items() if raw.get(key) is not None}
+    fields = {field: ModelConfig.model_fields[field].default for field in _REQUIRED}  # of those that are null
+    fields |= {field: raw[key] for field, key in keys.items() if raw.get(key) is not None}
     fields |= {"architecture": architecture, "hidden_act": "gelu" if act == "gelu" else "gelu_new"}
     try:
         return ModelConfig.model_validate(fields)

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxprune.config.encoder_part import encoder_part
 from jaxprune.errors import UserError
-from jaxprune.files import new_file
+from jaxprune.files import new_file, parse_json
 from jaxprune.models.hub import find_file
 from jaxprune.models.sparse_file import SPARSE_WEIGHTS, SparseFileError, Tensor, read
 
@@ -81,12 +81,12 @@ def read_masks(path_or_name: str | Path, revision: str | None = None, weights: P
         return kept if metadata.get("masks") == "stored" else None
     packed = _read(path)
     try:
-        shapes = {name: tuple(shape) for name, shape in json.loads(_header(path)["__metadata__"]["shapes"]).items()}
+        shapes = {name: tuple(shape) for name, shape in parse_json(_header(path)["__metadata__"]["shapes"]).items()}
         return {
             name: np.unpackbits(bits)[: math.prod(shapes[name])].astype(bool).reshape(shapes[name])
             for name, bits in packed.items()
         }
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: not a file of masks ({error!r}); remove it, or write the directory again") from None
 
 
@@ -94,8 +94,8 @@ def read_origin(path_or_name: str | Path, revision: str | None = None) -> dict[s
     """What masks, in either form, say of where they come from; empty where they say nothing, or there are none."""
     path = find_file(path_or_name, MASKS, revision) or find_file(path_or_name, SPARSE_WEIGHTS, revision)
     try:
-        origin = json.loads(_header(path).get("__metadata__", {}).get("origin", "{}")) if path else {}
-    except (ValueError, TypeError, AttributeError, RecursionError):
+        origin = parse_json(_header(path).get("__metadata__", {}).get("origin", "{}")) if path else {}
+    except (ValueError, TypeError, AttributeError):
         return {}
     return origin if isinstance(origin, dict) else {}
 
@@ -176,7 +176,7 @@ def _numpy_type(name: str) -> np.dtype:
 
 def _header(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
-        return json.loads(file.read(int.from_bytes(file.read(8), "little")), object_pairs_hook=_each_once)
+        return parse_json(file.read(int.from_bytes(file.read(8), "little")), object_pairs_hook=_each_once)
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -195,11 +195,11 @@ def _read_shards(
     path_or_name: str | Path, index: Path, revision: str | None, reader: Callable[[Path], Tensors]
 ) -> Tensors:
     try:
-        shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shard_of = parse_json(index.read_text(encoding="utf-8"))["weight_map"]
         shards = sorted({*shard_of.values()})
         if not shards or any(Path(shard).name != shard for shard in shards):
             raise ValueError("its shards are no files beside it")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{index}: not an index of weights ({error!r}); fetch it again") from None
     tensors: Tensors = {}
     for shard in shards:

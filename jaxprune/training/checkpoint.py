@@ -21,7 +21,16 @@ from orbax.checkpoint.checkpoint_manager import StepAlreadyExistsError
 from orbax.checkpoint.path import atomicity
 
 from jaxprune.errors import CheckpointError, UserError, disk_errno, resource_errno
-from jaxprune.files import checksums, damage, may_pass, patiently, set_aside, sync_directory, write_atomically
+from jaxprune.files import (
+    checksums,
+    damage,
+    may_pass,
+    parse_json,
+    patiently,
+    set_aside,
+    sync_directory,
+    write_atomically,
+)
 from jaxprune.training.manifest import last_saved, mark_saved
 from jaxprune.training.processes import from_first, is_first
 
@@ -256,10 +265,10 @@ def step_damage(workdir: Path, step: int) -> str | None:
     if not record.exists():  # version 0.1.0 had them elsewhere for a while
         record = workdir / "integrity" / f"{step}.json"
     try:
-        return damage(folder, json.loads(record.read_bytes())["files"])
+        return damage(folder, parse_json(record.read_bytes())["files"])
     except FileNotFoundError:
         return f"its integrity record {RECORD} is missing"
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return f"its integrity record {record} cannot be read"
 
 

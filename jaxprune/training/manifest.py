@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxprune.errors import UserError
-from jaxprune.files import checksum, checksums, damage, set_aside, write_atomically
+from jaxprune.files import checksum, checksums, damage, parse_json, set_aside, write_atomically
 
 log = logging.getLogger("jaxprune")
 
@@ -43,12 +43,12 @@ def read_manifest(workdir: Path) -> Manifest:
     Where it is damaged, or there is none beside what a run writes later, some step counts as saved.
     """
     try:
-        content = json.loads((workdir / MANIFEST).read_bytes())
+        content = parse_json((workdir / MANIFEST).read_bytes())
         whole = content.pop("sha256") == _digest(content) and content.pop("format") == _FORMAT
         return Manifest(**content) if whole else _DAMAGED
     except (FileNotFoundError, NotADirectoryError):
         return _DELETED if any((workdir / name).exists() for name in _LATER) else _NONE
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return _DAMAGED
 
 

@@ -72,8 +72,9 @@ def train_step(
         grads, metrics = _accumulated(gradient, effective, batch, key, counts, accumulate)
     grads, metrics = total(grads), total(metrics)
     remembered = pruner.observe(state.pruner, state.params, state.masks, grads)
-    live = apply_masks(grads, state.masks)
-    if pruner.straight_through is not None:
+    if pruner.straight_through is None:
+        live = apply_masks(grads, state.masks)
+    else:
         live = _straight_through(grads, state.params, state.masks, pruner.straight_through)
     if soft:
         updates, opt_state = tx.update(live, state.opt_state, state.params)

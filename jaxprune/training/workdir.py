@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxprune.errors import InUse, UserError
-from jaxprune.files import patiently, write_atomically
+from jaxprune.files import parse_json, patiently, write_atomically
 from jaxprune.training.manifest import MANIFEST, list_files, read_manifest, restore_file, restore_state, write_state
 from jaxprune.training.processes import is_first, together
 
@@ -201,7 +201,7 @@ def owned_workdir(
 def read_records(path: Path) -> list[dict[str, Any]]:
     """The records of a `.jsonl` file, without lines that were cut or damaged; none if it is not there."""
     lines = path.read_bytes().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if _step(line) < float("inf")]
+    return [parse_json(line) for line in lines if _step(line) < float("inf")]
 
 
 def _object(path: Path) -> dict[str, Any] | None:
@@ -209,10 +209,10 @@ def _object(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
         if isinstance(content, dict) and isinstance(content.get("starts", []), list):
             return content
-    except (ValueError, RecursionError):
+    except ValueError:
         pass
     raise UserError(f"{path}: damaged, and {MANIFEST} does not hold what it was; delete it, and run again")
 
@@ -220,6 +220,6 @@ def _object(path: Path) -> dict[str, Any] | None:
 def _step(line: bytes) -> float:
     """The step of a line of records; infinity where it has none."""
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return float(parse_json(line)["step"])
+    except (ValueError, KeyError, TypeError, OverflowError):
         return float("inf")
