@@ -249,8 +249,9 @@ def test_each_layer_its_own_width_and_the_same_logits(tmp_path, capsys, kind):
     assert count[0] == count[1] + count[2] - count[3]
     with pytest.raises((RuntimeError, ValueError), match=r"mismatch|multiple|n_heads"):
         theirs(small, kind)
-    assert main(["export", str(small), str(tmp_path / "hf"), "--format", "hf"]) == 2
-    assert "its layers differ in width" in capsys.readouterr().err and not (tmp_path / "hf").exists()
+    for name in ("hf", "torch-2:4"):
+        assert main(["export", str(small), str(tmp_path / "out"), "--format", name]) == 2
+        assert "its layers differ in width" in capsys.readouterr().err and not (tmp_path / "out").exists()
     run("export", small, tmp_path / "sparse", "--format", "sparse")
     same(outputs(tmp_path / "sparse"), outputs(small))
     tensors, config = read(tmp_path / "sparse")[0], json.loads((tmp_path / "sparse/config.json").read_text())

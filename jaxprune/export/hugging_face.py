@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 
 import jaxprune
-from jaxprune.errors import UserError
 from jaxprune.export.source import Source
 from jaxprune.models.folder import write_masked
 
@@ -20,11 +19,7 @@ def write(source: Source, target: Path, *, dtype: str, coded: bool) -> None:
 
     UserError where layers differ in shape, which nothing that reads such directories computes.
     """
-    if not source.model.even:
-        raise UserError(
-            f"{source.name}: its layers differ in width (layer_heads, layer_neurons in config.json), and transformers "
-            "has one for all; export sparse or onnx, or leave out compact --uneven"
-        )
+    source.check_even()
     write_masked(source.name, target, {}, revision=source.revision or None, variant=source.variant)
     if source.model.head_dim:
         log.warning("%s: heads were taken out of it; our commands load it, transformers does not", source.name)

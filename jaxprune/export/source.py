@@ -42,6 +42,14 @@ class Source(NamedTuple):
         kept = array.view(f"u{array.itemsize}") != 0  # -0 is a value
         return None if kept.all() else kept
 
+    def check_even(self) -> None:
+        """UserError where layers differ in width, which nothing that reads a Hugging Face directory computes."""
+        if not self.model.even:
+            raise UserError(
+                f"{self.name}: its layers differ in width (layer_heads, layer_neurons in config.json), and "
+                "transformers has one for all; export sparse or onnx, or leave out compact --uneven"
+            )
+
 
 def read_source(name: str, revision: str = "", variant: str = "") -> Source:
     """What a directory or hub name holds.

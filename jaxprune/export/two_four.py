@@ -21,8 +21,9 @@ def write(source: Source, target: Path, *, dtype: str, coded: bool) -> None:
     """Write a Hugging Face directory in `dtype`, and `two_four.json`, the list of the modules that qualify.
 
     On a GPU, `module.weight = torch.nn.Parameter(to_sparse_semi_structured(module.weight))` for each of them. UserError
-    where none qualifies.
+    where none qualifies, and where layers differ in width.
     """
+    source.check_even()
     if not (modules := qualifying(source)):
         raise UserError(f"{source.name}: no matrix keeps 2 of 4; prune it with jaxprune prune --structure 2:4")
     tensors = {name: stored_as(array, dtype)[0] for name, array in source.tensors.items()}
