@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from scipy.special import log_softmax
 from test_architectures import QUICK
-from test_packed_models import SHAPE, encoded_for, padded
+from test_packed_models import CLASSES, SHAPE, encoded_for, padded
 from test_resume import assert_same_run
 
 from jaxprune.cli import main
@@ -20,6 +20,7 @@ from jaxprune.config.load import read_yaml, validate
 from jaxprune.config.teacher import TeacherConfig
 from jaxprune.data.task_batches import TaskData
 from jaxprune.experiments import task_run
+from jaxprune.experiments.lesson import answers
 from jaxprune.experiments.pretrain import PRETRAIN
 from jaxprune.experiments.program import Blueprint, compile_program
 from jaxprune.experiments.pruning_plan import included
@@ -167,6 +168,50 @@ def test_one_and_eight_devices_agree():
     for one, eight in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(eight, one, rtol=2e-3, atol=2e-5)
     assert mean(results[0][1]["teacher_classification"]) > 1e-3
+
+
+@pytest.mark.parametrize("head", CLASSES)
+@pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(data=2, fsdp=4, axes="explicit")], ids=["auto", "explicit"])
+def test_asked_beforehand_it_says_what_it_says_in_every_step(head, mesh):
+    """Other rows, on eight devices; each example finds its own answer in another order."""
+    encoded, classes = encoded_for(head), CLASSES[head]
+    teacher = teacher_of(TeacherConfig(source="x"), lambda: WIDER, STUDENT, head, classes)
+    assert teacher is not None and teacher.beforehand
+    model = teacher.build()
+    params = jax.jit(model.init)(jax.random.key(4))
+    said = answers(teacher, jax.device_get(params), encoded, mesh)
+    assert said.shape == ((len(encoded), classes) if classes else (len(encoded),)) and said.dtype == np.float32
+    assert np.ptp(said, 0).min() > 1e-3  # else one answer would do for all
+    batch = TaskData(encoded, len(encoded), 5).batch(1, {"teacher_logits": said})
+    ours = jax.tree.map(lambda x: 1.1 * x, params)
+    anew = distillation_loss(head, model.apply, model.apply, teacher.compared)
+    losses = [
+        jax.jit(loss)(ours, params, batch)[0][f"teacher_{head}"] for loss in (anew, teacher.loss(head, model.apply))
+    ]
+    assert mean(losses[0]) > 1e-5 and mean(losses[1]) == pytest.approx(mean(losses[0]), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_grid_asks_once_and_each_of_its_runs_is_the_run_alone(tiny, teacher, tmp_path, capsys):
+    """Bit for bit, also where it was stopped; a dry run says what asking costs."""
+    section = {"source": str(tmp_path / "taught"), "hardness": 0.7}
+    changes = {"init_from": str(teacher), "train": {"log_every": 1}, "epochs": 2, "keep_weights": True}
+    config = tiny.finetune_yaml(tmp_path / "t.yaml", **changes)
+    assert main(["finetune", str(config), "--workdir", str(tmp_path / "taught")]) == 0
+    config = tiny.finetune_yaml(tmp_path / "c.yaml", **changes, teacher=section)
+    argv = ["finetune", str(config), "--seeds"]
+    assert tiny.run(*argv, "0", "1", "--workdir", tmp_path / "both").code == 0
+    assert tiny.stop(2, 15, *argv, "1", "--workdir", tmp_path / "alone").code == 75
+    assert tiny.run(*argv, "1", "--workdir", tmp_path / "alone").code == 0
+    runs = [tmp_path / name / "SST-2" / "lr0.001-seed1" for name in ("both", "alone")]
+    lines = [read_records(run / "metrics.jsonl") for run in runs]
+    for line in lines[0]:
+        assert line["loss"] == pytest.approx(0.3 * line["classification"] + 0.7 * line["teacher_classification"])
+    shown = [[line | {"tokens_per_second": 0} for line in one] for one in lines]
+    assert shown[0] == shown[1] and len(shown[0]) > 4
+    capsys.readouterr()
+    assert main([*argv, "0", "--dry-run"]) == 0
+    assert "asked once, before the first step:" in " ".join(capsys.readouterr().out.split())
 
 
 def of_config(cfg):

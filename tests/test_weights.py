@@ -14,6 +14,7 @@ from jaxprune.config import FinetuneConfig, PretrainConfig
 from jaxprune.config.load import read_yaml, validate
 from jaxprune.experiments import finetune, pretrain
 from jaxprune.experiments.shelf import Shelf
+from jaxprune.experiments.teacher import NO_LESSON
 from jaxprune.experiments.walk import compile_run, first_state, walk
 from jaxprune.experiments.weights import completed, read_weights
 from jaxprune.models.bert import bert
@@ -238,7 +239,7 @@ def test_the_first_step_from_a_soft_run_sees_masked_weights(soft, configured, tm
     kept = flat(weights.masks)
     dense = completed(weights, model.init, jax.random.key(0))
     masked = jax.tree_util.tree_map_with_path(lambda path, w: w * kept.get("/".join(p.key for p in path), True), dense)
-    batch, losses = next(run.data.batches()), {}
+    batch, losses = next(run.data.batches(NO_LESSON)), {}
     for name, params in (("masked", masked), ("dense", dense)):
         terms, _ = jax.jit(LOSSES[run.blueprint.head](model.apply))(params, (), batch)
         losses[name] = float(sum(total / count for total, count in terms.values()))

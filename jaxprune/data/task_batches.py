@@ -7,7 +7,7 @@ U examples in a row, S = U T / N texts in a row.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -20,8 +20,11 @@ from jaxprune.errors import UserError
 
 Batch = dict[str, np.ndarray]
 """`input_ids`, `token_type_ids`, `position_ids`, `segment_ids` int32 (R, L): the texts of a row count from 1, 0 is
-padding, positions from 0 in each; `starts` int32 (R, S): where they begin; `labels` (R, U) or (R, U, C) and
-`example_weights` float32 (R, U), 0 in an empty slot. The examples of a batch are those of its step, in any order."""
+padding, positions from 0 in each; `starts` int32 (R, S): where they begin; `labels` (R, U) or (R, U, C),
+`example_weights` float32 (R, U), and what else is known of each example, 0 in an empty slot. The examples of a batch
+are those of its step, in any order."""
+
+NOTHING: Mapping[str, np.ndarray] = {}
 
 _CHUNK = 512  # examples of an evaluation that are packed together
 
@@ -142,11 +145,13 @@ class TaskData:
         epoch, within = divmod(step, self.steps_per_epoch)
         return self._ordered(epoch)[within * self.batch_size :][: self.batch_size]
 
-    def batch(self, step: int) -> Batch:
-        """The batch of a step, counted from 0 over all epochs."""
+    def batch(self, step: int, beside: Mapping[str, np.ndarray] = NOTHING) -> Batch:
+        """The batch of a step, counted from 0 over all epochs; `beside`: name -> (N, ...), more about each example."""
         examples = self._examples(step)
-        rows = pack(self.encoded.lengths[examples].tolist(), self.shape.length, self.shape.slots)
-        return _filled(self.encoded, [examples[row] for row in rows], self.shape, self.encoded.weights)
+        packed = pack(self.encoded.lengths[examples].tolist(), self.shape.length, self.shape.slots)
+        rows = [examples[row] for row in packed]
+        more = {name: _placed(values, rows, self.shape) for name, values in beside.items()}
+        return _filled(self.encoded, rows, self.shape, self.encoded.weights) | more
 
     def __iter__(self) -> "TaskIterator":
         return TaskIterator(self)
@@ -155,15 +160,15 @@ class TaskData:
 class TaskIterator:
     """Endless batches from step 0 or from a saved state."""
 
-    def __init__(self, data: TaskData) -> None:
-        self._data, self._next = data, 0
+    def __init__(self, data: TaskData, beside: Mapping[str, np.ndarray] = NOTHING) -> None:
+        self._data, self._beside, self._next = data, beside, 0
 
     def __iter__(self) -> "TaskIterator":
         return self
 
     def __next__(self) -> Batch:
         self._next += 1
-        return self._data.batch(self._next - 1)
+        return self._data.batch(self._next - 1, self._beside)
 
     def get_state(self) -> dict[str, int]:
         """{"next_index": the step whose batch comes next}."""
@@ -209,6 +214,14 @@ def _rows_sorted(table: np.ndarray, keys: np.ndarray) -> np.ndarray:
     return np.take_along_axis(table, np.argsort(keys, 1), 1)
 
 
+def _placed(values: np.ndarray, rows: Sequence[np.ndarray], shape: Shape) -> np.ndarray:
+    """(N, ...) -> (R, U, ...): the values of the examples of each row, 0 in an empty slot."""
+    placed = np.zeros((shape.rows, shape.slots, *values.shape[1:]), values.dtype)
+    for r, examples in enumerate(rows):
+        placed[r, : len(examples)] = values[examples]
+    return placed
+
+
 def _filled(encoded: Encoded, rows: Sequence[np.ndarray], shape: Shape, weights: np.ndarray) -> Batch:
     """The batch whose row r holds the examples `rows[r]`."""
     R, L, U, texts = *shape, encoded.texts
@@ -216,12 +229,10 @@ def _filled(encoded: Encoded, rows: Sequence[np.ndarray], shape: Shape, weights:
     batch: Batch = {name: np.zeros((R, L), np.int32) for name in names}
     batch["input_ids"][:] = encoded.pad
     batch["starts"] = np.zeros((R, U * texts), np.int32)
-    batch["labels"] = np.zeros((R, U, *encoded.labels.shape[1:]), encoded.labels.dtype)
-    batch["example_weights"] = np.zeros((R, U), np.float32)
+    batch["labels"] = _placed(encoded.labels, rows, shape)
+    batch["example_weights"] = _placed(weights, rows, shape)
     for r, examples in enumerate(rows):
         at = 0
-        batch["labels"][r, : len(examples)] = encoded.labels[examples]
-        batch["example_weights"][r, : len(examples)] = weights[examples]
         for slot, text in enumerate((examples[:, None] * texts + np.arange(texts)).reshape(-1)):
             begin, end = encoded.ends[text - 1] if text else 0, encoded.ends[text]
             cells = slice(at, at + int(end - begin))

@@ -43,12 +43,14 @@ def describe_pretraining(ready: Any) -> None:
 def teacher_words(ready: Any) -> str:
     """What the teacher of a run is, takes and costs, in words."""
     opened, program = ready
-    model, arrays = opened.blueprint.teacher.model, jax.tree.leaves(program.frozen)
+    teacher, arrays = opened.blueprint.teacher, jax.tree.leaves(program.frozen)
+    words = f"{sum(math.prod(x.shape) for x in jax.tree.leaves(teacher.shapes())):,} weights in {teacher.model.dtype}, "
+    if teacher.beforehand:
+        once = step_time.answer_flops(opened)
+        whole = once + opened.blueprint.steps * step_time.step_flops(opened)
+        return f"{words}asked once, before the first step: {once / whole:.1%} of the run's arithmetic"
     share = step_time.teacher_flops(opened) / step_time.step_flops(opened)
-    return (
-        f"{sum(math.prod(x.shape) for x in arrays):,} weights in {model.dtype}, "
-        f"{step_time.device_bytes(arrays) / 2**20:,.1f} MiB per device, {share:.1%} of a step's arithmetic"
-    )
+    return f"{words}{step_time.device_bytes(arrays) / 2**20:,.1f} MiB per device, {share:.1%} of a step's arithmetic"
 
 
 def parameter_table(params: Any, masks: Any) -> Table:

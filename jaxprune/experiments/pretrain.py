@@ -188,7 +188,7 @@ def _data(cfg: PretrainConfig) -> Data:
     if pairs:
         check_pairs(cfg.model, f"model, for the sentence pairs of data.path = {cfg.data.path}")
     return Data(
-        batches=lambda: train.iterator(0, prefetch=4),
+        batches=lambda _: train.iterator(0, prefetch=4),
         dev=lambda: dev.eval_batches(cfg.train.eval_batches),
         whole=False,
         key=f"data.path = {cfg.data.path}",

@@ -92,7 +92,7 @@ def compile_program(blueprint: Blueprint, devices: Sequence[Any] | None = None) 
         tx=adamw(blueprint.optimizer, blueprint.steps, blueprint.restarts),
         pruner=pruner_of(blueprint.prune, blueprint.model),
         accumulate=blueprint.accumulate,
-        frozen=teacher.shapes() if teacher else (),
+        frozen=teacher.shapes() if teacher and not teacher.beforehand else (),
         weights=blueprint.weights(TERMS.get(head, (head,))),
         measured=loss if teacher else None,
     )

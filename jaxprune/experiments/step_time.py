@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxprune.experiments.teacher import NO_LESSON
 from jaxprune.models import architecture_named
 from jaxprune.progress import Progress
 
@@ -48,9 +49,18 @@ def model_flops(opened: Any) -> float:
 
 
 def teacher_flops(opened: Any) -> float:
-    """FLOPs that the teacher of a run needs for one training step; 0 without one."""
+    """FLOPs that the teacher of a run needs for one training step; 0 without one, and where it is asked beforehand."""
     teacher, (rows, size) = opened.blueprint.teacher, _sequences(opened)
-    return rows * teacher.flops(**size) if teacher else 0.0
+    return rows * teacher.flops(**size) if teacher and not teacher.beforehand else 0.0
+
+
+def answer_flops(opened: Any) -> float:
+    """FLOPs of a teacher that is asked about every training example before the first step; else 0."""
+    teacher = opened.blueprint.teacher
+    if not teacher or not teacher.beforehand:
+        return 0.0
+    splits, shape = opened.data.source
+    return len(splits.train.ids) / shape.length * teacher.flops(seq_len=shape.length, predictions=0)
 
 
 def _sequences(opened: Any) -> tuple[int, dict[str, int]]:
@@ -66,7 +76,7 @@ def _sequences(opened: Any) -> tuple[int, dict[str, int]]:
 def timed(ready: Any) -> StepTime:
     """The training step of a compiled run, measured from scratch on its own data."""
     program, data, key = ready.program, ready.opened.data, jax.random.key(0)
-    batch, flops = next(data.batches()), step_flops(ready.opened)
+    batch, flops = next(data.batches(NO_LESSON)), step_flops(ready.opened)
     rows, least = len(next(iter(batch.values()))), len(program.mesh.devices.flat) * ready.opened.blueprint.accumulate
     cut = rows
     while jax.default_backend() == "cpu" and flops * cut / rows > MOST_FLOPS and cut % (2 * least) == 0:
@@ -92,7 +102,7 @@ def run_seconds(opened: Any, speed: StepTime) -> float:
     """Seconds of a run: its steps, prunes (each as long as a step), evaluations, checkpoints, and what is around them;
     compiling left out."""
     flops = (opened.blueprint.steps + len(opened.plan)) * step_flops(opened)
-    flops += EVALUATED * evaluated_batches(opened) * model_flops(opened)
+    flops += EVALUATED * evaluated_batches(opened) * model_flops(opened) + answer_flops(opened)
     return AROUND + flops * speed.per_flop + saves(opened) * speed.save
 
 

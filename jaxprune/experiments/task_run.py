@@ -24,7 +24,7 @@ from jaxprune.data.tasks import TASKS, Task
 from jaxprune.errors import UserError
 from jaxprune.experiments import step_time
 from jaxprune.experiments.dry_run import teacher_words
-from jaxprune.experiments.lesson import check_pupil, lesson
+from jaxprune.experiments.lesson import answers, check_pupil, lesson
 from jaxprune.experiments.program import Blueprint
 from jaxprune.experiments.pruning_plan import included, plan_of, restarts_of, with_paths_of
 from jaxprune.experiments.shelf import Shelf
@@ -156,7 +156,7 @@ def open_run(read: Read, decisions: Decisions, shelf: Shelf) -> Opened:
         restarts=restarts_of(cfg.optimizer.decay, plan),
     )
     data = Data(
-        batches=lambda: TaskIterator(train),
+        batches=lambda lesson: TaskIterator(train, _said(lesson, blueprint, splits, cfg, shelf)),
         dev=None,
         whole=True,
         key=f"glue = {cfg.glue}" if isinstance(cfg.tasks[0], str) else f"tasks: {splits.task.name}",
@@ -207,6 +207,24 @@ def _lesson(blueprint: Blueprint, task: Task) -> Lesson:
         if misfit := misfit_of(weights, cfg.revision, theirs, task.labels):
             raise UserError(f"teacher.source = {cfg.source}: {misfit}; fine-tune the teacher on {task.name}")
     return lesson(teacher, weights)
+
+
+def _said(
+    lesson: Lesson, blueprint: Blueprint, splits: Splits, cfg: FinetuneConfig, shelf: Shelf
+) -> dict[str, np.ndarray]:
+    """What the teacher says of each training example, if it is asked beforehand; all runs of a grid ask it once.
+
+    Without its weights, as in a dry run, zeros.
+    """
+    teacher, train = blueprint.teacher, splits.train
+    if teacher is None or not teacher.beforehand:
+        return {}
+    if lesson is NO_LESSON:
+        classes = (len(splits.task.labels),) if teacher.head in ("classification", "multi_label") else ()
+        return {"teacher_logits": np.zeros((len(train), *classes), np.float32)}
+    key = (lesson.fingerprint, repr(teacher), *_splits_key(cfg), cfg.mesh.model_dump_json())
+    make = functools.partial(answers, teacher, lesson.params, train, cfg.mesh)
+    return {"teacher_logits": shelf.get("answers", key, make, single=True)}
 
 
 def schedule(cfg: FinetuneConfig, steps: int) -> OptimizerConfig:

@@ -10,7 +10,7 @@ from jaxprune.config.sections import ModelConfig
 from jaxprune.config.teacher import TeacherConfig
 from jaxprune.errors import UserError
 from jaxprune.models import architecture_named
-from jaxprune.models.distillation import TEACHER, Compared, distillation_loss, evenly_spaced
+from jaxprune.models.distillation import TEACHER, Compared, distillation_loss, evenly_spaced, said_before
 from jaxprune.models.losses import Apply, LossFn
 from jaxprune.models.model import Head, Model, Pooling
 
@@ -27,6 +27,12 @@ class Teacher(NamedTuple):
     compared: Compared
     pooling: Pooling = "mean"
 
+    @property
+    def beforehand(self) -> bool:
+        """Whether it is asked once about every example, before the first step: what it says of a task's examples is the
+        same in each epoch, and small where logits alone are compared."""
+        return self.head != "pretraining" and self.compared.logits and not self.cfg.states
+
     def build(self) -> Model:
         """The model as pure functions."""
         build = architecture_named(self.model.architecture).build
@@ -39,7 +45,7 @@ class Teacher(NamedTuple):
 
     def loss(self, head: Head, apply: Apply) -> LossFn:
         """The loss of a model that learns from it, trained with `head`."""
-        return distillation_loss(head, apply, self.build().apply, self.compared)
+        return distillation_loss(head, apply, said_before if self.beforehand else self.build().apply, self.compared)
 
     def weights(self, terms: Sequence[str]) -> dict[str, float]:
         """The weight of every term of that loss, where the task's own are `terms`."""

@@ -44,8 +44,8 @@ _SAVED = ("checkpoints", "result.json")
 class Data(NamedTuple):
     """The data of a run."""
 
-    batches: Callable[[], Batches]
-    """Batches from the first step on."""
+    batches: Callable[[Lesson], Batches]
+    """Batches from the first step on, of a run that such a teacher teaches."""
     dev: Callable[[], Iterable[Any]] | None
     """Batches of the dev set, for an evaluation while training; None evaluates at the end alone, in `finish`."""
     whole: bool
@@ -222,7 +222,7 @@ def fit_run(ready: Ready, workdir: Workdir, progress: Progress) -> Fitted:
     began = time.monotonic()
     opened, program = ready
     decisions, blueprint, data = opened.decisions, opened.blueprint, opened.data
-    batches, latest = data.batches(), {}
+    latest = {}
 
     def evaluate(state: TrainState) -> dict[str, float]:
         assert data.dev is not None
@@ -243,9 +243,13 @@ def fit_run(ready: Ready, workdir: Workdir, progress: Progress) -> Fitted:
             step, state, saved = restored
             if saved["data"] != data.fingerprint:
                 raise UserError(f"{data.key}: changed since this run began; put the old data back")
-            batches.set_state(saved["batches"])
         with progress.during("reading the teacher"):
-            frozen, taught_by = read_teacher(opened, program, saved if step else None, done=step == blueprint.steps)
+            lesson = read_teacher(opened, saved if step else None, done=step == blueprint.steps)
+            shardings = jax.tree.map(lambda leaf: leaf.sharding, program.frozen)
+            frozen = put_whole(lesson.params, shardings) if shardings and lesson.params else ()
+            batches = data.batches(lesson)
+        if restored is not None:
+            batches.set_state(saved["batches"])
         here = environment(seed=decisions.seed, mesh=dict(program.mesh.shape), step=step)
         if restored is not None:
             words = promise(here, next(reversed(workdir.starts()), None))
@@ -268,7 +272,7 @@ def fit_run(ready: Ready, workdir: Workdir, progress: Progress) -> Fitted:
             progress=progress,
             window=Window(saved.get("window")),
             frozen=frozen,
-            position={"data": data.fingerprint} | taught_by,
+            position={"data": data.fingerprint} | ({"teacher": lesson.fingerprint} if lesson.fingerprint else {}),
             evaluate=evaluate if data.dev else None,
             learning_rate=learning_rate_at(blueprint.optimizer, blueprint.steps, blueprint.restarts),
             tokens_per_step=data.tokens_per_step,
@@ -278,21 +282,20 @@ def fit_run(ready: Ready, workdir: Workdir, progress: Progress) -> Fitted:
     return Fitted(ready, workdir, state, latest, time.monotonic() - began)
 
 
-def read_teacher(opened: Opened, program: Program, saved: Mapping[str, Any] | None, *, done: bool) -> tuple[Any, dict]:
-    """The teacher's weights on the devices, and what a checkpoint remembers of them; nothing of a run that is `done`.
+def read_teacher(opened: Opened, saved: Mapping[str, Any] | None, *, done: bool) -> Lesson:
+    """The teacher's weights, none of a run that is `done`.
 
     UserError where they are not those of the checkpoint that `saved` lies beside.
     """
     if opened.blueprint.teacher is None or done:
-        return (), {}
+        return NO_LESSON
     with together("teacher"):
-        params, fingerprint = opened.teach()
-        if saved is not None and saved.get("teacher") != fingerprint:
+        lesson = opened.teach()
+        if saved is not None and saved.get("teacher") != lesson.fingerprint:
             source = opened.blueprint.teacher.cfg.source
             raise UserError(f"teacher.source = {source}: changed since this run began; put the old weights back")
-    agree({"teacher": fingerprint})
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, program.frozen)
-    return put_whole(params, shardings), {"teacher": fingerprint}
+    agree({"teacher": lesson.fingerprint})
+    return lesson
 
 
 def say_start(opened: Opened) -> None:

@@ -34,6 +34,11 @@ def evenly_spaced(layers: int, teachers: int) -> tuple[int, ...]:
     return tuple(-(-(i + 1) * teachers // layers) - 1 for i in range(layers))
 
 
+def said_before(_: Any, batch: Mapping[str, Array], **__: Any) -> dict[str, Array]:
+    """A teacher whose logits lie in the batch, as `teacher_logits`, example by example."""
+    return {"logits": batch["teacher_logits"]}
+
+
 def distillation_loss(head: Head, apply: Apply, teacher: Apply, compared: Compared) -> LossFn:
     """Return the loss of `head` with the terms that compare the model to a teacher, whose params are `frozen`.
 
