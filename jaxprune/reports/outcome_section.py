@@ -34,8 +34,9 @@ def what_ran(tables: Tables) -> str:
         return ""
     arms = "; ".join(f"{CONDITION_NAMES[c]} at {listed([*map(percent, study.targets(values, c))])}" for c in present)
     seeds = runs.groupby("task")["seed"].nunique()
-    each = str(seeds.min()) if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
-    return f"{len(runs)} fine-tuning runs: {arms}. Tasks: {listed(study.tasks(runs))}, each with {each} seeds."
+    each = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
+    each += " seed" if seeds.max() == 1 else " seeds"
+    return f"{len(runs)} fine-tuning runs: {arms}. Tasks: {listed(study.tasks(runs))}, each with {each}."
 
 
 def outcome(tables: Tables, cost: PruningCost | None) -> Section:

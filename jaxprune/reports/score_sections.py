@@ -107,9 +107,9 @@ def _table1(ours: Tables, theirs: Tables) -> Grid:
     head = ["sparsity", "dev loss", *names, "mean"]
     head.insert(head.index("CoLA") + 1, "CoLA Matthews")
     caption = (
-        "Dev accuracy × 100 and training loss (nats); ± is half of the 95 % interval over n seeds. Last line: "
-        "published accuracy / training loss, one run. Dev loss: of pre-training, nats. The mean is over "
-        f"{', '.join(shared) or 'no task'} here, as in the figures and the verdicts, over five tasks there."
+        "Dev accuracy × 100 and training loss (nats); ± is half of the 95 % interval over n seeds, of one there "
+        "is none. Last line: published accuracy / training loss, one run. Dev loss: of pre-training, nats. The mean is "
+        f"over {', '.join(shared) or 'no task'} here, as in the figures and the verdicts, over five tasks there."
     )
     return Grid(caption, head, rows)
 
@@ -118,7 +118,7 @@ def _lines(value: Estimate, losses: Sequence[float] | None = None) -> list[str]:
     """`83.1 ± 0.5`, then n and the training loss."""
     if value.n == 0:
         return [NOTHING]
-    count = f"n = {value.n}" + (", no interval" if math.isnan(value.half) else "")
+    count = f"n = {value.n}"
     return [with_noise(value, scale=100), f"{count}, loss {fixed(estimate(losses).mean, 2)}" if losses else count]
 
 
