@@ -33,6 +33,9 @@ function looked(frame) {
     const box = element.getBoundingClientRect();
     if (box.width && (box.right > root.clientWidth + 1 || box.left < -1)) seen.push(`cut off: ${words(element)}`);
   }
+  for (const table of inside.querySelectorAll('.scroll table'))
+    if (root.clientWidth > 1000 && table.offsetWidth > table.closest('.scroll').clientWidth + 1)
+      seen.push(`a table of ${table.offsetWidth} pixels: ${words(table)}`);
   for (const svg of inside.querySelectorAll('svg')) {
     const slanted = /rotate\\((?!0\\)|-0\\)|0 |-0 )/;
     const texts = [...svg.querySelectorAll('text')].filter(text => !slanted.test(text.outerHTML));

@@ -70,8 +70,11 @@ def maps(tables: Tables) -> Section:
         body.append(
             [row["group"], f"{row['rows']:,}", fixed(row["abs_mean"], 4), *(fixed(s, scale=100) for s in shares)]
         )
-    head = ("pieces, by letters", "rows", "mean |w|, dense", *(f"pruned at {percent(t)}, %" for t in targets))
-    return _figures(figures, (Grid("Rows of the word embeddings by kind of piece.", head, body),))
+    head = ("pieces, by letters", "rows", "mean |w|", *(f"at {percent(t)}" for t in targets))
+    caption = (
+        "Word embeddings by kind of piece: mean |w| of the dense model, and how many per cent are pruned at a sparsity."
+    )
+    return _figures(figures, (Grid(caption, head, body),))
 
 
 def spread(tables: Tables) -> Section:
