@@ -2,7 +2,7 @@
 
 Run from the repository root, once pre-training's data is prepared:
 
-    PYTHONPATH=. python benchmarks/dry_run.py configs/first_run/pretrain.yaml --rounds 3
+    PYTHONPATH=. python benchmarks/dry_run.py --rounds 3 configs/first_run/recover.yaml
 
 Prints per round the seconds that the dry run said, those that the run took, and their ratio. What follows the config
 goes to `jaxprune pretrain`, such as `--steps 200`.
@@ -19,10 +19,11 @@ import time
 def main() -> None:
     """Measure and print a line per round."""
     parser = argparse.ArgumentParser(description="The estimate of `jaxprune pretrain --dry-run` beside the run.")
-    parser.add_argument("config")
     parser.add_argument("--rounds", type=int, default=3)
-    args, changes = parser.parse_known_args()
-    command = [sys.executable, "-m", "jaxprune", "pretrain", args.config, *changes]
+    parser.add_argument("config")
+    parser.add_argument("changes", nargs=argparse.REMAINDER)
+    args = parser.parse_args()
+    command = [sys.executable, "-m", "jaxprune", "pretrain", args.config, *args.changes]
     print("  said s   took s   said / took")
     for _ in range(args.rounds):
         done = subprocess.run([*command, "--dry-run"], check=True, capture_output=True, text=True)

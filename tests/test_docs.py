@@ -111,6 +111,7 @@ def test_benchmarks_run(tiny, pretrained):
         (f"train_step.py {small}", "masked"),
         (f"prune.py {pretrained / 'hf'} --rounds 1", "warm"),
         (f"prepare.py {prepare} --megabytes 1 --processes 1", "0.1"),
+        (f"dry_run.py --rounds 1 {tiny.pretrain_yaml(tiny.root / 'dry_run.yaml')}", "said / took"),
     ):
         path, *argv = line.split()
         command = [sys.executable, str(ROOT / "benchmarks" / path), *argv]
