@@ -20,7 +20,6 @@ from jaxprune.config.load import read_yaml, validate
 from jaxprune.config.teacher import TeacherConfig
 from jaxprune.data.task_batches import TaskData
 from jaxprune.experiments import task_run
-from jaxprune.experiments.lesson import answers
 from jaxprune.experiments.pretrain import PRETRAIN
 from jaxprune.experiments.program import Blueprint, compile_program
 from jaxprune.experiments.pruning_plan import included
@@ -179,7 +178,7 @@ def test_asked_beforehand_it_says_what_it_says_in_every_step(head, mesh):
     assert teacher is not None and teacher.beforehand
     model = teacher.build()
     params = jax.jit(model.init)(jax.random.key(4))
-    said = answers(teacher, jax.device_get(params), encoded, mesh)
+    said = task_run.answers(teacher, jax.device_get(params), encoded, mesh)
     assert said.shape == ((len(encoded), classes) if classes else (len(encoded),)) and said.dtype == np.float32
     assert np.ptp(said, 0).min() > 1e-3  # else one answer would do for all
     batch = TaskData(encoded, len(encoded), 5).batch(1, {"teacher_logits": said})

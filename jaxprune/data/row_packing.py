@@ -54,10 +54,12 @@ def shape_of(batches: Sequence[np.ndarray], longest: int, multiple: int = 1) -> 
     return Shape(rows, length, slots)
 
 
-def shape_for(longest: int) -> Shape:
-    """A shape of about `_TOKENS` tokens for examples of `longest` tokens at most, whatever batches they make."""
+def shape_for(longest: int, multiple: int = 1) -> Shape:
+    """A shape of about `_TOKENS` tokens for examples of `longest` tokens at most, whatever batches they make, its rows a
+    multiple of `multiple`."""
     length = math.ceil(longest / _GRAIN) * _GRAIN
-    return Shape(rows=max(_TOKENS // length, 1), length=length, slots=length // 8)
+    rows = max(_TOKENS // length, 1)
+    return Shape(math.ceil(rows / multiple) * multiple, length, slots=length // 8)
 
 
 def _extent(batches: Iterable[np.ndarray], length: int, multiple: int) -> tuple[int, int]:

@@ -24,7 +24,7 @@ padding, positions from 0 in each; `starts` int32 (R, S): where they begin; `lab
 `example_weights` float32 (R, U), and what else is known of each example, 0 in an empty slot. The examples of a batch
 are those of its step, in any order."""
 
-NOTHING: Mapping[str, np.ndarray] = {}
+_NOTHING: Mapping[str, np.ndarray] = {}
 
 _CHUNK = 512  # examples of an evaluation that are packed together
 
@@ -145,7 +145,7 @@ class TaskData:
         epoch, within = divmod(step, self.steps_per_epoch)
         return self._ordered(epoch)[within * self.batch_size :][: self.batch_size]
 
-    def batch(self, step: int, beside: Mapping[str, np.ndarray] = NOTHING) -> Batch:
+    def batch(self, step: int, beside: Mapping[str, np.ndarray] = _NOTHING) -> Batch:
         """The batch of a step, counted from 0 over all epochs; `beside`: name -> (N, ...), more about each example."""
         examples = self._examples(step)
         packed = pack(self.encoded.lengths[examples].tolist(), self.shape.length, self.shape.slots)
@@ -160,7 +160,7 @@ class TaskData:
 class TaskIterator:
     """Endless batches from step 0 or from a saved state."""
 
-    def __init__(self, data: TaskData, beside: Mapping[str, np.ndarray] = NOTHING) -> None:
+    def __init__(self, data: TaskData, beside: Mapping[str, np.ndarray] = _NOTHING) -> None:
         self._data, self._beside, self._next = data, beside, 0
 
     def __iter__(self) -> "TaskIterator":

@@ -1,31 +1,16 @@
-"""The weights of a teacher, what they must have in common with the run that learns from them, and what it answers."""
+"""The weights of a teacher, and what they must have in common with the run that learns from them."""
 
 import hashlib
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxprune.config.sections import MeshConfig
 from jaxprune.data import tokenizer
-from jaxprune.data.row_packing import shape_for
-from jaxprune.data.task_batches import Batch, Encoded, outputs
 from jaxprune.errors import UserError
 from jaxprune.experiments.teacher import Lesson, Teacher
 from jaxprune.experiments.weights import Weights, check_vocabulary, lacking, read_weights, tokenizer_beside
 from jaxprune.models import architecture_named
-from jaxprune.training.sharding import (
-    batch_sharding,
-    everywhere,
-    gathered,
-    make_mesh,
-    put_whole,
-    shards,
-    state_shardings,
-    within,
-)
 
 NEXT_SENTENCE = ("pooler/", "nsp/")
 """What a pretraining head needs for next sentences alone."""
@@ -46,27 +31,6 @@ def check_pupil(teacher: Teacher, vocabulary: tokenizer.Vocabulary, name: str, l
         differs = next((i for i, pair in enumerate(zip(own.pieces, vocabulary.pieces)) if pair[0] != pair[1]), None)
         which = f"piece {differs} differs" if differs is not None else f"{own.size} pieces, not {vocabulary.size}"
         raise UserError(f"{where}: its vocabulary is not that of {name} ({which}); both need the same")
-
-
-def answers(teacher: Teacher, params: Any, encoded: Encoded, cfg: MeshConfig) -> np.ndarray:
-    """Its logits for each example, float32 (N, C), or (N,) where an example has one score.
-
-    The shape of the batches is the data's own: every run that asks about them gets the same, seed or not.
-    """
-    mesh, apply = make_mesh(cfg), teacher.build().apply
-    shape = shape_for(int(encoded.lengths.max()))
-    shape = shape._replace(rows=-(-shape.rows // shards(mesh)) * shards(mesh))
-    forward = jax.jit(
-        gathered(lambda p, _, batch: apply(p, batch)["logits"].astype(jnp.float32), mesh),
-        out_shardings=everywhere(mesh),
-    )
-    placed = put_whole(params, state_shardings(teacher.shapes(), mesh))
-
-    def ask(batch: Batch) -> np.ndarray:
-        return np.asarray(forward(placed, (), put_whole(batch, dict.fromkeys(batch, batch_sharding(mesh)))))
-
-    with within(mesh):
-        return outputs(encoded, shape, ask)
 
 
 def lesson(teacher: Teacher, weights: Weights | None = None, *, pairs: bool = True) -> Lesson:

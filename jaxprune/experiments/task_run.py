@@ -13,18 +13,19 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxprune.config.commands import FinetuneConfig
-from jaxprune.config.sections import ModelConfig, OptimizerConfig
+from jaxprune.config.sections import MeshConfig, ModelConfig, OptimizerConfig
 from jaxprune.config.task import TaskEntry, task_name, with_paths
 from jaxprune.data import tokenizer
 from jaxprune.data.examples import Examples, subset
 from jaxprune.data.metrics import score
 from jaxprune.data.own_task import read_task
-from jaxprune.data.task_batches import Encoded, TaskData, TaskIterator, encode, eval_batches, outputs
+from jaxprune.data.row_packing import shape_for
+from jaxprune.data.task_batches import Batch, Encoded, TaskData, TaskIterator, encode, eval_batches, outputs
 from jaxprune.data.tasks import TASKS, Task
 from jaxprune.errors import UserError
 from jaxprune.experiments import step_time
 from jaxprune.experiments.dry_run import teacher_words
-from jaxprune.experiments.lesson import answers, check_pupil, lesson
+from jaxprune.experiments.lesson import check_pupil, lesson
 from jaxprune.experiments.program import Blueprint
 from jaxprune.experiments.pruning_plan import included, plan_of, restarts_of, with_paths_of
 from jaxprune.experiments.shelf import Shelf
@@ -51,8 +52,16 @@ from jaxprune.progress import duration
 from jaxprune.pruning.masks import apply_masks, sparsity
 from jaxprune.training.compile import evaluate_all
 from jaxprune.training.processes import whole
-from jaxprune.training.sharding import everywhere, gathered, make_mesh, shards
-from jaxprune.training.state import TrainState
+from jaxprune.training.sharding import (
+    batch_sharding,
+    everywhere,
+    gathered,
+    make_mesh,
+    put_whole,
+    shards,
+    state_shardings,
+    within,
+)
 from jaxprune.training.steps import means
 
 log = logging.getLogger("jaxprune")
@@ -220,11 +229,28 @@ def _said(
     if teacher is None or not teacher.beforehand:
         return {}
     if lesson is NO_LESSON:
-        classes = (len(splits.task.labels),) if teacher.head in ("classification", "multi_label") else ()
+        classes = (teacher.num_labels,) if teacher.num_labels else ()
         return {"teacher_logits": np.zeros((len(train), *classes), np.float32)}
     key = (lesson.fingerprint, repr(teacher), *_splits_key(cfg), cfg.mesh.model_dump_json())
     make = functools.partial(answers, teacher, lesson.params, train, cfg.mesh)
     return {"teacher_logits": shelf.get("answers", key, make, single=True)}
+
+
+def answers(teacher: Teacher, params: Any, encoded: Encoded, cfg: MeshConfig) -> np.ndarray:
+    """A teacher's logits for each example, float32 (N, C), or (N,) where an example has one score.
+
+    The shape of the batches is the data's own: every run that asks about them gets the same, whatever its seed.
+    """
+    mesh = make_mesh(cfg)
+    forward, rows = _forward(teacher.build().apply, mesh), batch_sharding(mesh)
+    placed = put_whole(params, state_shardings(params, mesh))
+    masks = jax.tree.map(lambda _: None, params)  # its weights are masked
+
+    def ask(batch: Batch) -> np.ndarray:
+        return np.asarray(forward(placed, masks, put_whole(batch, dict.fromkeys(batch, rows))), np.float32)
+
+    with within(mesh):
+        return outputs(encoded, shape_for(int(encoded.lengths.max()), shards(mesh)), ask)
 
 
 def schedule(cfg: FinetuneConfig, steps: int) -> OptimizerConfig:
@@ -244,7 +270,9 @@ def finish(fitted: Fitted) -> dict[str, Any]:
     cfg: FinetuneConfig = opened.decisions.cfg
     splits, shape = opened.data.source
     forward = _forward(opened.blueprint.build().apply, program.mesh)
-    predictions = outputs(splits.dev, shape, lambda batch: np.asarray(forward(state, program.put_whole(batch))))
+    predictions = outputs(
+        splits.dev, shape, lambda batch: np.asarray(forward(state.params, state.masks, program.put_whole(batch)))
+    )
     values = score(splits.task, predictions, splits.dev.labels)
     if cfg.train_loss:
         batches = (program.put_whole(batch) for _, batch in eval_batches(splits.train, shape))
@@ -276,11 +304,11 @@ def finish(fitted: Fitted) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=4)
-def _forward(apply: Callable[..., dict[str, Any]], mesh: Mesh) -> Callable[[TrainState, Any], jax.Array]:
-    """(state, batch) -> logits of the masked model on every device; compiled once for all runs of a grid."""
+def _forward(apply: Callable[..., dict[str, Any]], mesh: Mesh) -> Callable[[Any, Any, Any], jax.Array]:
+    """(params, masks, batch) -> logits of the masked model on every device; compiled once for all runs of a grid."""
     forward = gathered(lambda params, _, batch: apply(params, batch)["logits"], mesh)
     return jax.jit(
-        lambda state, batch: forward(apply_masks(state.params, state.masks), (), batch), out_shardings=everywhere(mesh)
+        lambda params, masks, batch: forward(apply_masks(params, masks), (), batch), out_shardings=everywhere(mesh)
     )
 
 

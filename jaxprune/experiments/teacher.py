@@ -31,7 +31,7 @@ class Teacher(NamedTuple):
     def beforehand(self) -> bool:
         """Whether it is asked once about every example, before the first step: what it says of a task's examples is the
         same in each epoch, and small where logits alone are compared."""
-        return self.head != "pretraining" and self.compared.logits and not self.cfg.states
+        return self.head != "pretraining" and not self.cfg.states
 
     def build(self) -> Model:
         """The model as pure functions."""

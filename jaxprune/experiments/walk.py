@@ -248,10 +248,9 @@ def fit_run(ready: Ready, workdir: Workdir, progress: Progress) -> Fitted:
             shardings = jax.tree.map(lambda leaf: leaf.sharding, program.frozen)
             frozen = put_whole(lesson.params, shardings) if shardings and lesson.params else ()
             batches = data.batches(lesson)
-        if restored is not None:
-            batches.set_state(saved["batches"])
         here = environment(seed=decisions.seed, mesh=dict(program.mesh.shape), step=step)
         if restored is not None:
+            batches.set_state(saved["batches"])
             words = promise(here, next(reversed(workdir.starts()), None))
             log.info("%s: resuming at step %d of %d (%s)", workdir.path.name, step, blueprint.steps, words)
         workdir.add_start(here)

@@ -73,7 +73,7 @@ def compared(ours: Replicates, known: Replicates) -> list[Arm]:
 
     dense = scores((BASE, BASE, 0.0))
     arms = []
-    for name, target in sorted({(variant, target) for _, variant, target in {setting for setting, _ in ours}}):
+    for name, target in sorted({setting[1:] for setting, _ in ours}):
         setting, base, changes = (BASE, name, target), (BASE, BASE, target), {}
         for task in TASKS if name != BASE else ():
             change = difference(both, ("here", *setting), ("here", *base), [task])
