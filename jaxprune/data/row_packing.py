@@ -55,8 +55,10 @@ def shape_of(batches: Sequence[np.ndarray], longest: int, multiple: int = 1) -> 
 
 
 def shape_for(longest: int, multiple: int = 1) -> Shape:
-    """A shape of about `_TOKENS` tokens for examples of `longest` tokens at most, whatever batches they make; the number
-    of rows is a multiple of `multiple`."""
+    """A shape of about `_TOKENS` tokens for examples of `longest` tokens at most, whatever batches they make.
+
+    The number of rows is a multiple of `multiple`.
+    """
     length = math.ceil(longest / _GRAIN) * _GRAIN
     rows = max(_TOKENS // length, 1)
     return Shape(math.ceil(rows / multiple) * multiple, length, slots=length // 8)
