@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.pruning.interface import Criterion
+from jaxprune.pruning.inverses import inverse, product
 from jaxprune.pruning.masks import on_prunable
 from jaxprune.pruning.structures import merge, split
 
@@ -64,8 +65,8 @@ def _unit(matrices: jax.Array) -> jax.Array:
 
 def _worth(total: jax.Array, w: jax.Array) -> jax.Array:
     """w^2 / (2 [F^-1]_ii): how much the loss rises when a weight becomes 0 and the others make up for it."""
-    inverse = jnp.diagonal(jnp.linalg.inv(_damped(total, w.shape)), axis1=-2, axis2=-1)
-    return jnp.square(w.astype(jnp.float32)) / (2 * _whole(inverse, w, w.shape))
+    diagonal = jnp.diagonal(inverse(_damped(total, w.shape)), axis1=-2, axis2=-1)
+    return jnp.square(w.astype(jnp.float32)) / (2 * _whole(diagonal, w, w.shape))
 
 
 def made_up(matrices: jax.Array, w: jax.Array, kept: jax.Array, lost: jax.Array) -> jax.Array:
@@ -73,9 +74,9 @@ def made_up(matrices: jax.Array, w: jax.Array, kept: jax.Array, lost: jax.Array)
 
     `kept` and `lost` bool (..., B); weights that are neither count as 0 already. Others than the kept come back as 0.
     """
-    pull = jnp.where(kept, jnp.einsum("...ij,...j->...i", matrices, jnp.where(lost, w, 0)), 0)
+    pull = jnp.where(kept, product(matrices, jnp.where(lost, w, 0)[..., None])[..., 0], 0)
     both = kept[..., :, None] & kept[..., None, :]
-    solved = jnp.linalg.solve(jnp.where(both, matrices, _unit(matrices)), pull[..., None])[..., 0]
+    solved = product(inverse(jnp.where(both, matrices, _unit(matrices))), pull[..., None])[..., 0]
     return jnp.where(kept, w + solved, 0)
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax.scipy.sparse.linalg import cg
 
 from jaxprune.pruning.interface import Criterion
+from jaxprune.pruning.inverses import inverse, product
 from jaxprune.pruning.masks import on_prunable
 
 DAMPING = 0.01
@@ -32,7 +33,7 @@ def _share(products: jax.Array, w: jax.Array) -> jax.Array:
 
 def _worth(products: jax.Array, w: jax.Array) -> jax.Array:
     """w^2 / (2 [H^-1]_ii): how much the output's squared error rises without a weight, the others making up for it."""
-    return jnp.square(w.astype(jnp.float32)) / (2 * jnp.diagonal(jnp.linalg.inv(_damped(products)))[:, None])
+    return jnp.square(w.astype(jnp.float32)) / (2 * jnp.diagonal(inverse(_damped(products)))[:, None])
 
 
 def _compensate(products: jax.Array, w: jax.Array, before: jax.Array, after: jax.Array) -> jax.Array:
@@ -44,9 +45,9 @@ def _compensate(products: jax.Array, w: jax.Array, before: jax.Array, after: jax
     scale = 1 / jnp.diagonal(matrix)[:, None]
 
     def seen(x):
-        return jnp.where(after, matrix @ jnp.where(after, x, 0), 0)
+        return jnp.where(after, product(matrix, jnp.where(after, x, 0)), 0)
 
-    wanted = jnp.where(after, matrix @ jnp.where(before, wide, 0), 0)
+    wanted = jnp.where(after, product(matrix, jnp.where(before, wide, 0)), 0)
     start = jnp.where(after, wide, 0)
     solved, _ = cg(seen, wanted, start, tol=_TOLERANCE, maxiter=_ROUNDS, M=lambda x: scale * x)
     return solved.astype(w.dtype)
