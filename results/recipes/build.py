@@ -3,7 +3,6 @@
 python results/recipes/build.py runs/recipes results/study_minilm/tables results/recipes
 """
 
-import json
 import math
 import shutil
 import sys
@@ -20,10 +19,12 @@ from jaxprune.reports.svg import category, style
 
 TASKS = ("SST-2", "QNLI", "sts")
 BASE = "pruned"
+AS_LONG = {"distilled": "longer", "gmp_star_like": "longer", "obert_upstream": "twice"}
+"""Arm -> the run of `pruned` that takes as many seconds."""
 
 
 class Arm(NamedTuple):
-    """A recipe at a sparsity, against gradual magnitude at the same one."""
+    """A recipe at a sparsity, beside gradual magnitude at the same one."""
 
     name: str
     target: float
@@ -32,7 +33,8 @@ class Arm(NamedTuple):
     lost: float
     """What the dense model scores above it, mean over the tasks."""
     changes: dict[str, Estimate]
-    """Task -> this arm - `pruned`, seed by seed; empty for `pruned` itself."""
+    """Task -> this arm - the one that it is compared with, seed by seed; empty where that is itself."""
+    against: str
 
     @property
     def verdict(self) -> str:
@@ -48,22 +50,21 @@ def main(place: Path, known: Path, out: Path) -> None:
         shutil.copy(place / "tables" / f"{name}.csv", out / "tables" / f"{name}.csv")
     shutil.copy(place / "config.yaml", out / "config.yaml")
     tables = study.read_tables(out / "tables")
-    arms = compared(study.seeded(tables["runs"]), study.seeded(study.read_tables(known)["runs"]))
+    ours, theirs = study.seeded(tables["runs"]), study.seeded(study.read_tables(known)["runs"])
+    arms = compared(ours, theirs, {})
     losses = tables["pretrain"].groupby(["variant", "target"])["dev_loss"].mean()
-    seconds = {
-        (arm.name, arm.target): json.loads(path.read_text(encoding="utf-8"))["seconds_this_session"]
-        for arm in arms
-        if (path := place / f"runs/pretrain/{arm.name}-s{arm.target:g}/result.json").is_file()
-    }
     for target in sorted({arm.target for arm in arms if arm.changes}):
-        show([arm for arm in arms if arm.target == target], losses, seconds)
+        show([arm for arm in arms if arm.target == target and arm.name not in AS_LONG.values()], losses)
+    print("equal seconds")
+    long = compared(ours, theirs, AS_LONG)
+    show([arm for arm in long if arm.name in {*AS_LONG, *AS_LONG.values()} and arm.target == 0.9], losses)
     print("pruned, all sparsities")
-    show([arm for arm in arms if arm.name == BASE], losses, seconds)
-    (out / "figure.svg").write_text(figure(arms), encoding="utf-8")
+    show([arm for arm in arms if arm.name == BASE], losses)
+    (out / "figure.svg").write_text(figure([a for a in arms if a.name not in AS_LONG.values()]), encoding="utf-8")
 
 
-def compared(ours: Replicates, known: Replicates) -> list[Arm]:
-    """Every finished arm; chance from the runs of both studies."""
+def compared(ours: Replicates, known: Replicates, bases: dict[str, str]) -> list[Arm]:
+    """Every finished arm, beside what `bases` names, else beside `pruned`; chance from the runs of both studies."""
     both = {(("here", *setting), task): runs for (setting, task), runs in ours.items() if task in TASKS}
     both |= {(("known", *setting), task): runs for (setting, task), runs in known.items() if task in TASKS}
 
@@ -74,20 +75,23 @@ def compared(ours: Replicates, known: Replicates) -> list[Arm]:
     dense = scores((BASE, BASE, 0.0))
     arms = []
     for name, target in sorted({setting[1:] for setting, _ in ours}):
-        setting, base, changes = (BASE, name, target), (BASE, BASE, target), {}
-        for task in TASKS if name != BASE else ():
+        against = name if name in {BASE, *bases.values()} else bases.get(name, BASE)
+        setting, base, changes = (BASE, name, target), (BASE, against, target), {}
+        for task in TASKS if name != against else ():
             change = difference(both, ("here", *setting), ("here", *base), [task])
             if change is not None:
                 changes[task] = change
         mine = scores(setting)
-        arms.append(Arm(name, target, mine, float(np.mean([dense[t].mean - mine[t].mean for t in TASKS])), changes))
+        arms.append(
+            Arm(name, target, mine, float(np.mean([dense[t].mean - mine[t].mean for t in TASKS])), changes, against)
+        )
     return arms
 
 
-def show(arms: list[Arm], losses: dict, seconds: dict) -> None:
+def show(arms: list[Arm], losses: dict) -> None:
     """A row for each arm, the one that loses least first; points."""
-    base = {arm.target: arm.lost for arm in arms if arm.name == BASE}
-    heads = ["arm", "%", "dev loss", *TASKS, "lost", *(f"{task}, against pruned" for task in TASKS), "verdict", "s"]
+    lost = {(arm.name, arm.target): arm.lost for arm in arms}
+    heads = ["arm", "%", "dev loss", *TASKS, "lost", *(f"{task}, against" for task in TASKS), "", "verdict"]
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for arm in sorted(arms, key=lambda arm: (arm.target, arm.lost)):
         row = [arm.name, f"{100 * arm.target:g}"]
@@ -95,9 +99,8 @@ def show(arms: list[Arm], losses: dict, seconds: dict) -> None:
         row += [with_noise(arm.scores[task], scale=100) for task in TASKS]
         row.append(f"{100 * arm.lost:.1f}")
         row += [with_noise(arm.changes.get(task), scale=100, sign=True) for task in TASKS]
-        half = arm.verdict == "better" and arm.lost <= base.get(arm.target, math.nan) / 2
-        row.append((f"{arm.verdict}, halves the loss" if half else arm.verdict) if arm.changes else "")
-        row.append(f"{seconds[arm.name, arm.target]:.0f}" if (arm.name, arm.target) in seconds else "")
+        half = arm.verdict == "better" and arm.lost <= lost.get((arm.against, arm.target), math.nan) / 2
+        row += [arm.against, f"{arm.verdict}, halves the loss" if half else arm.verdict] if arm.changes else ["", ""]
         print("|", " | ".join(row), "|")
     print()
 
