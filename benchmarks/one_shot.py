@@ -27,8 +27,12 @@ METHODS = {
     "obs": ("obs", 1, "matrix"),
     "obs, each output": ("obs", 1, "output"),
     "obs, 4 rounds": ("obs", 4, "matrix"),
+    "fisher": ("fisher", 1, "matrix"),
+    "obert": ("obert", 1, "matrix"),
 }
 """Name -> criterion, rounds, scope."""
+HEADED = {"fisher", "obert"}
+"""What looks at gradients of the masked-LM loss, and needs a model with that head."""
 PATHS = ("encoder/.*/kernel",)
 
 
@@ -46,7 +50,7 @@ def main() -> None:
     for name in ("model", "text", "glue", "out"):
         parser.add_argument(f"--{name}", required=True, type=Path)
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.5, 0.7, 0.6, 0.8])
-    parser.add_argument("--methods", nargs="+", choices=[*METHODS], default=[*METHODS])
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS], default=[m for m in METHODS if m not in HEADED])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--texts", type=int, default=128)
     args = parser.parse_args()
