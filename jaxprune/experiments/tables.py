@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxprune.analysis import weights
-from jaxprune.analysis.features import Batch, similarity
+from jaxprune.analysis.features import similarity
 from jaxprune.analysis.heads import head_sparsity
 from jaxprune.analysis.magnitude_pruning import magnitude_masks, removed_magnitude
 from jaxprune.analysis.mask_distance import mask_distance
@@ -204,14 +204,15 @@ def _of_models(study: Path, dense: Pretrained, runs: list[Pretrained]) -> dict[s
     tables["magnitude"] = removed_magnitude(start.prunable, [i / 50 for i in range(51)])
     tables["heatmaps"] = list(_heatmaps(start.params, dense))
     baseline = next((run for run in runs if run.variant == "pruned" and run.target == 0), dense)
-    reference = baseline.load().tree
+    reference = list(_reference(baseline.cfg, baseline.load().tree))
     vocabulary = _vocabulary(dense)
     cuts: dict[float, dict[str, np.ndarray]] = {}
     for run in [dense, *runs]:
         model = start if run is dense else run.load()
         _model_rows(tables, run, model, vocabulary)
         if run.cfg.model.num_hidden_layers == baseline.cfg.model.num_hidden_layers:  # else no layer has its like
-            features = similarity(_features(run.cfg, model.tree, baseline.cfg, reference))
+            states = _states(run.cfg.model.model_dump_json())
+            features = similarity((states(model.tree, batch), theirs, real) for batch, theirs, real in reference)
             tables["features"] += [
                 {**run.label, "against": baseline.name, "layer": i, "cosine": c, "cka": k, "tokens": features.tokens}
                 for i, (c, k) in enumerate(zip(features.cosine.tolist(), features.cka.tolist(), strict=True))
@@ -294,13 +295,14 @@ def _heatmaps(params: dict[str, np.ndarray], dense: Pretrained) -> Iterator[Row]
             yield {"figure": figure, "path": path, "row": i, "column": j, "abs_mean": float(value)}
 
 
-def _features(cfg: PretrainConfig, ours: Any, dense_cfg: PretrainConfig, dense: Any) -> Iterator[Batch]:
-    data = PretrainData(dense_cfg.data.path, dense_cfg.data, split="dev", batch_size=32, seed=0)
-    tokens, (run, run_dense) = 0, (_states(c.model.model_dump_json()) for c in (cfg, dense_cfg))
+def _reference(cfg: PretrainConfig, params: Any) -> Iterator[tuple[Row, Any, np.ndarray]]:
+    """(batch, hidden states, which tokens count) of held-out text, for every model to be compared with."""
+    data = PretrainData(cfg.data.path, cfg.data, split="dev", batch_size=32, seed=0)
+    tokens, states = 0, _states(cfg.model.model_dump_json())
     for batch in data.eval_batches():
         real = batch["attention_mask"] * batch["example_weights"][:, None].astype(np.int32)
         tokens += int(real.sum())
-        yield run(ours, batch), run_dense(dense, batch), real
+        yield batch, states(params, batch), real
         if tokens >= FEATURE_TOKENS:
             return
 
