@@ -7,17 +7,17 @@ before the next; what the table has already is not run again. The encoder's matr
 """
 
 import argparse
-import csv
 import itertools
+import json
+import shutil
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import pandas
-from scipy.stats import spearmanr
 
-from jaxprune.experiments.predict import predict
+from jaxprune import cli
 from jaxprune.experiments.prune_folder import prune_folder
 
 METHODS = {
@@ -36,13 +36,15 @@ HEADED = {"fisher", "obert"}
 PATHS = ("encoder/.*/kernel",)
 
 
-def score(model: str, pairs: pandas.DataFrame, folder: Path) -> float:
-    """100 times Spearman's correlation of cosines with STS-B's scores."""
-    pairs.drop(columns="score").to_json(folder / "pairs.jsonl", orient="records", lines=True)
-    out = folder / "answers.jsonl"
-    out.unlink(missing_ok=True)
-    answers = predict(model, str(folder / "pairs.jsonl"), out, text=("sentence1", "sentence2"))
-    return 100 * float(spearmanr(answers["score"], pairs["score"])[0])
+def score(model: Path, glue: Path, folder: Path) -> float:
+    """100 times Spearman's correlation of cosines with STS-B's scores: a fine-tuning of no epoch."""
+    workdir = folder / "scored"
+    shutil.rmtree(workdir, ignore_errors=True)
+    (folder / "score.yaml").write_text("command: finetune\ntasks: [sts]\nepochs: 0\nlearning_rates: [1.0e-4]\n")
+    words = ["finetune", folder / "score.yaml", "--workdir", workdir, "--init-from", model, "--glue", glue]
+    assert cli.main(list(map(str, words))) == 0
+    (result,) = workdir.glob("sts/*/result.json")
+    return 100 * json.loads(result.read_text(encoding="utf-8"))["spearman"]
 
 
 def main() -> None:
@@ -54,8 +56,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--texts", type=int, default=128)
     args = parser.parse_args()
-    pairs = pandas.read_csv(args.glue / "STS-B" / "dev.tsv", sep="\t", quoting=csv.QUOTE_NONE)
-    pairs = pairs[["sentence1", "sentence2", "score"]]
     lines = [line for line in args.text.read_text().splitlines() if line.strip()]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     known = pandas.read_csv(args.out).to_dict("records") if args.out.exists() else []
@@ -65,7 +65,7 @@ def main() -> None:
 
         def add(method: str, sparsity: float, seed: int, model: Path, seconds: float) -> None:
             row = {"method": method, "sparsity": sparsity, "seed": seed, "texts": args.texts}
-            known.append(row | {"spearman": round(score(str(model), pairs, folder), 2), "seconds": round(seconds, 1)})
+            known.append(row | {"spearman": round(score(model, args.glue, folder), 2), "seconds": round(seconds, 1)})
             pandas.DataFrame(known).to_csv(args.out, index=False)
             print(known[-1], flush=True)
 

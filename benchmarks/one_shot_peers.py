@@ -8,7 +8,6 @@ which is saved and then read by `jaxprune predict`. Rows are added as they come;
 """
 
 import argparse
-import csv
 import importlib.metadata
 import itertools
 import shutil
@@ -90,8 +89,6 @@ def main() -> None:
     parser.add_argument("--peers", nargs="+", choices=[*PEERS], default=[*PEERS])
     parser.add_argument("--texts", type=int, default=128)
     args = parser.parse_args()
-    pairs = pandas.read_csv(args.glue / "STS-B" / "dev.tsv", sep="\t", quoting=csv.QUOTE_NONE)
-    pairs = pairs[["sentence1", "sentence2", "score"]]
     lines = [line for line in args.text.read_text().splitlines() if line.strip()][: args.texts]
     import transformers
 
@@ -116,7 +113,7 @@ def main() -> None:
             weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
             transformers.AutoModel.from_pretrained(args.model).save_pretrained(out, state_dict=weights)
             row = {"method": peer, "version": importlib.metadata.version(library), "sparsity": sparsity}
-            row |= {"zeros": round(share, 4), "spearman": round(score(str(out), pairs, Path(folder)), 2)}
+            row |= {"zeros": round(share, 4), "spearman": round(score(out, args.glue, Path(folder)), 2)}
         known.append(row | {"texts": args.texts, "seconds": round(seconds, 1)})
         pandas.DataFrame(known).to_csv(args.out, index=False)
         print(known[-1], flush=True)

@@ -120,7 +120,7 @@ def test_recipes_of_the_literature():
     """Steps of prunes, restarts of the rate, scores and teachers as their authors have them (docs/methods.md)."""
     recipes = {
         name: validate(PretrainConfig, read_config(CONFIGS / "recipes" / f"{name}.yaml"), name)
-        for name in ("gmp", "prune_ofa", "gmp_star_like", "movement", "obert_upstream")
+        for name in ("gmp", "prune_ofa", "gmp_star_like", "movement", "fisher", "obert_upstream")
     }
     assert len({(cfg.steps, cfg.batch_size, cfg.prune.sparsity) for cfg in recipes.values()}) == 1
     plans = {name: prune_plan(cfg) for name, cfg in recipes.items()}
@@ -131,7 +131,7 @@ def test_recipes_of_the_literature():
     assert teachers["prune_ofa"] == (0.5, 2) and teachers["gmp_star_like"] == teachers["obert_upstream"] == (1, 5.5)
     few = plans["gmp_star_like"]
     assert few == plans["obert_upstream"] and few[8000] == 0.7 and restarts["obert_upstream"] == tuple(few)
-    assert [recipes[name].prune.criterion for name in recipes] == ["magnitude"] * 3 + ["movement", "obert"]
-    assert recipes["movement"].prune.mode == "soft" and plans["movement"] == plans["gmp"]
+    assert [recipes[name].prune.criterion for name in recipes] == ["magnitude"] * 3 + ["movement", "fisher", "obert"]
+    assert recipes["movement"].prune.mode == "soft" and plans["movement"] == plans["fisher"] == plans["gmp"]
     movement = validate(FinetuneConfig, read_config(CONFIGS / "recipes" / "movement_finetuning.yaml"), "movement")
     assert (movement.prune.criterion, movement.prune.mode, movement.epochs) == ("movement", "soft", 10)

@@ -48,7 +48,6 @@ def main(place: Path, known: Path, out: Path) -> None:
     (out / "tables").mkdir(parents=True, exist_ok=True)
     for name in ("runs", "pretrain"):
         shutil.copy(place / "tables" / f"{name}.csv", out / "tables" / f"{name}.csv")
-    shutil.copy(place / "config.yaml", out / "config.yaml")
     tables = study.read_tables(out / "tables")
     ours, theirs = study.seeded(tables["runs"]), study.seeded(study.read_tables(known)["runs"])
     arms = compared(ours, theirs, {})
