@@ -6,6 +6,7 @@ pool: once every thread waits, the program never ends. Several matrices at once 
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +19,14 @@ product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 def inverse(matrices: jax.Array) -> jax.Array:
     """Inverses of `matrices` (..., n, n), float32, symmetric and positive definite: none other, as nothing pivots."""
     n = matrices.shape[-1]
-    panel = math.ceil(n / math.ceil(n / max(12, math.isqrt(n))))
-    more = -n % panel
+    panel = math.ceil(n / math.ceil(n / max(12, math.isqrt(n))))  # rows at once: few passes, and little arithmetic in each
+    more = -n % panel  # rows of the unit matrix, which change nothing
     padded = jnp.pad(matrices, [(0, 0)] * (matrices.ndim - 2) + [(0, more)] * 2)
     padded += jnp.expand_dims(jnp.diag(jnp.arange(n + more) >= n), [*range(matrices.ndim - 2)])
     return _eliminated(padded, panel, lambda pivot: _eliminated(pivot, 1, jnp.reciprocal))[..., :n, :n]
 
 
-def _eliminated(matrices: jax.Array, panel: int, inverted) -> jax.Array:
+def _eliminated(matrices: jax.Array, panel: int, inverted: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """Gauss-Jordan elimination in place, `panel` rows at a time, whose square on the diagonal `inverted` inverts."""
 
     def step(i, m):
