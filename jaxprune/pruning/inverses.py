@@ -19,8 +19,8 @@ product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 def inverse(matrices: jax.Array) -> jax.Array:
     """Inverses of `matrices` (..., n, n), float32, symmetric and positive definite: none other, as nothing pivots."""
     n = matrices.shape[-1]
-    panel = math.ceil(n / math.ceil(n / max(12, math.isqrt(n))))  # rows at once: few passes, and little arithmetic in each
-    more = -n % panel  # rows of the unit matrix, which change nothing
+    panel = math.ceil(n / math.ceil(n / max(12, math.isqrt(n))))  # rows at once
+    more = -n % panel  # of the unit matrix, which change nothing
     padded = jnp.pad(matrices, [(0, 0)] * (matrices.ndim - 2) + [(0, more)] * 2)
     padded += jnp.expand_dims(jnp.diag(jnp.arange(n + more) >= n), [*range(matrices.ndim - 2)])
     return _eliminated(padded, panel, lambda pivot: _eliminated(pivot, 1, jnp.reciprocal))[..., :n, :n]
