@@ -4,7 +4,7 @@
 
 Runs those that are installed: torch (`torch.nn.utils.prune`, magnitude in each matrix), torchao (its Wanda, in each
 matrix), llmcompressor (its SparseGPT, and its Wanda in each row). Each prunes the encoder of `transformers.AutoModel`,
-which is saved and then read by `jaxprune predict`. Rows are added as they come; what the table has is not run again.
+which is saved and then scored as ours are. Rows are added as they come; what the table has is not run again.
 """
 
 import argparse

@@ -70,6 +70,8 @@ def test_contract(name, params, masks):
     program = jax.jit(criterion.score).lower(state, params, masks, key).compile()
     assert "lapack" not in program.as_text()  # see pruning/inverses.py
     again = program(state, params, masks, key)
+    if criterion.compensate:
+        assert "lapack" not in jax.jit(criterion.compensate).lower(state, params, masks, masks).compile().as_text()
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), scores, again))
     if criterion.elementwise:
         assert not jax.tree.leaves(state) and criterion.observe is None

@@ -197,7 +197,8 @@ def _churn(run: Pretrained) -> Iterator[Row]:
 
 
 def _of_models(study: Path, dense: Pretrained, runs: list[Pretrained]) -> dict[str, list[Row]]:
-    """The tables that need the weights; one model is held at a time, beside the dense one."""
+    """The tables that need the weights; one model is held at a time, beside the dense one and the states that all are
+    compared with."""
     names = ("weights", "memory", "heads", "features", "distance", "movement", "movement_rank", "tokens")
     tables: dict[str, list[Row]] = {name: [] for name in names}
     start = dense.load()

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+product = functools.partial(jnp.matmul, precision="highest")
 """A matrix product in full float32, which a TPU would otherwise take in bfloat16."""
 
 
