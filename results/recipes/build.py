@@ -3,6 +3,7 @@
 python results/recipes/build.py runs/recipes results/study_minilm/tables results/recipes
 """
 
+import json
 import math
 import shutil
 import sys
@@ -59,6 +60,8 @@ def main(place: Path, known: Path, out: Path) -> None:
     show([arm for arm in long if arm.name in {*AS_LONG, *AS_LONG.values()} and arm.target == 0.9], losses)
     print("pruned, all sparsities")
     show([arm for arm in arms if arm.name == BASE], losses)
+    for folder in sorted((place / "runs/pretrain").glob("*/metrics.jsonl")):
+        print(f"{folder.parent.name}: {fastest(folder):.0f} tokens/s at best")
     (out / "figure.svg").write_text(figure([a for a in arms if a.name not in AS_LONG.values()]), encoding="utf-8")
 
 
@@ -85,6 +88,12 @@ def compared(ours: Replicates, known: Replicates, bases: dict[str, str]) -> list
             Arm(name, target, mine, float(np.mean([dense[t].mean - mine[t].mean for t in TASKS])), changes, against)
         )
     return arms
+
+
+def fastest(metrics: Path) -> float:
+    """The largest of a run's tokens/s, which what else the machine does lowers least."""
+    records = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
+    return max(record.get("tokens_per_second", 0.0) for record in records)
 
 
 def show(arms: list[Arm], losses: dict) -> None:
