@@ -83,6 +83,8 @@ def test_erk_gives_the_densities_of_its_authors_and_exact_totals():
     assert counts[0] / sizes["a"] > 1.5 * counts[1] / sizes["b"]
     with pytest.raises(UserError, match="distribution: .*give a sparsity that is a number"):
         pruner(distribution="erk").amounts(tree, np.float32(0.5))
+    with pytest.raises(UserError, match="distribution: n of m consecutive weights are as many everywhere"):
+        pruner(distribution="erk", structure="2:4").amounts({"w": np.zeros((8, 8), bool)}, 0.5)
 
 
 @pytest.mark.parametrize("criterion", sorted(CRITERIA))

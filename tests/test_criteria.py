@@ -23,8 +23,8 @@ def params():
     def draw(i, *shape):
         return jax.random.normal(jax.random.key(i), shape)
 
-    attention = {n: {"kernel": draw(i, 16, 16)} for i, n in enumerate(("query", "key"))}
-    return {"encoder": {"layer_00": {"attention": attention}}, "word": draw(9, 40, 16).round(1), "bias": draw(8, 16)}
+    attention = {n: {"kernel": draw(i, 192, 16)} for i, n in enumerate(("query", "key"))}
+    return {"encoder": {"layer_00": {"attention": attention}}, "word": draw(9, 200, 16).round(1), "bias": draw(8, 16)}
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +80,9 @@ def test_contract(name, params, masks):
 
 @pytest.mark.parametrize("name", sorted(CRITERIA))
 def test_prunes_are_the_same_on_a_mesh(name, params, masks):
-    mode, kind = [("hard", AxisType.Auto), ("soft", AxisType.Explicit)][sorted(CRITERIA).index(name) % 2]
     criterion = CRITERIA[name]
+    mode, kind = [("hard", AxisType.Auto), ("soft", AxisType.Explicit)][sorted(CRITERIA).index(name) % 2]
+    mode = "hard" if criterion.compensate else mode
     prune = pruner(name, mode=mode)
 
     def step(params, masks):
@@ -100,8 +101,12 @@ def test_prunes_are_the_same_on_a_mesh(name, params, masks):
         compiled = step.lower(*arguments).compile()
         got = compiled(*arguments)
     assert "lapack" not in compiled.as_text()  # it would sometimes never end: see pruning/inverses.py
-    assert "all-gather" not in compiled.as_text() or name == "obert"  # whose blocks lie over several of these shards
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(got), jax.device_get(want))
+    assert "all-gather" not in compiled.as_text()
+    got, want = jax.device_get(got), jax.device_get(want)
+    if criterion.compensate:  # sums of products, whose order is a shard's
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), got[0], want[0])
+        got, want = got[1:], want[1:]
+    jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
 def test_magnitude(params, masks):
@@ -194,7 +199,7 @@ def test_criteria_of_ones_own(params, masks):
     state = prune.observe(prune.init(params, masks), params, masks, params)
     jax.tree.map(np.testing.assert_array_equal, prune.update(state, params, masks, 0.5)[:2], want)
     wrong = Criterion(CRITERIA["random"].init, None, lambda *_: {**params, "word": None})
-    with pytest.raises(UserError, match=re.escape("scores of word are no array of shape (40, 16)")):
+    with pytest.raises(UserError, match=re.escape("scores of word are no array of shape (200, 16)")):
         pruner(wrong).update((), params, masks, 0.5)
     with pytest.raises(UserError, match="criterion = 'magnitud' is unknown.*the nearest is 'magnitude'"):
         pruner("magnitud")

@@ -73,19 +73,29 @@ def test_by_chance_and_not_at_all():
     jax.tree.map(np.testing.assert_array_equal, (got[0], got[1], got[3]), (want[0], want[1], want[3]))
 
 
-@pytest.mark.parametrize(("structure", "tile"), [("block(4, 4)", 16), ("2:4", 1)])
-def test_tiles_come_back_whole_and_counts_hold(structure, tile):
-    using = pruner(structure=structure, regrow="gradient", regrow_fraction=0.5)
+def test_tiles_come_back_whole_and_counts_hold():
+    using = pruner(structure="block(4, 4)", regrow="gradient", regrow_fraction=0.5)
     tree = {"w": jax.random.normal(jax.random.key(0), (16, 16))}
-    _, tree, masks = (None, *pruner(structure=structure).update((), tree, init_masks(tree, "w"), 0.5)[:2])
+    _, tree, masks = (None, *pruner(structure="block(4, 4)").update((), tree, init_masks(tree, "w"), 0.5)[:2])
     grads = {"w": jax.random.normal(jax.random.key(1), (16, 16))}
     state = using.observe(using.init(tree, masks), tree, masks, grads)
     after, report = using.update(state, tree, masks, 0.5)[1::2]
     assert count(after["w"]) == 128 and int(report.regrown["w"]) > 0
-    if structure == "2:4":
-        assert (after["w"].reshape(4, 4, 16).sum(1) == 2).all()
-    else:
-        assert {int(n) for n in after["w"].reshape(4, 4, 4, 4).sum((1, 3)).ravel()} == {0, tile}
+    assert {int(n) for n in after["w"].reshape(4, 4, 4, 4).sum((1, 3)).ravel()} == {0, 16}
+
+
+def test_two_of_four_are_no_share_to_exchange_but_may_be_lifted():
+    tree = {"w": jax.random.normal(jax.random.key(0), (16, 16))}
+    masks = init_masks(tree, "w")
+    using = pruner(structure="2:4", regrow="gradient", regrow_fraction=lambda step: 0.3)
+    with pytest.raises(UserError, match="regrow: exchanges a share of many weights, not of n of m"):
+        using.amounts(masks, 0.5)
+    with pytest.raises(UserError, match="regrow: exchanges a share of many weights, not of n of m"):
+        using.update(using.init(tree, masks), tree, masks, 0.5)
+    lifts = pruner(structure="2:4", regrow="random", regrow_fraction=0.0)
+    _, pruned, state, _ = lifts.update(lifts.init(tree, masks), tree, masks, 0.5, jax.random.key(0))
+    assert (pruned["w"].reshape(4, 4, 16).sum(1) == 2).all()
+    assert lifts.update(state, tree, pruned, 0.0, jax.random.key(1))[1]["w"].all()
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
@@ -130,10 +140,12 @@ def test_a_part_of_a_count_is_exact(fraction):
         ({"regrow": "gradients"}, "regrow = 'gradients' is unknown; use one of random, gradient"),
         ({"regrow": "gradient", "mode": "soft"}, "regrow: needs mode = hard"),
         ({"regrow": "gradient", "method": "quantile"}, "regrow: needs mode = hard, method = exact"),
+        ({"criterion": "obert", "mode": "soft"}, "mode = soft: weights keep their values, and this criterion gives new"),
+        ({"criterion": "movement", "method": "hist256"}, "method = hist256: its bins begin at 0"),
         ({"regrow": "gradient", "criterion": "obert"}, "a criterion that leaves kept weights alone"),
     ],
 )
-def test_what_cannot_regrow(parts, words):
+def test_what_does_not_go_together(parts, words):
     with pytest.raises(UserError, match=words):
         pruner(**parts)
 

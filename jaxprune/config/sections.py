@@ -181,6 +181,8 @@ class PruneConfig(Section):
             raise ValueError(f"begin = {self.begin} lies after end = {self.end}; set begin <= end")
         if 0 < self.sparsity < self.initial:
             raise ValueError(f"initial = {self.initial} is above sparsity = {self.sparsity}; set initial <= sparsity")
+        if self.initial and self.prunes and self.schedule == "one_shot":
+            raise ValueError(f"initial = {self.initial}: schedule = one_shot takes all at once; leave one of them out")
         if self.scope == "global" and self.distribution != "uniform":
             raise ValueError(f"distribution = {self.distribution} shares out among matrices; set scope = matrix")
         if self.mode == "soft" and self.criterion == "random":
@@ -191,6 +193,8 @@ class PruneConfig(Section):
             raise ValueError(f"straight_through = {self.straight_through} needs mode = soft")
         if self.lift_steps and self.mode == "hard" and self.method != "exact":
             raise ValueError(f"lift_steps = {self.lift_steps} needs method = exact, or mode = soft")
+        if self.lift_steps and self.prunes and self.begin >= self.end:
+            raise ValueError(f"lift_steps = {self.lift_steps} needs an end after begin; nothing is lifted at the last prune")
         if self.lift_steps >= self.every:
             raise ValueError(f"lift_steps = {self.lift_steps} leaves every = {self.every} no masked step; set it lower")
         if self.refresh and self.mode == "hard":

@@ -24,7 +24,7 @@ from jaxprune.experiments.weights import Weights, model_folder, read_weights, sa
 from jaxprune.models import architecture_named
 from jaxprune.models.architecture import encoder_matrices
 from jaxprune.models.folder import write_masked
-from jaxprune.pruning.criteria import criterion_of
+from jaxprune.pruning.criteria import BY_INPUTS, CRITERIA, criterion_of
 from jaxprune.pruning.interface import Structure
 from jaxprune.pruning.pruner import compensated
 from jaxprune.pruning.single_prune import prune_once
@@ -70,7 +70,11 @@ def prune_folder(
     """
     if not 0 <= sparsity <= 1:
         raise UserError(f"--sparsity {sparsity:g}: give a fraction in [0, 1]{of_percent(sparsity)}")
-    scoring = criterion_of(criterion, "--criterion")
+    scoring = criterion_of(criterion, "--criterion", CRITERIA | BY_INPUTS)
+    if criterion == "movement":
+        raise UserError("--criterion movement: nothing moves in one shot; use taylor or fisher")
+    if not calibration and rounds > 1:
+        raise UserError(f"--rounds {rounds}: nothing is looked at between them without --calibration FILE; leave it out")
     if not calibration:
         check_untrained("--criterion", criterion, "one shot makes none without --calibration FILE;")
     elif scoring.observe is None:

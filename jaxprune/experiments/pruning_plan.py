@@ -95,8 +95,7 @@ def pruner_of(prune: PruneConfig, model: ModelConfig) -> Pruner:
             grows = {"regrow": prune.regrow, "regrow_fraction": fraction}
         elif prune.lift_steps and prune.mode == "hard":
             if criterion_of(prune.criterion).compensate:
-                remedy = "use another, or mode = soft"
-                raise UserError(f"lift_steps = {prune.lift_steps}: {prune.criterion} changes kept weights; {remedy}")
+                raise UserError(f"lift_steps = {prune.lift_steps}: {prune.criterion} changes kept weights; use another")
             grows = {"regrow": "random", "regrow_fraction": 0.0}  # all or none come back
         grows["straight_through"] = prune.straight_through
         return pruner(prune.criterion, structure=structure, **names, **grows, scopes=scopes_of(model))

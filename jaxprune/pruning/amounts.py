@@ -27,7 +27,8 @@ def share_out(
     together what they would as one group, shared out by it; leaves chosen n of m keep their own share.
 
     Raises:
-      UserError: a sparsity outside [0, 1] or beyond a structure's n of m; an array with a `distribution`; regexes that
+      UserError: a sparsity outside [0, 1] or beyond a structure's n of m; an array with a `distribution`, or one with n of
+        m alone; regexes that
         match nothing or the same path, or leave a path without an amount; amounts of other groups.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
@@ -78,6 +79,8 @@ def _distributed(
     for i, one in enumerate(groups.groups):
         if not one.each:
             members.setdefault(one.regex, []).append(i)
+    if counts and not members:
+        raise UserError("distribution: n of m consecutive weights are as many everywhere; use uniform")
     for own in members.values():
         sizes = [groups.groups[i].size for i in own]
         total = _kept(groups.groups[own[0]]._replace(size=sum(sizes)), sparsities[own[0]])

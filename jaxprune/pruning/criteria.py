@@ -2,7 +2,7 @@
 
 import functools
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -102,11 +102,15 @@ REGROWTHS: dict[str, Criterion] = {"random": random, "gradient": gradient}
 """Those by which pruned weights may come back; by chance is SET (Mocanu et al. 2018)."""
 
 
-def criterion_of(choice: str | Criterion | Callable[..., Scores], argument: str = "criterion") -> Criterion:
+def criterion_of(
+    choice: str | Criterion | Callable[..., Scores],
+    argument: str = "criterion",
+    offered: Mapping[str, Criterion | Callable[..., Scores]] = CRITERIA,
+) -> Criterion:
     """The criterion of a name in CRITERIA or BY_INPUTS, a `Criterion` as it is, or a function of (params, masks, key)
-    without state. An unknown name is a UserError that names the `argument`.
+    without state. An unknown name is a UserError that names the `argument` and what is `offered` there.
     """
     if isinstance(choice, str) and choice in BY_INPUTS:
         return BY_INPUTS[choice]
-    criterion = chosen(argument, choice, CRITERIA)
+    criterion = chosen(argument, choice, offered)
     return criterion if isinstance(criterion, Criterion) else stateless(criterion)

@@ -2,9 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxprune.pruning.interface import Criterion
-from jaxprune.pruning.inverses import inverse, product
+from jaxprune.pruning.inverses import among, inverse, product, unit_like
 from jaxprune.pruning.masks import on_prunable
 from jaxprune.pruning.structures import merge, split
 
@@ -45,6 +46,11 @@ def _whole(x: jax.Array, like: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return merge(pieces, like)
 
 
+def _nothing(w: jax.Array) -> jax.Array:
+    """Zeros (leaf, B), sharded as w."""
+    return jnp.repeat(jnp.zeros_like(w, dtype=jnp.float32)[..., None], block_of(w.shape)[1], axis=-1)
+
+
 def _add(total: jax.Array, g: jax.Array) -> jax.Array:
     """`total` (leaf, B) plus the outer product of each block of gradients with itself."""
     blocks = _blocks(g.astype(jnp.float32), g.shape)
@@ -54,18 +60,16 @@ def _add(total: jax.Array, g: jax.Array) -> jax.Array:
 def _damped(total: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """The blocks' Fisher matrices (..., B, B), up to a factor, with a diagonal that makes them definite."""
     matrices = _blocks(total, shape)
-    diagonal = jnp.diagonal(matrices, axis1=-2, axis2=-1)
-    return matrices + (DAMPING * jnp.mean(diagonal) + _LEAST) * _unit(matrices)
+    mean = jnp.mean(jnp.diagonal(matrices, axis1=-2, axis2=-1))
+    # Of a sum over shards the last bits depend on the mesh; 8 bits say enough of a damping.
+    mean = lax.reduce_precision(mean, exponent_bits=8, mantissa_bits=7)
+    return matrices + (DAMPING * mean + _LEAST) * unit_like(matrices)
 
 
-def _unit(matrices: jax.Array) -> jax.Array:
-    """The unit matrix, to be added to each."""
-    return jnp.expand_dims(jnp.eye(matrices.shape[-1]), [*range(matrices.ndim - 2)])
-
-
-def _worth(total: jax.Array, w: jax.Array) -> jax.Array:
-    """w^2 / (2 [F^-1]_ii): how much the loss rises when a weight becomes 0 and the others make up for it."""
-    diagonal = jnp.diagonal(inverse(_damped(total, w.shape)), axis1=-2, axis2=-1)
+def _worth(total: jax.Array, w: jax.Array, live: jax.Array) -> jax.Array:
+    """w^2 / (2 [F^-1]_ii): how much the loss rises when a weight becomes 0 and the other live ones make up for it."""
+    matrices = among(_damped(total, w.shape), _blocks(live, w.shape))
+    diagonal = jnp.diagonal(inverse(matrices), axis1=-2, axis2=-1)
     return jnp.square(w.astype(jnp.float32)) / (2 * _whole(diagonal, w, w.shape))
 
 
@@ -75,8 +79,7 @@ def made_up(matrices: jax.Array, w: jax.Array, kept: jax.Array, lost: jax.Array)
     `kept` and `lost` bool (..., B); weights that are neither count as 0 already. Others than the kept come back as 0.
     """
     pull = jnp.where(kept, product(matrices, jnp.where(lost, w, 0)[..., None])[..., 0], 0)
-    both = kept[..., :, None] & kept[..., None, :]
-    solved = product(inverse(jnp.where(both, matrices, _unit(matrices))), pull[..., None])[..., 0]
+    solved = product(inverse(among(matrices, kept)), pull[..., None])[..., 0]
     return jnp.where(kept, w + solved, 0)
 
 
@@ -87,12 +90,11 @@ def _compensate(total: jax.Array, w: jax.Array, before: jax.Array, after: jax.Ar
 
 
 obert = Criterion(
-    init=lambda params, masks: on_prunable(
-        lambda w: jnp.zeros((*w.shape, block_of(w.shape)[1]), jnp.float32), masks, params
-    ),
+    init=lambda params, masks: on_prunable(_nothing, masks, params),
     observe=lambda state, params, masks, grads: on_prunable(_add, masks, state, grads),
-    score=lambda state, params, masks, key: on_prunable(_worth, masks, state, params),
+    score=lambda state, params, masks, key: on_prunable(_worth, masks, state, params, masks),
     compensate=lambda state, params, before, after: on_prunable(_compensate, after, state, params, before, after),
 )
-"""w^2 / (2 [F^-1]_ii) by a Fisher matrix of batch gradients in blocks of at most BLOCK weights, and the update of what
-is kept that goes with it (oBERT, Kurtic et al. 2022; there groups within a block are scored alike, one by one)."""
+"""w^2 / (2 [F^-1]_ii) by a Fisher matrix of the gradients seen since the last prune, in blocks of at most BLOCK weights,
+and the update of what is kept that goes with it (oBERT, Kurtic et al. 2022). There the update is the sum of those of
+each pruned weight alone, the diagonal's damping 1e-7, and gradients are taken anew, a thousand or so, before a prune."""

@@ -26,6 +26,16 @@ def inverse(matrices: jax.Array) -> jax.Array:
     return _eliminated(padded, panel, lambda pivot: _eliminated(pivot, 1, jnp.reciprocal))[..., :n, :n]
 
 
+def unit_like(matrices: jax.Array) -> jax.Array:
+    """The unit matrix, of as many axes as `matrices` (..., n, n)."""
+    return jnp.expand_dims(jnp.eye(matrices.shape[-1]), [*range(matrices.ndim - 2)])
+
+
+def among(matrices: jax.Array, some: jax.Array) -> jax.Array:
+    """What `matrices` (..., n, n) say of `some` (..., n) alone; of the others the unit matrix, so that inverses exist."""
+    return jnp.where(some[..., :, None] & some[..., None, :], matrices, unit_like(matrices))
+
+
 def _eliminated(matrices: jax.Array, panel: int, inverted: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """Gauss-Jordan elimination in place, `panel` rows at a time, whose square on the diagonal `inverted` inverts."""
 

@@ -2,14 +2,16 @@
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.scipy.sparse.linalg import cg
 
 from jaxprune.pruning.interface import Criterion
-from jaxprune.pruning.inverses import inverse, product
+from jaxprune.pruning.inverses import among, inverse, product
 from jaxprune.pruning.masks import on_prunable
 
 DAMPING = 0.01
 """What is added to the diagonal of the inputs' products, as a share of its mean (SparseGPT's)."""
+_AT_ONCE = 8  # inverses
 _TOLERANCE, _ROUNDS = 1e-4, 200  # of the conjugate gradients
 
 
@@ -31,9 +33,21 @@ def _share(products: jax.Array, w: jax.Array) -> jax.Array:
     return jnp.abs(w.astype(jnp.float32)) * jnp.sqrt(jnp.diagonal(products))[:, None]
 
 
-def _worth(products: jax.Array, w: jax.Array) -> jax.Array:
-    """w^2 / (2 [H^-1]_ii): how much the output's squared error rises without a weight, the others making up for it."""
-    return jnp.square(w.astype(jnp.float32)) / (2 * jnp.diagonal(inverse(_damped(products)))[:, None])
+def _worth(products: jax.Array, w: jax.Array, live: jax.Array) -> jax.Array:
+    """w^2 / (2 [H^-1]_ii): how much an output's squared error rises without a weight, the other live ones making up for it.
+
+    One inverse where all of w (n, m) is live; else one for each of the m outputs, of what is live of its inputs.
+    """
+    matrix = _damped(products)
+
+    def of_all(_):
+        return jnp.broadcast_to(jnp.diagonal(inverse(matrix))[:, None], w.shape)
+
+    def of_each(live):
+        return lax.map(lambda some: jnp.diagonal(inverse(among(matrix, some))), live.T, batch_size=_AT_ONCE).T
+
+    diagonal = lax.cond(jnp.all(live), of_all, of_each, live)
+    return jnp.square(w.astype(jnp.float32)) / (2 * diagonal)
 
 
 def _compensate(products: jax.Array, w: jax.Array, before: jax.Array, after: jax.Array) -> jax.Array:
@@ -63,7 +77,7 @@ wanda = Criterion(
 obs = Criterion(
     init=_none,
     observe=_added,
-    score=lambda state, params, masks, key: on_prunable(_worth, masks, state, params),
+    score=lambda state, params, masks, key: on_prunable(_worth, masks, state, params, masks),
     compensate=lambda state, params, before, after: on_prunable(_compensate, after, state, params, before, after),
     watches="inputs",
 )

@@ -11,7 +11,7 @@ from jax import lax
 
 from jaxprune.errors import UserError
 from jaxprune.pruning.amounts import share_out
-from jaxprune.pruning.criteria import REGROWTHS, Criterion, Scores, criterion_of
+from jaxprune.pruning.criteria import CRITERIA, REGROWTHS, Criterion, Scores, criterion_of
 from jaxprune.pruning.distributions import DISTRIBUTIONS, Distribution
 from jaxprune.pruning.groups import SCOPES
 from jaxprune.pruning.interface import (
@@ -70,9 +70,10 @@ def pruner(
     this times the value, a decay (SR-STE, Zhou et al. 2021; 0 is the plain estimator).
 
     Raises:
-      UserError: an unknown name; `straight_through` with hard masks; `regrow` with soft masks, another method than
-        "exact", or a criterion that gives kept weights new values; from the functions also what does not fit the tree
-        they are called with.
+      UserError: an unknown name; `straight_through` with hard masks; a criterion that gives kept weights new values with
+        soft masks; "movement", whose scores are negative too, with "hist256"; `regrow` with soft masks, another method
+        than "exact", a criterion that gives kept weights new values or, from the functions, a structure like 2:4, of
+        whose few weights a share is none; from the functions also what does not fit the tree they are called with.
     """
     scoring = criterion_of(criterion)
     shared = {"scope": chosen("scope", scope, scopes), "structure": structure_named(structure)}
@@ -82,6 +83,10 @@ def pruner(
         raise UserError(f"mode = {mode!r} is unknown; use hard or soft")
     if mode == "hard" and straight_through is not None:
         raise UserError("straight_through: needs mode = soft; with hard masks pruned weights have no value to train")
+    if mode == "soft" and scoring.compensate:
+        raise UserError("mode = soft: weights keep their values, and this criterion gives new ones; use hard")
+    if threshold is METHODS["hist256"] and scoring is CRITERIA["movement"]:
+        raise UserError("method = hist256: its bins begin at 0, and half of movement's scores lie below; use exact")
     growth = None if regrow is None else Regrowth(chosen("regrow", regrow, REGROWTHS), regrow_fraction)
     if growth and (mode == "soft" or threshold is not exact or scoring.compensate):
         raise UserError("regrow: needs mode = hard, method = exact and a criterion that leaves kept weights alone")
@@ -96,8 +101,14 @@ def pruner(
         states = [see(each, params, masks, grads) for see, each in zip(seen, state if growth else (state,))]
         return tuple(states) if growth else states[0]
 
+    def shares_of(masks: Masks, sparsity: Sparsity) -> tuple[Groups, Amounts]:
+        groups, shares = share_out(masks, sparsity, **shared)
+        if growth and growth.fraction != 0.0 and any(group.each for group in groups.groups):
+            raise UserError("regrow: exchanges a share of many weights, not of n of m; use straight_through, or weights")
+        return groups, shares
+
     def amounts(masks: Masks, sparsity: Sparsity) -> Amounts:
-        return jax.device_get(share_out(masks, sparsity, **shared)[1])
+        return jax.device_get(shares_of(masks, sparsity)[1])
 
     def update(
         state: Any,
@@ -107,7 +118,7 @@ def pruner(
         key: jax.Array | None = None,
         step: jax.Array | int = 0,
     ):
-        groups, shares = share_out(masks, sparsity, **shared)
+        groups, shares = shares_of(masks, sparsity)
         options = {"criterion": scoring, "groups": groups, "method": threshold, "hard": mode == "hard"}
         return _update(state, params, masks, shares, key, step, growth=growth, **options)
 
