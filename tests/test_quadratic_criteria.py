@@ -20,7 +20,7 @@ def least(matrix, w, kept):
 
 
 def rises(matrix, w, live):
-    """How much (v - w)^T matrix (v - w) / 2 rises when one more of the live becomes 0 and the others are best; else 0."""
+    """(v - w)^T matrix (v - w) / 2 of the best v in which one more of the live is 0, for each of them."""
     rises = np.zeros_like(w)
     for i in np.flatnonzero(live):
         change = least(matrix, w, live & (np.arange(len(w)) != i)) - w

@@ -140,7 +140,7 @@ def test_a_part_of_a_count_is_exact(fraction):
         ({"regrow": "gradients"}, "regrow = 'gradients' is unknown; use one of random, gradient"),
         ({"regrow": "gradient", "mode": "soft"}, "regrow: needs mode = hard"),
         ({"regrow": "gradient", "method": "quantile"}, "regrow: needs mode = hard, method = exact"),
-        ({"criterion": "obert", "mode": "soft"}, "mode = soft: weights keep their values, and this criterion gives new"),
+        ({"criterion": "obert", "mode": "soft"}, "mode = soft: weights keep their values"),
         ({"criterion": "movement", "method": "hist256"}, "method = hist256: its bins begin at 0"),
         ({"regrow": "gradient", "criterion": "obert"}, "a criterion that leaves kept weights alone"),
     ],

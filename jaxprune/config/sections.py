@@ -194,7 +194,7 @@ class PruneConfig(Section):
         if self.lift_steps and self.mode == "hard" and self.method != "exact":
             raise ValueError(f"lift_steps = {self.lift_steps} needs method = exact, or mode = soft")
         if self.lift_steps and self.prunes and self.begin >= self.end:
-            raise ValueError(f"lift_steps = {self.lift_steps} needs an end after begin; nothing is lifted at the last prune")
+            raise ValueError(f"lift_steps = {self.lift_steps} needs an end after begin, and prunes between")
         if self.lift_steps >= self.every:
             raise ValueError(f"lift_steps = {self.lift_steps} leaves every = {self.every} no masked step; set it lower")
         if self.refresh and self.mode == "hard":

@@ -74,7 +74,7 @@ def prune_folder(
     if criterion == "movement":
         raise UserError("--criterion movement: nothing moves in one shot; use taylor or fisher")
     if not calibration and rounds > 1:
-        raise UserError(f"--rounds {rounds}: nothing is looked at between them without --calibration FILE; leave it out")
+        raise UserError(f"--rounds {rounds}: without --calibration FILE they are one; leave it out")
     if not calibration:
         check_untrained("--criterion", criterion, "one shot makes none without --calibration FILE;")
     elif scoring.observe is None:

@@ -27,9 +27,8 @@ def share_out(
     together what they would as one group, shared out by it; leaves chosen n of m keep their own share.
 
     Raises:
-      UserError: a sparsity outside [0, 1] or beyond a structure's n of m; an array with a `distribution`, or one with n of
-        m alone; regexes that
-        match nothing or the same path, or leave a path without an amount; amounts of other groups.
+      UserError: a sparsity outside [0, 1] or beyond a structure's n of m; a `distribution` of an array, or of n of m
+        alone; regexes that match nothing or the same path, or leave a path without an amount; amounts of other groups.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     paths, shapes = [path_of(path) for path, _ in leaves], [leaf.shape for _, leaf in leaves]

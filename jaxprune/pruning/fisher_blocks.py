@@ -95,6 +95,6 @@ obert = Criterion(
     score=lambda state, params, masks, key: on_prunable(_worth, masks, state, params, masks),
     compensate=lambda state, params, before, after: on_prunable(_compensate, after, state, params, before, after),
 )
-"""w^2 / (2 [F^-1]_ii) by a Fisher matrix of the gradients seen since the last prune, in blocks of at most BLOCK weights,
-and the update of what is kept that goes with it (oBERT, Kurtic et al. 2022). There the update is the sum of those of
-each pruned weight alone, the diagonal's damping 1e-7, and gradients are taken anew, a thousand or so, before a prune."""
+"""w^2 / (2 [F^-1]_ii) by a Fisher matrix of the gradients since the last prune, in blocks of at most BLOCK weights, and
+the update of what is kept that goes with it (oBERT, Kurtic et al. 2022). There the update is the sum of those of each
+pruned weight alone, the damping 1e-7, and a thousand or so gradients are taken anew before a prune."""

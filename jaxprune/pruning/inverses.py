@@ -32,7 +32,7 @@ def unit_like(matrices: jax.Array) -> jax.Array:
 
 
 def among(matrices: jax.Array, some: jax.Array) -> jax.Array:
-    """What `matrices` (..., n, n) say of `some` (..., n) alone; of the others the unit matrix, so that inverses exist."""
+    """`matrices` (..., n, n) of `some` (..., n) alone; the others have the unit matrix, so that inverses exist."""
     return jnp.where(some[..., :, None] & some[..., None, :], matrices, unit_like(matrices))
 
 

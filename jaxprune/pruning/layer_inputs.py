@@ -34,7 +34,7 @@ def _share(products: jax.Array, w: jax.Array) -> jax.Array:
 
 
 def _worth(products: jax.Array, w: jax.Array, live: jax.Array) -> jax.Array:
-    """w^2 / (2 [H^-1]_ii): how much an output's squared error rises without a weight, the other live ones making up for it.
+    """w^2 / (2 [H^-1]_ii): how an output's squared error rises without a weight that the other live ones make up for.
 
     One inverse where all of w (n, m) is live; else one for each of the m outputs, of what is live of its inputs.
     """

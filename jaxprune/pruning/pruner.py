@@ -70,10 +70,11 @@ def pruner(
     this times the value, a decay (SR-STE, Zhou et al. 2021; 0 is the plain estimator).
 
     Raises:
-      UserError: an unknown name; `straight_through` with hard masks; a criterion that gives kept weights new values with
-        soft masks; "movement", whose scores are negative too, with "hist256"; `regrow` with soft masks, another method
-        than "exact", a criterion that gives kept weights new values or, from the functions, a structure like 2:4, of
-        whose few weights a share is none; from the functions also what does not fit the tree they are called with.
+      UserError: an unknown name; `straight_through` with hard masks; a criterion that gives kept weights new values
+        with soft masks; "movement", whose scores are negative too, with "hist256"; `regrow` with soft masks, another
+        method than "exact", a criterion that gives kept weights new values or, from the functions, a structure like
+        2:4, of whose few weights a share is none; from the functions also what does not fit the tree they are called
+        with.
     """
     scoring = criterion_of(criterion)
     shared = {"scope": chosen("scope", scope, scopes), "structure": structure_named(structure)}
@@ -104,7 +105,7 @@ def pruner(
     def shares_of(masks: Masks, sparsity: Sparsity) -> tuple[Groups, Amounts]:
         groups, shares = share_out(masks, sparsity, **shared)
         if growth and growth.fraction != 0.0 and any(group.each for group in groups.groups):
-            raise UserError("regrow: exchanges a share of many weights, not of n of m; use straight_through, or weights")
+            raise UserError("regrow: exchanges a share of many weights, not of n of m; use straight_through instead")
         return groups, shares
 
     def amounts(masks: Masks, sparsity: Sparsity) -> Amounts:
