@@ -95,7 +95,7 @@ def test_inputs_are_what_layers_read(model):
         (["--criterion", "obs"], "--criterion = obs: its scores come from"),
         (["--criterion", "movement", "--calibration", "TEXTS"], "--criterion movement: nothing moves in one shot"),
         (["--criterion", "wandaa"], "fisher, obert, wanda, obs; the nearest is 'wanda'"),
-        (["--rounds", "2"], "--rounds 2: nothing is looked at between them without --calibration"),
+        (["--rounds", "2"], "--rounds 2: without --calibration FILE they are one; leave it out"),
         (["--calibration", "TEXTS"], "--criterion magnitude looks at weights alone; leave it out"),
         (["--criterion", "obs", "--calibration", "nowhere.txt"], "--calibration nowhere.txt: no such file"),
         (["--criterion", "obs", "--calibration", "EMPTY"], "has no text; give a file with one per line"),
