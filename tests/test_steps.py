@@ -9,10 +9,12 @@ import optax
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from test_checkpoint import assert_bit_equal, on_mesh
 
 from jaxprune.config import MeshConfig, OptimizerConfig
 from jaxprune.errors import UserError
 from jaxprune.pruning import CRITERIA, apply_masks, init_masks, leaf_counts, pruner
+from jaxprune.training.checkpoint import Checkpoints
 from jaxprune.training.compile import compile_steps
 from jaxprune.training.optimizer import adamw
 from jaxprune.training.sharding import DATA_AXES, batch_sharding, check_batch, make_mesh
@@ -82,7 +84,8 @@ def _kernels(tree):
     ("name", "criterion"),
     [(name, "magnitude") for name in TX] + [("bert", other) for other in CRITERIA if other != "magnitude"],
 )
-def test_hard_masks_hold_after_every_step_for_every_transform(name, criterion):
+def test_hard_masks_hold_after_every_step_for_every_transform(name, criterion, tmp_path):
+    """Also over a stop between two prunes: what a criterion remembers comes back as it was, to the bit."""
     tx, using = TX[name](), pruner(criterion, scope="global")
     state, key = _state(tx, using=using), jax.random.key(0)
     train = jax.jit(partial(train_step, loss_fn=_loss, tx=tx, pruner=using))
@@ -94,6 +97,13 @@ def test_hard_masks_hold_after_every_step_for_every_transform(name, criterion):
             state, report = prune(state, using.amounts(state.masks, target), key)
             kept = sum(k for k, _ in leaf_counts(state.masks).values())
             assert kept == round((1 - target) * 192) == sum(int(k) for k in jax.tree.leaves(report.kept))
+        if i == 8:
+            with Checkpoints(tmp_path, keep=1) as checkpoints:
+                checkpoints.save(i, state, {})
+            with Checkpoints(tmp_path, keep=1) as checkpoints:
+                _, restored, _ = checkpoints.restore(on_mesh(state))
+            assert_bit_equal(state, restored)
+            state = restored
         state, metrics = train(state, (), _batch(seed=i), key)
         for w, m, old in zip(_kernels(state.params), _kernels(state.masks), previous):
             pruned = np.asarray(w)[~np.asarray(m)]
