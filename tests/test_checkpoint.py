@@ -53,7 +53,9 @@ def on_mesh(state, cfg=None, devices=None):
 def assert_bit_equal(a, b):
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
-        x, y = (np.asarray(jax.random.key_data(v) if jnp.issubdtype(v.dtype, jax.dtypes.prng_key) else v) for v in (x, y))
+        x, y = (
+            np.asarray(jax.random.key_data(v) if jnp.issubdtype(v.dtype, jax.dtypes.prng_key) else v) for v in (x, y)
+        )
         assert x.dtype == y.dtype and x.shape == y.shape, path
         assert x.tobytes() == y.tobytes(), path
 
