@@ -23,6 +23,9 @@ BASE = "pruned"
 AS_LONG = {"distilled": "longer", "gmp_star_like": "longer", "obert_upstream": "twice"}
 """Arm -> the run of `pruned` that takes as many seconds."""
 
+DRAWN = (BASE, "fisher", "obert_upstream", "gmp_star_like", "distilled")
+"""Arms of the figure."""
+
 
 class Arm(NamedTuple):
     """A recipe at a sparsity, beside gradual magnitude at the same one."""
@@ -62,7 +65,7 @@ def main(place: Path, known: Path, out: Path) -> None:
     show([arm for arm in arms if arm.name == BASE], losses)
     for folder in sorted((place / "runs/pretrain").glob("*/metrics.jsonl")):
         print(f"{folder.parent.name}: {fastest(folder):.0f} tokens/s at best")
-    (out / "figure.svg").write_text(figure([a for a in arms if a.name not in AS_LONG.values()]), encoding="utf-8")
+    (out / "figure.svg").write_text(figure(arms), encoding="utf-8")
 
 
 def compared(ours: Replicates, known: Replicates, bases: dict[str, str]) -> list[Arm]:
@@ -114,9 +117,9 @@ def show(arms: list[Arm], losses: dict) -> None:
 
 
 def figure(arms: list[Arm]) -> str:
-    """Mean score of the tasks against sparsity, a curve or a dot for each arm."""
+    """Mean score of the tasks against sparsity, a curve for each arm of DRAWN."""
     series = []
-    for number, name in enumerate(dict.fromkeys([BASE, *(arm.name for arm in arms)])):
+    for number, name in enumerate(DRAWN):
         mine = [arm for arm in arms if arm.name == name and math.isfinite(arm.lost)]
         heights = [float(np.mean([arm.scores[task].mean for task in TASKS])) for arm in mine]
         series.append(Series(name, [arm.target for arm in mine], heights, color=category(number)))
