@@ -3,15 +3,15 @@
 import itertools
 import os
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 SEED = int(os.environ.get("JAXPRUNE_SEED", "0"))
 """Draws the part of a product that is run; another seed, another part."""
 
 
-def drawn(product: Mapping[str, Sequence[str]], allowed: Callable[..., bool]) -> list[tuple[str, ...]]:
-    """Rows, a value of each axis, of those that are allowed; every two values that may meet do."""
-    rows = [row for row in itertools.product(*product.values()) if allowed(*row)]
+def drawn(product: Mapping[str, Sequence[str]], apart: Sequence[set[str]]) -> list[tuple[str, ...]]:
+    """Rows, a value of each axis; every two values meet but those of `apart`, which do not go together."""
+    rows = [row for row in itertools.product(*product.values()) if not any(two <= {*row} for two in apart)]
     random.Random(SEED).shuffle(rows)
     missing, part = set().union(*map(pairs, rows)), []
     while missing:

@@ -29,8 +29,7 @@ PRODUCT = {
     "mesh": [*MESHES],
     "axes": ["auto", "explicit"],
 }
-APART = {"head", "bound"}, {"erk", "2:4"}  # what does not go together
-ROWS = drawn(PRODUCT, lambda *row: not any(two <= {*row} for two in APART))
+ROWS = drawn(PRODUCT, apart=[{"head", "bound"}, {"erk", "2:4"}])
 TX = optax.trace(0.9)
 
 

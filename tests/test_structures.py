@@ -93,8 +93,7 @@ PRODUCT = {
     "scope": sorted(SCOPES),
     "distribution": sorted(DISTRIBUTIONS),
 }
-APART = {"2:4", "quantile"}, {"2:4", "hist256"}, {"2:4", "erk"}, {"movement", "hist256"}
-"""What does not go together."""
+APART = [{"2:4", "quantile"}, {"2:4", "hist256"}, {"2:4", "erk"}, {"movement", "hist256"}]
 
 
 @pytest.mark.parametrize("method", sorted({*METHODS} - {"exact"}))
@@ -103,7 +102,7 @@ def test_n_of_m_is_exact_alone(method):
         pruner(structure="2:4", method=method).update((), tree(), init_masks(tree(), ".*kernel"), 0.5)
 
 
-@pytest.mark.parametrize("row", drawn(PRODUCT, lambda *row: not any(two <= {*row} for two in APART)), ids=" ".join)
+@pytest.mark.parametrize("row", drawn(PRODUCT, APART), ids=" ".join)
 def test_exact_counts_and_no_return(row):
     """Hard masks are monotone for every criterion, method, scope, distribution and structure, every two of them
     together; exact ones keep round((1 - s) N)."""

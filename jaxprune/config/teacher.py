@@ -42,9 +42,9 @@ class TeacherConfig(Section):
     def _check(self) -> Self:
         if not self.source and self != type(self).model_construct():
             raise ValueError("source: missing; name the teacher's workdir, folder or hub name")
-        for key, used in (("layers", self.states), ("relation_heads", self.relations > 0)):
+        compared = {"layers": ("hidden or relations", self.states), "relation_heads": ("relations", self.relations > 0)}
+        for key, (weights, used) in compared.items():
             if (value := getattr(self, key)) and not used:
-                weights = "hidden or relations" if key == "layers" else "relations"
                 raise ValueError(f"{key} = {value}: nothing of them is compared; give {weights} a weight above 0")
         return self
 

@@ -63,8 +63,8 @@ def main(place: Path, known: Path, out: Path) -> None:
     show([arm for arm in long if arm.name in {*AS_LONG, *AS_LONG.values()} and arm.target == 0.9], losses)
     print("pruned, all sparsities")
     show([arm for arm in arms if arm.name == BASE], losses)
-    for folder in sorted((place / "runs/pretrain").glob("*/metrics.jsonl")):
-        print(f"{folder.parent.name}: {fastest(folder):.0f} tokens/s at best")
+    for metrics in sorted((place / "runs/pretrain").glob("*/metrics.jsonl")):
+        print(f"{metrics.parent.name}: {fastest(metrics):.0f} tokens/s at best")
     (out / "figure.svg").write_text(figure(arms), encoding="utf-8")
 
 
