@@ -78,7 +78,7 @@ def records(
 
 def test_paper_falls_into_its_pruning_cost() -> None:
     verdict = pruning_cost(*records())
-    assert verdict.why == "" and verdict.tasks == ("SST-2", "CoLA") and verdict.left_out == ()
+    assert verdict.why == "" and verdict.tasks == ("SST-2", "CoLA") and verdict.left_out == {}
     assert verdict.leads == pytest.approx({"SST-2": 0.422, "CoLA": 0.322})
     assert verdict.matters() == pytest.approx(0.0093) and verdict.matters(["CoLA"]) == pytest.approx(0.00805)
     assert verdict.free_up_to == 0.4
@@ -108,6 +108,47 @@ def test_noise_by_hand() -> None:
     assert level.dev_loss_change == pytest.approx(0.5)
 
 
+def test_dev_losses_are_compared_seed_by_seed() -> None:
+    """A level pre-trained once stands against the unpruned run of its own seed, not against the mean of three."""
+    rows = [{"target": 0.0, "dev_loss": 2.0 - 0.1 * s, "seed": s} for s in range(3)]
+    rows += [{"target": 0.3, "dev_loss": 2.03, "seed": 0}, {"target": 0.9, "dev_loss": 3.0, "seed": 7}]
+    levels = pruning_cost(rows, []).levels
+    assert [level.dev_loss_change for level in levels] == pytest.approx([0, 0.03, 1.1])
+
+
+def test_other_models_of_the_study_tell_chance_too() -> None:
+    """Two seeds of two targets leave one degree of freedom; three other models with the same seeds add three."""
+    runs, scores = [{"target": t, "dev_loss": 2.0} for t in (0.0, 0.5)], []
+    for t, sign in ((0.0, 1), (0.5, -1)):
+        scores += [{"target": t, "task": "a", "seed": s, "metric": "m", "score": 0.8 + 0.01 * sign * s} for s in (0, 1)]
+    others = [
+        {**row, "condition": "random", "variant": f"v{i}", "score": 0.5}
+        for i in range(3)
+        for row in scores
+        if not row["target"]
+    ]
+    alone, more = (pruning_cost(runs, scores, rest).levels[1].score for rest in ((), others))
+    assert alone is not None and more is not None and alone.mean == more.mean
+    # Residuals of +-0.005 about setting and seed, four of them, on one degree of freedom; on four with the others,
+    # whose seeds do nothing.
+    assert alone.half == pytest.approx(12.706205 * 0.01, rel=1e-5)
+    assert more.half == pytest.approx(2.776445 * 0.005, rel=1e-5)
+
+
+def test_a_task_that_does_not_count_says_why() -> None:
+    runs, scores = records()
+    scores += [{**scores[-1], "task": "late", "target": 0.5}, {**scores[0], "task": "once", "target": 0.0}]
+    scores = [row for row in scores if (row["task"], row["target"]) != ("CoLA", 0.9)]
+    cost = pruning_cost(runs, scores)
+    assert cost.left_out == {
+        "late": "not scored on the unpruned model",
+        "once": "one seed, so chance cannot be told from an effect",
+    }
+    assert cost.levels[-1].tasks == ("SST-2",) and cost.levels[1].tasks == ("SST-2", "CoLA")
+    # At 90 % what counts is a share of what SST-2 alone has to lose.
+    assert cost.matters(cost.levels[-1].tasks) == pytest.approx(0.025 * 0.422)
+
+
 def test_cannot_tell(tmp_path: Path) -> None:
     single = records(seeds=1)
     one_seed = pruning_cost(*single)
@@ -117,9 +158,9 @@ def test_cannot_tell(tmp_path: Path) -> None:
     assert "no run is unpruned" in pruning_cost(runs[1:], scores).why
     assert "no task was scored" in pruning_cost(runs, []).why
     chance = pruning_cost(runs, [{**s, "majority": 0.95} for s in scores])
-    assert "does not beat the majority line on SST-2, CoLA" in chance.why
+    assert "SST-2, CoLA: the unpruned model does not beat the majority line" in chance.why
     half = pruning_cost(runs, [{**s, "majority": 0.95 if s["task"] == "CoLA" else 0.5} for s in scores])
-    assert half.tasks == ("SST-2",) and half.left_out == ("CoLA",) and half.free_up_to == 0.5
+    assert half.tasks == ("SST-2",) and [*half.left_out] == ["CoLA"] and half.free_up_to == 0.5
     wide = records({0.0: (2.0, 0.60, 0.1), 0.5: (2.0, 0.58, 0.1)}, noise=0.035)
     noisy = pruning_cost(*wide)
     assert noisy.levels[1].regime is None and "a twentieth of what there is to lose" in noisy.levels[1].why
@@ -132,7 +173,7 @@ def test_cannot_tell(tmp_path: Path) -> None:
         ((runs + runs[:1], scores), "and than 0.9 points, a fortieth of what can be lost"),
         (
             (runs, [{**s, "majority": 0.95 * (s["task"] == "CoLA")} for s in scores]),
-            "CoLA does not count: the unpruned",
+            "Left out: CoLA: the unpruned model does not beat",
         ),
     ):
         text = runs_page(rows, scored, out_dir=tmp_path, title="x").read_text(encoding="utf-8")

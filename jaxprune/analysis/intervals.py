@@ -66,6 +66,14 @@ def mean_of(estimates: Sequence[Estimate]) -> Estimate:
     return Estimate(math.fsum(e.mean for e in estimates) / count, half, min(e.n for e in estimates))
 
 
+def paired_change(ours: Frame, other: Frame, column: str) -> float:
+    """Mean of (ours - other) of a column over the values of `seed` that both have, of all rows where they share none
+    or have no such column; NaN where either is empty."""
+    sides = [rows.groupby("seed")[column].mean() if "seed" in rows else rows[column][:0] for rows in (ours, other)]
+    paired = (sides[0] - sides[1]).dropna()
+    return float(paired.mean() if len(paired) else ours[column].mean() - other[column].mean())
+
+
 def seed_values(rows: Frame, column: str, setting: Sequence[str]) -> dict[tuple[Any, str], list[float]]:
     """{(setting, task): finite values of a column}, each task by the first of its metrics, in the order of the rows.
 
@@ -109,21 +117,47 @@ class Noise(NamedTuple):
     """Of a fine-tuning run, without what its seed does to all settings alike."""
     run_dof: int
     start: float
-    """Of the pre-training run it starts from; 0 where no cell was pre-trained more than once."""
+    """Of the pre-training run it starts from, without what its seed does to all of them alike; 0 where no cell was
+    pre-trained more than once."""
     start_dof: int
+    seed: float
+    """Of what a seed of pre-training does to all models alike; 0 where no cell was pre-trained more than once."""
+    seed_dof: int
 
 
 def task_noise(cells: Replicates, task: str) -> Noise:
     """The noise of a task, from what is left of its scores when each setting and each seed has an effect of its own.
 
-    Cells whose runs share a pre-training run show that of fine-tuning; cells pre-trained once per seed show both.
+    Cells whose runs share a pre-training run show that of fine-tuning; cells pre-trained once per seed show both, those
+    that start from the same runs the same chance, so that one of them counts.
     """
-    once, again = [], []
-    for (_, name), runs in cells.items():
-        if name == task:
-            (again if len({run.start for run in runs.values()}) > 1 else once).append(runs)
+    once: list[Mapping[int, Run]] = []
+    again: list[Mapping[int, Run]] = []
+    seen: set[str] = set()
+    for runs in sorted((runs for (_, name), runs in cells.items() if name == task), key=len, reverse=True):
+        starts = {run.start for run in runs.values()}
+        if len(starts) < 2:
+            once.append(runs)
+        elif not starts & seen:
+            again.append(runs)
+            seen |= starts
     (run, run_dof), (both, dof) = _residual(once), _residual(again)
-    return Noise(run, run_dof, max(both - run, 0.0) if dof else 0.0, dof)
+    seed = _seed_variance(once, again, run, both)
+    return Noise(run, run_dof, max(both - run, 0.0) if dof else 0.0, dof, *seed)
+
+
+def _seed_variance(
+    once: Sequence[Mapping[int, Run]], again: Sequence[Mapping[int, Run]], run: float, both: float
+) -> tuple[float, int]:
+    """Variance of what seeds do to cells pre-trained once per seed and not to those pre-trained once, and its degrees
+    of freedom: of the difference of the two means, seed by seed, without what the residuals leave in it."""
+    seeds = sorted(set.intersection(*(set(cell) for cell in again))) if again else []
+    whole = [[[cell[s].value for s in seeds] for cell in cells if {*seeds} <= {*cell}] for cells in (once, again)]
+    if len(seeds) < 2 or not all(whole):
+        return 0.0, 0
+    effect = np.mean(whole[1], axis=0) - np.mean(whole[0], axis=0)
+    left = run / len(whole[0]) + both / len(whole[1])
+    return max(float(effect.var(ddof=1)) - left, 0.0), len(seeds) - 1
 
 
 def _residual(cells: Sequence[Mapping[int, Run]]) -> tuple[float, int]:
@@ -138,26 +172,32 @@ def _residual(cells: Sequence[Mapping[int, Run]]) -> tuple[float, int]:
     return (float(np.square(y - design @ fit).sum()) / dof if dof else 0.0), dof
 
 
+def shared_tasks(cells: Replicates, ours: Hashable, other: Hashable, tasks: Sequence[str]) -> list[str]:
+    """Those of `tasks` that both settings have with the same seed: the ones their `difference` is over."""
+    return [task for task in tasks if cells.get((ours, task), {}).keys() & cells.get((other, task), {}).keys()]
+
+
 def difference(cells: Replicates, ours: Hashable, other: Hashable, tasks: Sequence[str]) -> Estimate | None:
-    """(ours - other) over the seeds that both have, mean over the n of `tasks` that share one; None where none does.
+    """(ours - other) over the seeds that both have, mean over the n of `shared_tasks`; None where there is none.
 
     Its interval: per task 2 / seeds times the variance of a fine-tuning run, and for each side that of a pre-training
-    run over the number of its own, unless both start from the same (`task_noise`); Student's t with
-    Welch-Satterthwaite degrees of freedom over the tasks. NaN if a task has no replicate to tell chance by.
+    run over the number of its own, unless both start from the same (`task_noise`). A seed of pre-training cancels
+    between as many runs of the same seeds; one run against k keeps 1 - 1 / k of its variance, k against models that
+    were not pre-trained again 1 / k. Student's t with Welch-Satterthwaite degrees of freedom over tasks and parts. NaN
+    if a task has no replicate to tell chance by.
     """
     changes, parts = [], []
-    for task in tasks:
-        sides = cells.get((ours, task), {}), cells.get((other, task), {})
+    for task in shared_tasks(cells, ours, other, tasks):
+        sides = cells[ours, task], cells[other, task]
         shared = sorted(sides[0].keys() & sides[1].keys())
-        if not shared:
-            continue
         changes.append(float(np.mean([sides[0][seed].value - sides[1][seed].value for seed in shared])))
         noise = task_noise(cells, task)
         starts = [{side[seed].start for seed in shared} - {""} for side in sides]
-        apart = 0.0 if starts[0] == starts[1] else sum(1 / len(names) for names in starts if names)
-        dof = noise.start_dof if apart and noise.start else noise.run_dof
-        variance = 2 / len(shared) * noise.run + apart * noise.start
+        own = [1 / len(names) if names else 0.0 for names in starts] if starts[0] != starts[1] else [0.0, 0.0]
+        dof = noise.start_dof if any(own) and noise.start else noise.run_dof
+        variance = 2 / len(shared) * noise.run + sum(own) * noise.start
         parts.append((variance if dof else math.nan, dof))
+        parts.append((abs(own[0] - own[1]) * noise.seed, max(noise.seed_dof, 1)))
     if not changes:
         return None
     mean, total = float(np.mean(changes)), math.fsum(part for part, _ in parts)

@@ -14,7 +14,16 @@ from typing import Any
 import numpy as np
 import pandas
 
-from jaxprune.analysis.intervals import Estimate, Replicates, difference, pooled_variance, replicates, t975
+from jaxprune.analysis.intervals import (
+    Estimate,
+    Replicates,
+    difference,
+    paired_change,
+    pooled_variance,
+    replicates,
+    shared_tasks,
+    t975,
+)
 
 FREE, INFORMATION, FITTING = 1, 2, 3
 """Regimes."""
@@ -36,10 +45,13 @@ class Level:
     dev_loss: float
     """Mean over the runs with this target, nats."""
     dev_loss_change: float
+    """Against the unpruned model, over the seeds that both were pre-trained with."""
     score: Estimate | None
     """Change in units of the metrics; None if nothing was measured on both sides."""
     train_loss: Estimate | None
     """Change in nats."""
+    tasks: tuple[str, ...] = ()
+    """Tasks that the change of the score is over: those of the verdict that were scored at this sparsity."""
     regime: int | None = None
     """FREE, INFORMATION or FITTING; None: cannot tell."""
     why: str = ""
@@ -55,10 +67,18 @@ class PruningCost:
     """Why nothing can be told at all; empty if something can."""
     tasks: tuple[str, ...] = ()
     """Tasks the verdict rests on."""
-    left_out: tuple[str, ...] = ()
-    """Tasks whose unpruned model does not beat the majority line: they have nothing to lose."""
+    left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """The other tasks, and why each is left out."""
     leads: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Of `tasks`: unpruned score - majority line, what there is to lose."""
+
+    @property
+    def reasons(self) -> str:
+        """`left_out` in words, a reason once."""
+        tasks = {
+            why: [task for task, reason in self.left_out.items() if reason == why] for why in self.left_out.values()
+        }
+        return "; ".join(f"{', '.join(names)}: {why}" for why, names in tasks.items())
 
     def matters(self, tasks: Sequence[str] = ()) -> float:
         """The least change of the mean score of `tasks` (none: of all) that counts."""
@@ -83,11 +103,13 @@ class PruningCost:
         return self.levels[next(costly, len(self.levels)) - 1].target
 
 
-def pruning_cost(runs: Any, scores: Any) -> PruningCost:
-    """Judge every target of `runs` against the run with target 0; either is a DataFrame or a list of dicts.
+def pruning_cost(runs: Any, scores: Any, others: Any = ()) -> PruningCost:
+    """Judge every target of `runs` against the run with target 0; each is a DataFrame or a list of dicts.
 
-    runs: `target`, `dev_loss` (nats); scores: `target`, `task`, `metric`, `score`, and where known `seed`, `start` (the
-    pre-training run), `train_loss` (nats) and `majority` (the score of always answering the commonest class).
+    runs: `target`, `dev_loss` (nats), and where known `seed`; scores: `target`, `task`, `metric`, `score`, and where
+    known `seed`, `start` (the pre-training run), `train_loss` (nats) and `majority` (the score of always answering the
+    commonest class). others: scores of other models of the same study, by `condition` and `variant` too; they are not
+    judged, but what chance does is told from them as well.
 
     A change and its noise are those of `difference`. It is a loss if it lies below 0 by more than its noise, and by at
     least `MATTERS` of the unpruned model's lead over the majority line; it is FREE if it is no loss and its interval
@@ -95,15 +117,29 @@ def pruning_cost(runs: Any, scores: Any) -> PruningCost:
     too, by more than its noise and `FITTING_RISE`, else INFORMATION. The regimes speak of averages over tasks, each by
     the first metric its rows name.
     """
-    runs, scores = pandas.DataFrame(runs), pandas.DataFrame(scores)
+    runs, scores, others = pandas.DataFrame(runs), pandas.DataFrame(scores), pandas.DataFrame(others)
     losses = {float(target): float(loss) for target, loss in runs.groupby("target")["dev_loss"].mean().items()}
-    cells, train = (replicates(scores, column, ["target"]) for column in ("score", "train_loss"))
+    columns = ("score", "train_loss")
+    cells, train = (replicates(scores, column, ["target"]) for column in columns)
     scored = list(dict.fromkeys(task for _, task in cells))
+    cells, train = (
+        {**ours, **replicates(others, column, ["condition", "variant", "target"])}
+        for ours, column in zip((cells, train), columns, strict=True)
+    )
 
     def levels(tasks: Sequence[str]) -> tuple[Level, ...]:
-        base = losses.get(0.0, math.nan)
-        changes = {t: (difference(cells, t, 0.0, tasks), difference(train, t, 0.0, tasks)) for t in losses}
-        return tuple(Level(t, loss, loss - base, *changes[t]) for t, loss in losses.items())
+        rows = {target: runs[runs["target"] == target] for target in (0.0, *losses)}
+        return tuple(
+            Level(
+                target,
+                loss,
+                paired_change(rows[target], rows[0.0], "dev_loss"),
+                difference(cells, target, 0.0, tasks),
+                difference(train, target, 0.0, tasks),
+                tuple(shared_tasks(cells, target, 0.0, tasks)),
+            )
+            for target, loss in losses.items()
+        )
 
     if 0.0 not in losses:
         return PruningCost(levels(()), "no run is unpruned (target 0), so there is nothing to compare with")
@@ -114,12 +150,22 @@ def pruning_cost(runs: Any, scores: Any) -> PruningCost:
         return PruningCost(levels(scored), why)
     majority = scores.dropna(subset="majority").groupby("task")["majority"].last() if "majority" in scores else {}
     leads = {task: lead for task in scored if (lead := _lead(cells, task, majority)) is not None}
-    used, left_out = tuple(leads), tuple(task for task in scored if task not in leads)
+    used, left_out = tuple(leads), {task: _why_out(cells, task) for task in scored if task not in leads}
     if not used:
-        why = f"the unpruned model does not beat the majority line on {', '.join(left_out)}, so it has nothing to lose"
-        return PruningCost(levels(()), why, (), left_out)
+        nothing = PruningCost((), "", (), left_out)
+        return dataclasses.replace(nothing, levels=levels(()), why=f"no task counts ({nothing.reasons})")
     cost = PruningCost((), "", used, left_out, leads)
-    return dataclasses.replace(cost, levels=tuple(_judged(level, cost.matters()) for level in levels(used)))
+    judged = tuple(_judged(level, cost.matters(level.tasks)) for level in levels(used))
+    return dataclasses.replace(cost, levels=judged)
+
+
+def _why_out(cells: Replicates, task: str) -> str:
+    """Why a task without a lead has none."""
+    if (0.0, task) not in cells:
+        return "not scored on the unpruned model"
+    if not pooled_variance(cells, task)[1]:
+        return "one seed, so chance cannot be told from an effect"
+    return "the unpruned model does not beat the majority line"
 
 
 def _lead(cells: Replicates, task: str, majority: Mapping[str, float]) -> float | None:

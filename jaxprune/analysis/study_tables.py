@@ -6,12 +6,14 @@ from typing import Any
 
 import pandas
 
-from jaxprune.analysis.intervals import Frame, Replicates, replicates
+from jaxprune.analysis.intervals import Frame, Replicates, paired_change, replicates
 from jaxprune.analysis.regression import fit_line
 
 CONDITIONS = ("pruned", "information_deletion", "after_finetuning", "random")
 MAIN = {"pruned": "pruned", "information_deletion": "pruned", "after_finetuning": "dense", "random": "random"}
 """Condition -> the variant of its runs that are no switch."""
+STAND_IN = ("random", "information_deletion")
+"""Conditions that at 0 are `pruned` at 0: random pruning of nothing, or masks of nothing that are lifted."""
 TASKS = ("MNLI", "QQP", "QNLI", "SST-2", "CoLA")
 """The paper's tasks in its order."""
 PRETRAINED, UNTUNED = "pruned while pre-training", "cut without fine-tuning"
@@ -23,7 +25,7 @@ _MODEL = "name variant target"
 TABLES = {
     "runs": "condition variant target task learning_rate seed metric score accuracy matthews spearman train_loss "
     "majority start pretrain_loss tuned_epochs train_examples dev_examples steps",
-    "pretrain": f"{_MODEL} dev_loss steps",
+    "pretrain": f"{_MODEL} dev_loss steps seed",
     "transfer": "condition task metric slope half r n",
     "features": f"{_MODEL} layer cosine cka",
     "distance": f"{_TUNED} target against path hamming iou chance ratio",
@@ -106,11 +108,10 @@ def setting_of(condition: str, target: float) -> Setting:
 
 
 def with_unpruned(runs: Frame) -> Frame:
-    """`runs`, with those of `pruned` at 0 for other conditions too: random pruning of nothing, or masks of nothing that
-    are lifted, are the same, and a study need not run them again."""
+    """`runs`, with those of `pruned` at 0 for the conditions of `STAND_IN` too, which a study need not run again."""
     base = of(runs, condition="pruned", variant="pruned", target=0.0)
     parts = [runs]
-    for condition in ("random", "information_deletion"):
+    for condition in STAND_IN:
         rows = of(runs, condition=condition, variant=MAIN[condition])
         if len(rows):
             stand_in = base[~base["task"].isin(of(rows, target=0.0)["task"])]
@@ -119,13 +120,29 @@ def with_unpruned(runs: Frame) -> Frame:
 
 
 def seeded(runs: Frame, column: str = "score") -> Replicates:
-    """The runs' values of a column by setting and task, and by seed; those that are not numbers are left out."""
-    return replicates(with_unpruned(runs), column, ["condition", "variant", "target"])
+    """The runs' values of a column by setting and task, and by seed; those that are not numbers are left out. Each run
+    once, so that chance can be told from them."""
+    return replicates(runs, column, ["condition", "variant", "target"])
 
 
 def cells(runs: Frame, column: str = "score") -> Cells:
-    """As `seeded`, without the seeds."""
-    return {cell: [run.value for run in by_seed.values()] for cell, by_seed in seeded(runs, column).items()}
+    """As `seeded`, without the seeds, and `with_unpruned`: what figures and tables show."""
+    found = seeded(with_unpruned(runs), column)
+    return {cell: [run.value for run in by_seed.values()] for cell, by_seed in found.items()}
+
+
+def base_of(condition: str, target: float, cells: Iterable[tuple[Setting, str]]) -> Setting:
+    """What a switch of a condition is compared with: the condition without it, or `pruned` where that stands in."""
+    own = setting_of(condition, target)
+    alone = target or condition not in STAND_IN or own in {setting for setting, _ in cells}
+    return own if alone else setting_of("pruned", target)
+
+
+def dev_loss_change(pretrain: Frame, variant: str, base: Setting) -> float:
+    """Dev loss of a variant of a base setting - that of the base, over the seeds that both were pre-trained with; NaN
+    where either was not pre-trained."""
+    ours, other = (of(pretrain, variant=name, target=base[2]) for name in (variant, MAIN[base[0]]))
+    return paired_change(ours, other, "dev_loss")
 
 
 def targets(cells: Iterable[tuple[Setting, str]], condition: str) -> list[float]:

@@ -3,11 +3,11 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxprune.analysis.intervals import Estimate, Frame, difference
+from jaxprune.analysis.intervals import Estimate, Frame, difference, shared_tasks
 from jaxprune.analysis.pruning_cost import FITTING, FREE, Level, PruningCost, pruning_cost
 from jaxprune.analysis.regression import lack_of_fit
 from jaxprune.analysis.study_tables import (
@@ -80,10 +80,12 @@ def pruned_cost(tables: Tables) -> PruningCost:
     for name in ("runs", "pretrain"):
         _needed(tables[name], "no fine-tuning run of a pruned model is finished")
     losses = _needed(of(tables["pretrain"], variant="pruned"), "no model pruned while pre-training is finished")
-    runs = trained(of(tables["runs"], condition="pruned", variant="pruned"))
+    runs = trained(tables["runs"])
     # Always answering the commonest class correlates with nothing.
     correlations = runs["metric"].isin(["matthews", "pearson", "spearman"])
-    return pruning_cost(losses, runs.assign(majority=runs["majority"].mask(correlations, 0.0)))
+    runs = runs.assign(majority=runs["majority"].mask(correlations, 0.0))
+    judged = (runs["condition"] == "pruned") & (runs["variant"] == "pruned")
+    return pruning_cost(losses, runs[judged], runs[~judged])
 
 
 def _levels(tables: Tables) -> tuple[PruningCost, Sequence[Level]]:
@@ -94,13 +96,14 @@ def _levels(tables: Tables) -> tuple[PruningCost, Sequence[Level]]:
 def _free(tables: Tables) -> Answer:
     cost, levels = _levels(tables)
     visible = f"; the seeds can show {_size(cost.visible)}, and {_size(cost.matters())} counts as one"
-    _needed([v for v in levels if 0.3 <= v.target <= 0.4], "no sparsity from 30 % to 40 % was measured")
+    measured = [level.target for level in levels if 0.3 <= level.target <= 0.4]
+    first = min(_needed(measured, "no sparsity from 30 % to 40 % was measured"))
     numbers = "; ".join(
         f"{percent(v.target)}: {_points(v.score)} points, dev loss {fixed(v.dev_loss_change, 3, sign=True)} nats"
         for v in levels
         if 0 < v.target <= 0.4
     )
-    low = [level for level in levels if level.target <= 0.3]
+    low = [level for level in levels if level.target <= first]
     if any(level.regime not in (FREE, None) for level in low):
         return FAILS, f"{numbers}{visible}"
     if unknown := [level.why for level in low if level.regime is None]:
@@ -160,51 +163,66 @@ def _falls(line: dict[Any, Any], runs: Frame) -> Status:
     return FAILS if curvature < 0.05 and r2 < STRAIGHT else UNKNOWN
 
 
-def _against_pruned(tables: Tables, condition: str, words: str) -> tuple[dict[float, Estimate], float, str]:
-    """{target: condition - pruned} over the tasks with seeds and something to lose, the least change that counts, and
-    both as text."""
-    values = seeded(tables["runs"])
+class Change(NamedTuple):
+    """What a condition scores against `pruned` at one sparsity."""
+
+    size: Estimate
+    matters: float
+    """The least change, over the same tasks, that counts."""
+
+    @property
+    def better(self) -> bool:
+        """Whether it is both larger than the noise and large enough to count."""
+        return self.size.low > 0 and self.size.mean >= self.matters
+
+    @property
+    def none(self) -> bool:
+        """Whether it and its interval lie within twice what counts."""
+        return abs(self.size.mean) + self.size.half < 2 * self.matters
+
+
+def _against_pruned(tables: Tables, condition: str, words: str) -> tuple[dict[float, Change], str]:
+    """{target: condition - pruned} over the tasks with seeds and something to lose, and that as text."""
+    values = seeded(trained(tables["runs"]))
     shared = sorted({*targets(values, condition)} & {*targets(values, "pruned")} - {0.0})
     _needed(shared, f"no sparsity was measured for both {condition.replace('_', ' ')} and pruned")
     cost = pruned_cost(tables)
-    names = _needed(cost.tasks, cost.why)
-    pairs = {t: difference(values, setting_of(condition, t), setting_of("pruned", t), names) for t in shared}
-    changes = {t: change for t, change in pairs.items() if change is not None}
+    names, changes, texts = _needed(cost.tasks, cost.why), {}, []
+    for target in shared:
+        pair = setting_of(condition, target), setting_of("pruned", target)
+        tasks = shared_tasks(values, *pair, names)
+        if (size := difference(values, *pair, tasks)) is not None:
+            changes[target] = Change(size, cost.matters(tasks))
+            over = "" if len(tasks) == len(names) else f" ({', '.join(tasks)})"
+            texts.append(f"{percent(target)}{over}: {_points(size)}")
     _needed(changes, "no task was scored in both")
-    listed = "; ".join(f"{percent(target)}: {_points(change)}" for target, change in changes.items())
-    matters = cost.matters()
-    return changes, matters, f"{words}, points: {listed}; {_size(matters)} counts as one"
-
-
-def _better(change: Estimate, matters: float) -> bool:
-    """Whether a difference is both larger than the noise and large enough to count."""
-    return change.low > 0 and change.mean >= matters
+    return changes, f"{words}, points: {'; '.join(texts)}; {_size(cost.matters())} counts as one"
 
 
 def _tuned_first(tables: Tables) -> Answer:
-    changes, matters, numbers = _against_pruned(tables, "after_finetuning", "tuned first against pruned")
-    if any(_better(change, matters) for change in changes.values()):
+    changes, numbers = _against_pruned(tables, "after_finetuning", "tuned first against pruned")
+    if any(change.better for change in changes.values()):
         return FAILS, numbers
-    return (HOLDS if all(change.high < 2 * matters for change in changes.values()) else UNKNOWN), numbers
+    return (HOLDS if all(change.size.high < 2 * change.matters for change in changes.values()) else UNKNOWN), numbers
 
 
 def _deletion(tables: Tables) -> Answer:
-    changes, matters, numbers = _against_pruned(tables, "information_deletion", "masks lifted against kept")
+    changes, numbers = _against_pruned(tables, "information_deletion", "masks lifted against kept")
     low = [change for t, change in changes.items() if t <= 0.6]
     high = [change for t, change in changes.items() if t >= 0.8]
     for side in (low, high):
         _needed(side, "needs a sparsity up to 60 % and one from 80 % on")
-    if any(_better(change, matters) for change in low) or all(change.high < matters for change in high):
+    if any(change.better for change in low) or all(change.size.high < change.matters for change in high):
         return FAILS, numbers
-    calm = all(abs(change.mean) + change.half < 2 * matters for change in low)
-    return (HOLDS if calm and any(_better(change, matters) for change in high) else UNKNOWN), numbers
+    calm = all(change.none for change in low)
+    return (HOLDS if calm and any(change.better for change in high) else UNKNOWN), numbers
 
 
 def _random(tables: Tables) -> Answer:
-    changes, _, numbers = _against_pruned(tables, "random", "random against pruned")
-    if all(change.high < 0 for change in changes.values()):
+    changes, numbers = _against_pruned(tables, "random", "random against pruned")
+    if all(change.size.high < 0 for change in changes.values()):
         return HOLDS, numbers
-    return (FAILS if any(change.low > 0 for change in changes.values()) else UNKNOWN), numbers
+    return (FAILS if any(change.size.low > 0 for change in changes.values()) else UNKNOWN), numbers
 
 
 def _drift(tables: Tables) -> Answer:
@@ -216,7 +234,7 @@ def _drift(tables: Tables) -> Answer:
 
 
 def _masks(tables: Tables) -> Answer:
-    rows = of(_needed(tables["distance"], NO_WEIGHTS), path="all", variant="dense")
+    rows = _needed(of(tables["distance"], path="all", variant="dense"), NO_WEIGHTS)
     numbers = "; ".join(
         f"against {against}: {_range(compared['hamming'])} of the weights, {span(compared['ratio'], 2)} of chance"
         for against, compared in rows.groupby("against")
@@ -233,11 +251,12 @@ def _longer(tables: Tables) -> Answer:
     epochs = tuned[tuned["variant"].isin(["dense", *distance["variant"]])].groupby("variant")["tuned_epochs"].first()
     settings = {float(count): ("after_finetuning", str(variant), target) for variant, count in epochs.items()}
     _needed(settings, "every cut came after the same number of epochs", 2)
-    first, last, values, cost = min(settings), max(settings), seeded(runs), pruned_cost(tables)
+    first, last, values, cost = min(settings), max(settings), seeded(trained(runs)), pruned_cost(tables)
     shared = [task for task in tasks(tuned) if all((setting, task) in values for setting in settings.values())]
     shared = _needed([task for task in shared if task in cost.leads], cost.why or "no task has something to lose")
     masks = of(distance, target=target, epochs=last)
     masks = masks[masks["task"].isin(shared)]["hamming"]
+    shared = shared_tasks(values, settings[last], settings[first], shared)
     change = difference(values, settings[last], settings[first], shared)
     if change is None or masks.empty:
         raise CannotTell("no task was scored after both the fewest and the most epochs")
@@ -248,7 +267,7 @@ def _longer(tables: Tables) -> Answer:
     matters = cost.matters(shared)
     if masks.max() >= 0.06 or (abs(change.mean) > change.half and abs(change.mean) >= matters):
         return FAILS, numbers
-    return (HOLDS if abs(change.mean) + change.half < 2 * matters else UNKNOWN), numbers
+    return (HOLDS if Change(change, matters).none else UNKNOWN), numbers
 
 
 def _moves(tables: Tables) -> Answer:
@@ -258,7 +277,7 @@ def _moves(tables: Tables) -> Answer:
 
 
 def _large_stay(tables: Tables) -> Answer:
-    rows = of(_needed(tables["movement_rank"], NO_WEIGHTS), variant="dense")
+    rows = _needed(of(tables["movement_rank"], variant="dense"), NO_WEIGHTS)
     top = rows[rows["bin"] >= 80].groupby(["task", "learning_rate", "seed"])["before"].sum()
     numbers = f"the largest fifth makes {_range(top)} of all movement (n = {len(top)} runs; an even share is 20 %)"
     if (top < 0.2).all():

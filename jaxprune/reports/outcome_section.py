@@ -76,8 +76,10 @@ def _levels(cost: PruningCost) -> Grid:
     caption = "Pruned while pre-training, against the unpruned model"
     if cost.tasks:
         caption += f": changes of the mean over {listed(cost.tasks)}"
+        fewer = [level for level in cost.levels if level.tasks and {*level.tasks} != {*cost.tasks}]
+        caption += "".join(f", at {percent(level.target)} over {listed(level.tasks)}" for level in fewer)
     if cost.left_out:
-        caption += f"; {listed(cost.left_out)} left out, where that does not beat the commonest class"
+        caption += f". Left out: {cost.reasons}"
     head = ("sparsity", "dev loss (change), nats", "score, points", "training loss of the tasks, nats", "that is")
     return Grid(f"{caption}.", head, rows)
 

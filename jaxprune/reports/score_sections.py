@@ -165,12 +165,12 @@ def _slope(line: Frame) -> tuple[str, str, str]:
 def switches(tables: Tables) -> Section:
     """What the authors could not separate, one change at a time."""
     seeded, values, rows = study.seeded(study.trained(tables["runs"])), study.cells(tables["runs"]), []
-    losses = tables["pretrain"].groupby(["variant", "target"])["dev_loss"].mean()
     for setting in sorted({s for s, _ in values if s[0] in MAIN and s[1] not in MAIN.values()}):
         condition, variant, target = setting
         names = [task for task in study.tasks(tables["runs"]) if (setting, task) in values]
-        loss = losses.get((variant, target), math.nan) - losses.get((MAIN[condition], target), math.nan)
-        change = difference(seeded, setting, study.setting_of(condition, target), names)
+        base = study.base_of(condition, target, seeded)
+        loss = study.dev_loss_change(tables["pretrain"], variant, base)
+        change = difference(seeded, setting, base, names)
         change = with_noise(change, scale=100, sign=True, alone="(one seed, no interval)")
         score = [f"{task} {with_count(estimate(values[setting, task]), scale=100)}" for task in names]
         name = condition.replace("_", " ")

@@ -4,15 +4,12 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import yaml
-
-from jaxprune.analysis.study_tables import Tables, read_tables, setting_of, write_table
+from jaxprune.analysis.study_tables import Tables, read_tables, write_table
 from jaxprune.errors import UserError
 from jaxprune.reports import finetuning_sections, model_sections, score_sections
 from jaxprune.reports.claims import FAILS, HOLDS, UNKNOWN, judge
 from jaxprune.reports.evidence import shown
 from jaxprune.reports.html_page import write_page
-from jaxprune.reports.number_text import percent
 from jaxprune.reports.outcome_section import cost_of, outcome, what_ran
 from jaxprune.reports.published import published_tables
 
@@ -20,11 +17,13 @@ MARKS = {HOLDS: "good", FAILS: "bad", UNKNOWN: "open"}
 """Status -> CSS class."""
 
 
-def study_page(study: Path, facts: Mapping[str, str] | None = None, commands: Sequence[str] = ()) -> Path:
+def study_page(
+    study: Path, facts: Mapping[str, str] | None = None, commands: Sequence[str] = (), gaps: Sequence[str] = ()
+) -> Path:
     """Write `report.html` into the directory of a study from its `tables/*.csv` and `config.yaml` alone.
 
-    `facts` (versions, hardware, ...) and `commands` go to its foot. Missing runs and tables leave a gap that the page
-    names. Also writes tables/claims.csv. Returns the page's path.
+    `facts` (versions, hardware, ...), `commands` and `gaps` (planned runs that are missing) go to its foot. Missing
+    tables leave a gap that the page names. Also writes tables/claims.csv. Returns the page's path.
     UserError when there is no table at all.
     """
     study = Path(study).expanduser()
@@ -69,7 +68,7 @@ def study_page(study: Path, facts: Mapping[str, str] | None = None, commands: Se
         churn=model_sections.churn(ours),
         losses=model_sections.losses(ours),
         facts=_facts(ours) | {**(facts or {})},
-        gaps=_gaps(ours, text),
+        gaps=gaps,
         config=re.sub(r"(?<![\w./])/(?:[^\s/'\"]+/)+", ".../", text),  # without the folders of the machine that ran it
         links=sorted(f"tables/{path.name}" for path in (study / "tables").glob("*.csv")),
         timings={},
@@ -104,23 +103,3 @@ def _facts(tables: Tables) -> dict[str, str]:
         best = " (the best of a cell on the dev set, as in the paper)" if len(rates) > 1 else ""
         facts["learning rates"] = ", ".join(f"{rate:g}" for rate in rates) + best
     return {label: text for label, text in facts.items() if text}
-
-
-def _gaps(tables: Tables, text: str) -> list[str]:
-    """What the config asks for and the tables do not hold."""
-    config = yaml.safe_load(text) if text else None
-    if not isinstance(config, dict):
-        return ["config.yaml is missing, so what was planned is not known."]
-    done = {*tables["runs"][["condition", "variant", "target", "task"]].itertuples(index=False, name=None)}
-    tasks, gaps = {task["name"]: task.get("finetune") or {} for task in config.get("tasks") or []}, []
-    for condition, arm in (config.get("conditions") or {}).items():
-        for target in map(float, (arm or {}).get("sparsities") or []):
-            same = target == 0 and condition in ("random", "information_deletion")  # as `with_unpruned`
-            stand_in = setting_of("pruned" if same else condition, target)
-            # Lifting masks before nothing trains is no run.
-            names = [n for n in tasks if condition != "information_deletion" or tasks[n].get("epochs", 1)]
-            missing = [name for name in names if not {(*setting_of(condition, target), name), (*stand_in, name)} & done]
-            if missing:
-                gaps.append(f"{condition.replace('_', ' ')} at {percent(target)}: {', '.join(missing)}")
-    variants = {variant for _, variant, _, _ in done}
-    return gaps + [f"switch {name}" for name in config.get("switches") or {} if name not in variants]

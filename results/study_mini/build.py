@@ -86,14 +86,12 @@ def scores(tables: study.Tables, names: Sequence[str]) -> None:
 def switches(tables: study.Tables, names: Sequence[str]) -> None:
     """Each switch against its condition without it, in points over those of these tasks that it has."""
     found = study.seeded(study.trained(tables["runs"]))
-    losses = tables["pretrain"].groupby(["variant", "target"])["dev_loss"].mean()
     print("| switch | condition | sparsity | dev loss, change | change in points | tasks |\n|---|---|---|---|---|---|")
     for setting in sorted({s for s, _ in found if s[0] in study.MAIN and s[1] not in study.MAIN.values()}):
         condition, variant, target = setting
-        base = study.setting_of(condition, target)
-        loss = ""
-        if (variant, target) in losses:
-            loss = f"{losses[variant, target] - losses[study.MAIN[condition], target]:+.3f}"
+        base = study.base_of(condition, target, found)
+        change = study.dev_loss_change(tables["pretrain"], variant, base)
+        loss = "" if math.isnan(change) else f"{change:+.3f}"
         both = ", ".join(name for name in names if (setting, name) in found and (base, name) in found)
         change = points(difference(found, setting, base, names))
         print(f"| {variant} | {condition} | {target:g} | {loss} | {change} | {both} |")
