@@ -471,6 +471,22 @@ def test_random_pruning_of_nothing_is_the_pruned_cell():
     assert study_tables.base_of("random", 0.5, once) == study_tables.setting_of("random", 0.5)
 
 
+def test_a_rate_is_said_to_be_the_best_only_where_a_cell_had_several(tmp_path):
+    """Two tasks with a rate each chose nothing; the runs that are counted are those that trained."""
+    every = synthetic()
+    rows = every["runs"] = every["runs"].copy()
+    rows.loc[rows["task"] == "CoLA", "learning_rate"] = 1e-4
+    untrained = rows[rows["task"] == "MNLI"].assign(task="sts", metric="spearman", steps=0, accuracy=math.nan)
+    untrained["tuned_epochs"] = 0
+    every["runs"] = pandas.concat([rows, untrained])
+    text = study_page(write(tmp_path, every)).read_text(encoding="utf-8")
+    assert "5e-05, 0.0001<" in text and "the best of a cell" not in text
+    assert f"<dd>{len(rows):,}</dd>".replace(",", "") in text.replace(",", "")
+    both = pandas.concat([rows, rows.assign(learning_rate=2e-5, score=-1.0)])
+    text = study_page(write(tmp_path / "both", synthetic() | {"runs": both})).read_text(encoding="utf-8")
+    assert "the best of a cell on the dev set" in text
+
+
 def test_planned_runs_that_are_missing_are_named(tmp_path):
     """Cells, seeds and switches of a study's config that its table lacks, whatever condition."""
     config = {

@@ -90,10 +90,12 @@ def of(rows: Frame, **values: Any) -> Frame:
 
 
 def best_rate(runs: Frame) -> Frame:
-    """The rows at the learning rate with the highest mean score of their (condition, variant, target, task)."""
+    """The rows at the learning rate with the highest mean score of their (condition, variant, target, task); `rates` is
+    how many it was chosen from."""
     cell = ["condition", "variant", "target", "task"]
     means = runs.groupby([*cell, "learning_rate"], as_index=False)["score"].mean()
-    best = means.loc[means.groupby(cell)["score"].idxmax(), [*cell, "learning_rate"]]
+    means["rates"] = means.groupby(cell)["score"].transform("size")
+    best = means.loc[means.groupby(cell)["score"].idxmax(), [*cell, "learning_rate", "rates"]]
     return runs.merge(best, on=[*cell, "learning_rate"]) if len(runs) else runs
 
 

@@ -243,7 +243,7 @@ def _masks(tables: Tables) -> Answer:
 
 
 def _longer(tables: Tables) -> Answer:
-    distance, runs = of(tables["distance"], path="all", against=UNTUNED), tables["runs"]
+    distance, runs = of(tables["distance"], path="all", against=UNTUNED), trained(tables["runs"])
     tuned = runs.dropna(subset="tuned_epochs") if len(distance) else ()
     tuned = _needed(tuned, "no model was cut after fine-tuning")
     target = float(tuned.groupby("target")["tuned_epochs"].nunique().idxmax())
@@ -251,7 +251,7 @@ def _longer(tables: Tables) -> Answer:
     epochs = tuned[tuned["variant"].isin(["dense", *distance["variant"]])].groupby("variant")["tuned_epochs"].first()
     settings = {float(count): ("after_finetuning", str(variant), target) for variant, count in epochs.items()}
     _needed(settings, "every cut came after the same number of epochs", 2)
-    first, last, values, cost = min(settings), max(settings), seeded(trained(runs)), pruned_cost(tables)
+    first, last, values, cost = min(settings), max(settings), seeded(runs), pruned_cost(tables)
     shared = [task for task in tasks(tuned) if all((setting, task) in values for setting in settings.values())]
     shared = _needed([task for task in shared if task in cost.leads], cost.why or "no task has something to lose")
     masks = of(distance, target=target, epochs=last)

@@ -1,7 +1,7 @@
 """The sections about what fine-tuning does to the weights of the dense model, beside the published numbers."""
 
 from jaxprune.analysis.intervals import estimate
-from jaxprune.analysis.study_tables import PRETRAINED, TASKS, UNTUNED, Frame, Tables, of, tasks
+from jaxprune.analysis.study_tables import PRETRAINED, TASKS, UNTUNED, Frame, Tables, of, tasks, trained
 from jaxprune.reports.charts import Series, curves
 from jaxprune.reports.number_text import fixed, percent, with_count
 from jaxprune.reports.published import published
@@ -47,7 +47,7 @@ def _masks_by_epoch(rows: Frame) -> list[Figure]:
 
 def _scores_by_epoch(runs: Frame) -> list[Figure]:
     """Fig 3 bottom, below: scores after the cut and more fine-tuning, at the sparsity with the most such runs."""
-    runs = runs.dropna(subset="tuned_epochs")
+    runs = trained(runs).dropna(subset=["tuned_epochs", "accuracy"])
     if not len(runs):
         return []
     target = runs.groupby("target")["tuned_epochs"].nunique().idxmax()

@@ -88,11 +88,11 @@ def _facts(tables: Tables) -> dict[str, str]:
             for steps, rows in pretrain.groupby("steps", sort=False)
         )
         again = len(pretrain) - len(pretrain.drop_duplicates(["variant", "target"]))
-        trained = f"repeats with another seed among them: {again}" if again else "each trained once"
-        covered = "is in the intervals" if again else "is not covered by any interval"
-        facts["models"] = f"{len(pretrain)}, {trained}; chance in pre-training {covered}"
+        repeats = f"repeats with another seed among them: {again}" if again else "each trained once"
+        covered = "is in the intervals of differences" if again else "is not covered by any interval"
+        facts["models"] = f"{len(pretrain)}, {repeats}; chance in pre-training {covered}"
     if len(runs):
-        facts["fine-tuning runs"] = f"{len(runs)}"
+        facts["fine-tuning runs"] = f"{len(trained(runs))}"
         facts["tasks"] = "; ".join(
             f"{row['task']} {row['train_examples']:,.0f} train, {row['dev_examples']:,.0f} dev examples"
             for row in runs.dropna(subset="train_examples").drop_duplicates("task").to_dict("records")
@@ -100,6 +100,6 @@ def _facts(tables: Tables) -> dict[str, str]:
         seeds = runs.groupby("task")["seed"].nunique()
         facts["seeds"] = ", ".join(f"{task} {count}" for task, count in seeds.items())
         rates = sorted(runs["learning_rate"].unique())
-        best = " (the best of a cell on the dev set, as in the paper)" if len(rates) > 1 else ""
+        best = " (the best of a cell on the dev set, as in the paper)" if (runs["rates"] > 1).any() else ""
         facts["learning rates"] = ", ".join(f"{rate:g}" for rate in rates) + best
     return {label: text for label, text in facts.items() if text}

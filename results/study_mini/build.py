@@ -107,16 +107,33 @@ def shallower(tables: study.Tables, names: Sequence[str]) -> None:
 
 
 def geometry(tables: study.Tables) -> None:
-    """Spearman x 100 of sentence similarity, nothing fine-tuned: cut in one shot, and after recovery."""
-    found = {setting: values for (setting, task), values in study.cells(tables["runs"]).items() if task == "sts"}
+    """Spearman x 100 of sentence similarity, nothing fine-tuned: cut in one shot, and after recovery; and what recovery
+    changed, against the cut and against the dense start."""
+    found = study.seeded(study.of(tables["runs"], task="sts"))
+    seeds = sorted({seed for runs in found.values() for seed in runs})
+    # Nothing is trained, so that a start that was scored once scores the same with every seed.
+    found = {cell: dict.fromkeys(seeds, *runs.values()) if len(runs) == 1 else runs for cell, runs in found.items()}
+    heads = (
+        "cut, before recovery",
+        "pruned and recovered",
+        "encoder only",
+        "random",
+        "recovered - cut",
+        "- dense start",
+    )
+    arms = [("after_finetuning", "dense"), ("pruned", "pruned"), ("pruned", "encoder_only"), ("random", "random")]
     if found:
-        print(
-            "| sparsity | cut, before recovery | pruned and recovered | encoder only | random |\n|---|---|---|---|---|"
-        )
-    for target in sorted({target for _, _, target in found}):
-        row = [("after_finetuning", "dense"), ("pruned", "pruned"), ("pruned", "encoder_only"), ("random", "random")]
-        values = [with_noise(estimate(found.get((*arm, target), [])), scale=100) for arm in row]
-        print(f"| {target:g} | {' | '.join(values)} |")
+        print(f"| sparsity | {' | '.join(heads)} |\n|{'---|' * 7}")
+    for target in sorted({target for (_, _, target), _ in found}):
+        runs = [found.get(((*arm, target), "sts"), {}) for arm in arms]
+        # One score for all seeds has no interval.
+        row = [
+            with_noise(estimate([*{run: run.value for run in by_seed.values()}.values()]), scale=100)
+            for by_seed in runs
+        ]
+        ours, cut = ((*arm, target) for arm in (arms[1], arms[0]))
+        row += [points(difference(found, ours, base, ["sts"])) for base in (cut, (*arms[0], 0.0))]
+        print(f"| {target:g} | {' | '.join(row)} |")
     print()
 
 
