@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jaxprune.analysis.study_tables import Tables, read_tables, write_table
+from jaxprune.analysis.study_tables import Tables, read_tables, trained, write_table
 from jaxprune.errors import UserError
 from jaxprune.reports import finetuning_sections, model_sections, score_sections
 from jaxprune.reports.claims import FAILS, HOLDS, UNKNOWN, judge

@@ -110,11 +110,8 @@ def show(arms: list[Arm], losses: dict) -> None:
         row += [with_noise(arm.scores[task], scale=100) for task in TASKS]
         row.append(f"{100 * arm.lost:.1f}")
         row += [with_noise(arm.changes.get(task), scale=100, sign=True) for task in TASKS]
-        half = (
-            arm.verdict == "better"
-            and arm.target == 0.9
-            and arm.lost <= lost.get((arm.against, arm.target), math.nan) / 2
-        )
+        half = arm.target == 0.9 and arm.verdict == "better"
+        half = half and arm.lost <= lost.get((arm.against, arm.target), math.nan) / 2
         row += [arm.against, f"{arm.verdict}, halves the loss" if half else arm.verdict] if arm.changes else ["", ""]
         print("|", " | ".join(row), "|")
     print()

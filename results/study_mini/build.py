@@ -115,11 +115,11 @@ def geometry(tables: study.Tables) -> None:
     found = {cell: dict.fromkeys(seeds, *runs.values()) if len(runs) == 1 else runs for cell, runs in found.items()}
     heads = (
         "cut, before recovery",
-        "pruned and recovered",
+        "recovered",
         "encoder only",
         "random",
         "recovered - cut",
-        "- dense start",
+        "recovered - dense start",
     )
     arms = [("after_finetuning", "dense"), ("pruned", "pruned"), ("pruned", "encoder_only"), ("random", "random")]
     if found:
@@ -127,10 +127,8 @@ def geometry(tables: study.Tables) -> None:
     for target in sorted({target for (_, _, target), _ in found}):
         runs = [found.get(((*arm, target), "sts"), {}) for arm in arms]
         # One score for all seeds has no interval.
-        row = [
-            with_noise(estimate([*{run: run.value for run in by_seed.values()}.values()]), scale=100)
-            for by_seed in runs
-        ]
+        values = [[run.value for run in {*by_seed.values()}] for by_seed in runs]
+        row = [with_noise(estimate(scores), scale=100) for scores in values]
         ours, cut = ((*arm, target) for arm in (arms[1], arms[0]))
         row += [points(difference(found, ours, base, ["sts"])) for base in (cut, (*arms[0], 0.0))]
         print(f"| {target:g} | {' | '.join(row)} |")
