@@ -6,6 +6,8 @@ import os
 import shutil
 import signal
 import threading
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,15 +17,18 @@ from safetensors.numpy import load_file, save_file
 
 from jaxprune.cli import main
 from jaxprune.config import FinetuneConfig
-from jaxprune.config.load import read_yaml, validate
+from jaxprune.config.load import read_yaml, to_yaml, validate
+from jaxprune.config.sections import MeshConfig
 from jaxprune.data.metrics import score
 from jaxprune.data.tasks import TASKS
 from jaxprune.errors import CheckpointError, Preempted, UserError
 from jaxprune.experiments import finetune, walk
 from jaxprune.models import architecture_named
 from jaxprune.models.folder import read_folder
+from jaxprune.progress import Progress
 from jaxprune.pruning import leaf_counts
-from jaxprune.training.workdir import read_records
+from jaxprune.training.sharding import make_mesh
+from jaxprune.training.workdir import Workdir, read_records
 
 pytestmark = pytest.mark.slow
 
@@ -246,3 +251,23 @@ def test_another_vocabulary_is_refused(tiny, pretrained, tmp_path, capsys):
     err = capsys.readouterr().err
     assert "305 pieces do not fit the 160 rows" in err and err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_checkpoints_go_behind_the_result(tmp_path, monkeypatch):
+    """A kill before the result is written loses nothing; one right behind it leaves what the next start takes away."""
+    decisions = SimpleNamespace(cfg=FinetuneConfig(), rewrites=False)
+    ready: Any = walk.Ready(SimpleNamespace(decisions=decisions), SimpleNamespace(mesh=make_mesh(MeshConfig())))
+    command: Any = SimpleNamespace(finish=lambda _: {"score": 1.0})
+    monkeypatch.setattr(walk, "fit_run", lambda *_: (tmp_path / "checkpoints" / "3").mkdir(parents=True, exist_ok=True))
+
+    def run():
+        return walk._owned(command, ready, tmp_path, to_yaml(decisions.cfg), Progress("run", "test"), None)
+
+    with monkeypatch.context() as killed:
+        killed.setattr(Workdir, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    assert (tmp_path / "checkpoints" / "3").is_dir()
+    assert run() == {"score": 1.0} and not (tmp_path / "checkpoints").exists()
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    assert run() == {"score": 1.0} and not (tmp_path / "checkpoints").exists()

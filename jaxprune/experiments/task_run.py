@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import logging
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,8 +64,6 @@ from jaxprune.training.sharding import (
 from jaxprune.training.steps import means
 
 log = logging.getLogger("jaxprune")
-
-CHECKPOINTS = ("checkpoints", "integrity")
 
 
 class Splits(NamedTuple):
@@ -298,8 +295,6 @@ def finish(fitted: Fitted) -> dict[str, Any]:
         np.savez(workdir / "dev_predictions.npz", logits=predictions, labels=splits.dev.labels)
         if cfg.keep_weights:
             write_model(workdir / "hf", cfg, opened.blueprint, splits.task, splits.vocabulary, params, masks, result)
-        for name in CHECKPOINTS:  # the result is what counts; a study has hundreds of these
-            shutil.rmtree(workdir / name, ignore_errors=True)
     return result
 
 

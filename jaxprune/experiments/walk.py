@@ -1,6 +1,7 @@
 """The one way of a run: resolve -> open -> compile -> fit -> finish; commands differ in what they pass."""
 
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -39,6 +40,7 @@ from jaxprune.training.workdir import Workdir, owned_workdir
 log = logging.getLogger("jaxprune")
 
 _SAVED = ("checkpoints", "result.json")
+_CHECKPOINTS = ("checkpoints", "integrity")
 
 
 class Data(NamedTuple):
@@ -169,6 +171,7 @@ def _owned(
         gone = bool(from_first(int(before is not None and decisions.rewrites and model_is_lost(directory))))
         if before is not None and not gone:
             directory.list_new_outputs()
+            _tidy(decisions, directory)
             log.info("%s: finished before; nothing to do", directory.path)
             return before
         with within(ready.program.mesh):
@@ -180,7 +183,15 @@ def _owned(
         else:
             directory.list_outputs()
             log.info("%s: finished before, but its hf/ was gone: written again", directory.path)
+        _tidy(decisions, directory)
     return before or result
+
+
+def _tidy(decisions: Decisions, finished: Workdir) -> None:
+    """Take the checkpoints away that a finished run has no more use for: a study has hundreds of these."""
+    if finished.owner and not decisions.rewrites:
+        for name in _CHECKPOINTS:
+            shutil.rmtree(finished / name, ignore_errors=True)
 
 
 def model_is_lost(workdir: Workdir) -> bool:
