@@ -12,6 +12,7 @@ from workflow import write_yaml
 
 from jaxprune.analysis.study_tables import PRETRAINED, UNTUNED
 from jaxprune.errors import UserError
+from jaxprune.experiments import tables
 from jaxprune.experiments.tables import name_parts, write_tables
 from jaxprune.experiments.weights import stored_config
 from jaxprune.models import architecture_named
@@ -84,6 +85,19 @@ def table(study, name):
 def test_names():
     assert name_parts("pruned-s0.7") == ("pruned", 0.7) and name_parts("random_one_shot-s0") == ("random_one_shot", 0)
     assert name_parts("dense") == ("dense", 0) and name_parts("soft-s1e-05") == ("soft", 1e-5)
+
+
+def test_the_dense_start_elsewhere_is_the_one_that_the_config_names(tmp_path):
+    """Not one that a switch starts from, though its run comes first."""
+    elsewhere, other = tmp_path / "elsewhere", tmp_path / "other"
+    runs = {"another-s0.5": other, "pruned-s0.5": elsewhere}
+    starts = {elsewhere: "", other: ""} | {tmp_path / "runs/pretrain" / name: start for name, start in runs.items()}
+    for workdir, start in starts.items():
+        workdir.mkdir(parents=True)
+        write_yaml(workdir / "config.yaml", {"command": "pretrain", "init_from": str(start)})
+        (workdir / "result.json").write_text("{}")
+    write_yaml(tmp_path / "config.yaml", {"command": "study", "dense": str(elsewhere)})
+    assert tables._dense(tmp_path).workdir == elsewhere
 
 
 def test_runs_and_pretrain_tables_are_the_results(study):

@@ -133,13 +133,11 @@ def _read_pretrained(workdir: Path) -> Pretrained | None:
 
 
 def _dense(study: Path) -> Pretrained | None:
-    """The dense start: the study's own, or the one elsewhere that its runs began from."""
-    workdirs = [study / "runs" / "dense"]
-    workdirs += [Path(run.cfg.init_from).expanduser() for run in pretrained(study)]
-    for workdir in workdirs:
-        if (run := _read_pretrained(workdir)) is not None:
-            return run._replace(name="dense", variant="dense", target=0.0)
-    return None
+    """The dense start: the one elsewhere that the study's config names, else the study's own."""
+    config = study / "config.yaml"
+    elsewhere = read_yaml(config).get("dense") if config.is_file() else None
+    run = _read_pretrained(Path(elsewhere).expanduser() if elsewhere else study / "runs" / "dense")
+    return run._replace(name="dense", variant="dense", target=0.0) if run else None
 
 
 def _finetuned(study: Path, runs: dict[str, Pretrained]) -> Iterator[Row]:
