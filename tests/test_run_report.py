@@ -53,16 +53,24 @@ def test_runs_side_by_side(pretrained, tmp_path, capsys):
 def test_what_is_no_run_is_one_line_and_nothing_is_written_over(pretrained, tmp_path, capsys):
     mine = shutil.copytree(pretrained, tmp_path / "mine")
     (mine / "report.html").write_text("mine")
+    (tmp_path / "numbers").mkdir()
+    (tmp_path / "numbers" / "metrics.csv").write_text("mine")
+    shutil.copytree(pretrained, tmp_path / "study" / "runs" / "dense")
+    (tmp_path / "study" / "config.yaml").write_text("command: study\n")
     cases = {
         (mine,): "report.html: is there already, and not of this command",
         (pretrained / "hf",): "is a model, not a workdir; `jaxprune inspect",
         (tmp_path / "nowhere",): "is not there; give the --workdir",
+        (pretrained, "--out", tmp_path / "numbers"): "metrics.csv: is there already, and not of this command",
+        (tmp_path / "study", "--out", tmp_path / "out"): "study: is a study, whose page is written into it; give it",
+        (tmp_path / "study", pretrained, "--out", tmp_path / "out"): "study: is a study, whose page is written into it",
         (pretrained, mine): "2 workdirs: name the directory of their common page with --out DIR",
     }
     for argv, words in cases.items():
         code, error = report(*argv, capsys=capsys)
         assert code == 2 and words in error and error.count("\n") == 1, error
-    assert (mine / "report.html").read_text() == "mine"
+    assert (mine / "report.html").read_text() == (tmp_path / "numbers" / "metrics.csv").read_text() == "mine"
+    assert not (tmp_path / "out").exists()
 
 
 def test_inspect_reads_every_workdir_or_names_the_model(pretrained, tmp_path, capsys):

@@ -31,21 +31,24 @@ Row = dict[str, Any]
 def report(sources: Sequence[Path], out: Path | None = None) -> None:
     """Write `report.html` and `metrics.csv` about runs into `out`, by default the one workdir that they are in.
 
-    A study gets its tables and its own page. UserError for what is no workdir, and for several without `out`.
+    A study gets its tables and its own page, in it. UserError for what is no workdir, for several without `out`, and
+    where one of the two files is there without the other, so that it is none of ours.
     """
     folders = [Path(source).expanduser().absolute() for source in sources]
-    if len(folders) == 1 and out is None and _command(folders[0]) == "study":
-        return make_report(folders[0])
+    if study := next((folder for folder in folders if _command(folder) == "study"), None):
+        if len(folders) > 1 or out is not None:
+            raise UserError(f"{study}: is a study, whose page is written into it; give it alone and without --out")
+        return make_report(study)
     if len(folders) > 1 and out is None:
         raise UserError(f"{len(folders)} workdirs: name the directory of their common page with --out DIR")
     runs = _named([_record(workdir) for folder in folders for workdir in workdirs(folder)])
     folder = Path(out).expanduser() if out else folders[0]
-    page = folder / "report.html"
-    if page.exists() and not (folder / "metrics.csv").exists():
-        raise UserError(f"{page}: is there already, and not of this command; name another directory with --out DIR")
+    page, curves = folder / "report.html", folder / "metrics.csv"
+    there = [path for path in (page, curves) if path.exists()]
+    if len(there) == 1:
+        raise UserError(f"{there[0]}: is there already, and not of this command; name another directory with --out DIR")
     folder.mkdir(parents=True, exist_ok=True)
     rows = [{"run": run["name"], **line} for run in runs for line in run["curve"]]
-    pandas.DataFrame(rows).to_csv(folder / "metrics.csv", index=False)
     facts, commands = provenance(run["workdir"] for run in runs)
     config = folders[0] / "config.yaml"
     workdir_page(
@@ -57,9 +60,10 @@ def report(sources: Sequence[Path], out: Path | None = None) -> None:
         facts=facts,
         commands=commands,
         config=config.read_text() if len(folders) == 1 and config.is_file() else "",
-        links=["metrics.csv"],
+        links=[curves.name],
     )
-    log.info("open %s; the curves are in %s", page, folder / "metrics.csv")
+    pandas.DataFrame(rows).to_csv(curves, index=False)
+    log.info("open %s; the curves are in %s", page, curves)
 
 
 def workdirs(folder: Path) -> list[Path]:
