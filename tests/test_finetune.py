@@ -27,6 +27,7 @@ from jaxprune.models import architecture_named
 from jaxprune.models.folder import read_folder
 from jaxprune.progress import Progress
 from jaxprune.pruning import leaf_counts
+from jaxprune.training.manifest import list_files
 from jaxprune.training.sharding import make_mesh
 from jaxprune.training.workdir import Workdir, read_records
 
@@ -271,3 +272,26 @@ def test_checkpoints_go_behind_the_result(tmp_path, monkeypatch):
     assert run() == {"score": 1.0} and not (tmp_path / "checkpoints").exists()
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     assert run() == {"score": 1.0} and not (tmp_path / "checkpoints").exists()
+
+
+def test_the_best_copy_is_left_alone_or_moved_away(tmp_path, caplog):
+    model, best = tmp_path / "CoLA/lr1-seed0/hf", tmp_path / "best/hf"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    list_files(model.parent, "hf")
+    finetune._keep_both(model, best)
+    (best / "handler.py").write_text("mine")
+    finetune._keep_both(model, best)
+    assert {path.name: path.read_text() for path in best.iterdir()} == {"config.json": "{}", "handler.py": "mine"}
+    (best / "config.json").write_text("changed")
+    finetune._keep_both(model, best)
+    assert [path.name for path in best.iterdir()] == ["config.json"] and (best / "config.json").read_text() == "{}"
+    assert (tmp_path / "best/hf.damaged/handler.py").exists() and "moved to hf.damaged" in caplog.text
+
+
+def test_all_tasks_of_a_grid_are_moved_away(tmp_path):
+    """Also those that the new config does not name."""
+    for name in ("CoLA/lr0.001-seed0", "SST-2/lr1e-05-seed3", "mine", "before/1/STS-B/lr1-seed0"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.yaml").touch()
+    assert finetune._task_folders(tmp_path) == ["CoLA", "SST-2"]

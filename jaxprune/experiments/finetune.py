@@ -21,7 +21,7 @@ from jaxprune.experiments.summary import say_finetuned
 from jaxprune.experiments.task_model import write_tokenizer
 from jaxprune.experiments.task_run import decisions_of, describe_task, one_run, resolve, tuning, vocabulary_of
 from jaxprune.experiments.walk import begun, compile_run, read_start, say_start, walk
-from jaxprune.files import damage, new_directory
+from jaxprune.files import damage, new_directory, set_aside
 from jaxprune.progress import Progress, duration
 from jaxprune.training.manifest import check_whole, damage_of, files_below, read_manifest
 from jaxprune.training.processes import agree, together
@@ -73,7 +73,7 @@ def finetune(
         print(f"{len(grid)} runs, about {duration(seconds)} in all on this machine as busy as it is now")
         return None
     records = []
-    anew = ("tokenizer", *first) if from_scratch else None
+    anew = ("tokenizer", *_task_folders(Path(workdir))) if from_scratch else None
     with owned_workdir(workdir, to_yaml(cfg), _changes, anew=anew) as directory:
         if directory.owner and not Path(own).is_dir():
             write_tokenizer(vocabulary, cfg.model, Path(own))  # so that a resumed run needs nothing else
@@ -121,6 +121,11 @@ def _folder(workdir: Path, run: FinetuneConfig) -> Path:
     return Path(workdir) / task_name(run.tasks[0]) / f"lr{run.learning_rates[0]:g}-seed{run.seeds[0]}"
 
 
+def _task_folders(workdir: Path) -> list[str]:
+    """The folders of the tasks that a grid has runs of, whatever its config says now."""
+    return sorted({path.parent.parent.name for path in workdir.expanduser().glob("*/lr*-seed*/config.yaml")})
+
+
 def _best(runs: list[tuple[FinetuneConfig, dict[str, Any]]]) -> tuple[FinetuneConfig, dict[str, Any]]:
     """The run whose record has the best score, the first of several."""
     sign = -1 if METRICS[runs[0][1]["metric"]].lower_is_better else 1
@@ -128,13 +133,22 @@ def _best(runs: list[tuple[FinetuneConfig, dict[str, Any]]]) -> tuple[FinetuneCo
 
 
 def _keep_both(model: Path, best: Path) -> None:
-    """Copy the best run's `model` to `best`; where it is lost, that copy back to it. UserError without either."""
+    """Copy the best run's `model` to `best`; where it is lost, that copy back to it. UserError without either.
+
+    A copy that is as it was written stays as it is, with what was put beside it; another one is moved away.
+    """
     problem = _lost(model)
     source, target = (best, model) if problem else (model, best)
     expected = files_below(read_manifest(model.parent), "hf")
-    if problem and (not best.is_dir() or damage(best, expected)):
+    copied = best.is_dir() and not damage(best, expected)
+    if copied and expected and not problem:
+        return
+    if problem and not copied:
         remedy = f"delete {model.parent} and run again, which trains that run anew"
         raise UserError(f"{model.parent}: {problem}, the best run's model, and no copy of it in {best}; {remedy}")
+    if target.is_dir():
+        aside = set_aside(target, "damaged")
+        log.warning("%s: not the best run's model as it was written; moved to %s", target, aside.name)
     target.parent.mkdir(parents=True, exist_ok=True)
     with new_directory(target) as temporary:
         shutil.copytree(source, temporary, dirs_exist_ok=True)
