@@ -28,7 +28,7 @@ from jaxprune.pruning.masks import apply_masks
 from jaxprune.training.checkpoint import Checkpoints
 from jaxprune.training.compile import Program, evaluate_all
 from jaxprune.training.loop import Batches, Window, fit
-from jaxprune.training.manifest import damage_of, last_saved
+from jaxprune.training.manifest import BEGIN_ANEW, damage_of, last_saved
 from jaxprune.training.optimizer import learning_rate_at, with_peak_rate
 from jaxprune.training.processes import agree, from_first, together
 from jaxprune.training.records import Records
@@ -247,7 +247,7 @@ def fit_run(ready: Ready, workdir: Workdir, progress: Progress) -> Fitted:
         with progress.during("reading the checkpoint"):
             restored = checkpoints.restore(program.abstract)
         if restored is None and workdir.result() is not None:
-            raise UserError(f"{workdir.path}: its hf/ is gone and so are its checkpoints; begin anew: --from-scratch")
+            raise UserError(f"{workdir.path}: its hf/ is gone and so are its checkpoints; {BEGIN_ANEW}")
         if restored is None:
             step, state, saved = 0, first_state(opened, program), {}
         else:

@@ -31,7 +31,7 @@ from jaxprune.files import (
     sync_directory,
     write_atomically,
 )
-from jaxprune.training.manifest import last_saved, mark_saved
+from jaxprune.training.manifest import BEGIN_ANEW, last_saved, mark_saved
 from jaxprune.training.processes import from_first, is_first
 
 log = logging.getLogger("jaxprune")
@@ -181,7 +181,7 @@ class Checkpoints:
             if saved:
                 raise CheckpointError(
                     f"{self._workdir}: trained before, but no checkpoint that can be read is in {self._path}; put a "
-                    "good copy back, or begin anew with --from-scratch"
+                    f"good copy back, or {BEGIN_ANEW}"
                 )
             return None
         self._manager.reload()  # what process 0 moved away is gone

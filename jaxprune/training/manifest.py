@@ -17,6 +17,8 @@ from jaxprune.files import checksum, checksums, damage, parse_json, set_aside, w
 log = logging.getLogger("jaxprune")
 
 MANIFEST = "contents.json"
+BEGIN_ANEW = "begin anew with --from-scratch (of a study or the demo: move that folder away)"
+"""A remedy that each command has."""
 _FORMAT = 1
 
 

@@ -13,7 +13,15 @@ from typing import Any
 
 from jaxprune.errors import InUse, UserError
 from jaxprune.files import parse_json, patiently, write_atomically
-from jaxprune.training.manifest import MANIFEST, list_files, read_manifest, restore_file, restore_state, write_state
+from jaxprune.training.manifest import (
+    BEGIN_ANEW,
+    MANIFEST,
+    list_files,
+    read_manifest,
+    restore_file,
+    restore_state,
+    write_state,
+)
 from jaxprune.training.processes import is_first, together
 
 log = logging.getLogger("jaxprune")
@@ -116,7 +124,7 @@ class Workdir:
             raise UserError(
                 f"workdir {self.path}: made with another config ({'; '.join(changed)}); "
                 f"use another --workdir (--init-from {self.path} goes on from it), the old values to resume, or "
-                "--from-scratch to begin anew"
+                f"{BEGIN_ANEW}"
             )
 
     def write(self, name: str, text: str) -> None:
