@@ -242,6 +242,11 @@ def test_check_says_what_is_wrong_and_what_still_works(tiny, pretrained, tmp_pat
     assert code == 78 and all(
         f"{n} has changed since it was written" in out for n in ("results.csv", "dev_predictions.npz")
     )
+    study = tmp_path / "study"
+    shutil.copytree(pretrained, study / "runs" / "dense")
+    (study / "config.yaml").write_text("command: study\n")
+    dense = study / "runs" / "dense"
+    assert checked(study) == (0, f"{dense}: finished, checkpoint 12 is whole\n{study}: as it was written\n")
     assert main(["check", str(tmp_path)]) == 78 and main(["check", str(tiny.corpus)]) == UserError.exit_code
 
 

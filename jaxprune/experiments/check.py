@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxprune.config.load import read_yaml
 from jaxprune.data import data_manifest
 from jaxprune.errors import CheckpointError, UserError
 from jaxprune.files import parse_json
@@ -12,7 +13,7 @@ from jaxprune.models.folder import read_folder
 from jaxprune.models.other_files import CONFIG
 from jaxprune.models.weights import read_weights
 from jaxprune.training.checkpoint import step_damage, steps_in
-from jaxprune.training.manifest import MANIFEST, damage_of, is_damaged, read_manifest
+from jaxprune.training.manifest import BEGIN_ANEW, MANIFEST, damage_of, is_damaged, read_manifest
 from jaxprune.training.records import NAMES
 from jaxprune.training.workdir import OUTPUTS
 
@@ -22,10 +23,11 @@ def check(path: Path) -> int:
     path = path.expanduser().resolve()
     if not path.is_dir():
         raise UserError(f"{path}: no such directory")
-    workdirs = [path] if _is_workdir(path) else []
+    study = _is_study(path)
+    workdirs = [path] if _is_workdir(path) and not study else []
     below = {file.parent for name in (MANIFEST, "run.json") for file in path.glob(f"**/{name}")} - {path}
     workdirs += sorted(each for each in below if _counts(each, path))
-    if workdirs:
+    if workdirs or study:
         problems = [f"{name}: {problem}" for each in workdirs for name, problem in _workdir(each)]
     elif (path / data_manifest.MANIFEST).is_file():
         problems = [*_data(path)]
@@ -40,6 +42,16 @@ def check(path: Path) -> int:
     if not problems:
         print(f"{path}: as it was written")
     return CheckpointError.exit_code if problems else 0
+
+
+def _is_study(path: Path) -> bool:
+    """Whether it is the directory of a study, which is no run itself: nothing but its runs is vouched for."""
+    if (path / MANIFEST).is_file():
+        return False
+    try:
+        return read_yaml(path / "config.yaml").get("command") == "study"
+    except UserError:  # there is none, or it is damaged
+        return False
 
 
 def _is_workdir(path: Path) -> bool:
@@ -88,7 +100,7 @@ def _works(path: Path) -> str:
     if good:
         return f"the same command resumes at step {good[-1]}"
     trained = read_manifest(path).last_saved is not None or steps_in(path)
-    return "nothing to resume from; begin anew with --from-scratch" if trained else "the same command begins it"
+    return f"nothing to resume from; {BEGIN_ANEW}" if trained else "the same command begins it"
 
 
 def _data(path: Path) -> Iterator[str]:
