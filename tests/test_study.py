@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,13 +22,14 @@ from jaxprune.analysis.paths import flat
 from jaxprune.cli import main
 from jaxprune.config import FinetuneConfig, PruneConfig, StudyConfig
 from jaxprune.config.load import read_yaml, validate
-from jaxprune.errors import UserError
+from jaxprune.config.sections import ModelConfig
+from jaxprune.errors import Diverged, UserError
 from jaxprune.experiments import task_run
 from jaxprune.experiments.matrix import Job, matrix, shard
 from jaxprune.experiments.shelf import Shelf
-from jaxprune.experiments.study import _keep_config, _kind, _refuse_changed, _seconds, select
+from jaxprune.experiments.study import _keep_config, _kind, _refuse_changed, _seconds, run_all, select
 from jaxprune.experiments.task_run import schedule
-from jaxprune.experiments.weights import completed
+from jaxprune.experiments.weights import completed, shaped
 from jaxprune.models.bert import bert
 from jaxprune.models.folder import read_folder
 from jaxprune.training.optimizer import learning_rate_at
@@ -466,6 +468,62 @@ def test_tasks_may_come_go_and_get_seeds_but_not_change(tmp_path):
     with pytest.raises(UserError) as error:
         _refuse_changed(study(tasks=[tasks[0], {"name": "CoLA", "max_dev_examples": 5}], switch_tasks=[]), tmp_path)
     assert "begun with another config (tasks.CoLA.max_dev_examples: 0 -> 5); use another" in str(error.value)
+
+
+def test_the_stored_config_runs_again(tmp_path):
+    """Of a start that is no BERT-Base, which decides the shape of what starts from it."""
+    cfg = study(
+        tasks=[{"name": "SST-2"}], switch_tasks=[], recover=PLAIN["recover"] | {"model": {"hidden_dropout_prob": 0.0}}
+    )
+    _keep_config(cfg, tmp_path)
+    again = validate(StudyConfig, read_yaml(tmp_path / "config.yaml"), "config.yaml")
+    assert again == cfg
+    small = ModelConfig(hidden_size=64, num_attention_heads=2)
+    for job in matrix(again, tmp_path)[1:]:
+        assert shaped(job.cfg.model, small, "dense").hidden_size == 64, job.path
+    before, after = (by_path(matrix(one, tmp_path))["pretrain/pruned-s0.5"].cfg.model for one in (cfg, again))
+    assert shaped(after, small, "dense") == shaped(before, small, "dense")
+
+
+def test_more_parts_than_runs_are_refused():
+    jobs = matrix(study(tasks=[{"name": "SST-2"}], switch_tasks=[]), Path("runs"))
+    most = len({job.group for job in jobs})
+    assert select(jobs, "", f"{most}/{most}")
+    with pytest.raises(UserError, match=f"--only nowhere: matches none of the runs of --shard 2/{most}; --dry-run"):
+        select(jobs, "nowhere", f"2/{most}")
+    with pytest.raises(UserError, match=f"--shard {most + 1}/99: the runs make {most} parts at most; give i/n with n"):
+        select(jobs, "", f"{most + 1}/99")
+
+
+def test_a_study_whose_runs_all_diverge_says_so(tmp_path, monkeypatch):
+    """Not that there is nothing to report on."""
+    module = sys.modules[run_all.__module__]
+    monkeypatch.setattr(module, "check", lambda *_: None)
+    monkeypatch.setattr(module, "run", lambda *_: (_ for _ in ()).throw(Diverged("the loss is nan")))
+    with pytest.raises(Diverged, match="the loss is nan"):
+        module.study(study(tasks=[{"name": "SST-2"}], switch_tasks=[]), tmp_path / "study")
+
+
+def test_a_finished_run_whose_model_is_gone_is_entered_again(tmp_path, monkeypatch):
+    """Where a checkpoint can write it again; else it stays as it is."""
+    jobs = matrix(study(tasks=[{"name": "SST-2"}], switch_tasks=[]), tmp_path)
+    jobs = [job for job in jobs if job.pretrains][:3]
+    entered = []
+
+    def run(job, runs, _):
+        entered.append(job.path)
+        (runs / job.path / "hf").mkdir()
+        (runs / job.path / "hf" / "config.json").touch()
+
+    monkeypatch.setattr(sys.modules[run_all.__module__], "run", run)
+    for job, parts in zip(jobs, (["checkpoints/8"], ["checkpoints/8", "hf"], []), strict=True):
+        for part in parts:
+            (tmp_path / job.path / part).mkdir(parents=True)
+        (tmp_path / job.path).mkdir(parents=True, exist_ok=True)
+        (tmp_path / job.path / "result.json").touch()
+    (tmp_path / jobs[1].path / "hf" / "config.json").touch()
+    run_all(jobs, tmp_path, Shelf())
+    assert entered == [jobs[0].path]
 
 
 def test_the_time_left_goes_by_kinds_of_runs():

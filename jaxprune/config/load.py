@@ -300,9 +300,9 @@ def overlaid(config: C, changes: dict[str, Any], where: str) -> C:
     return validate(type(config), _merge(said, changes), where) if changes else config
 
 
-def to_yaml(config: BaseModel) -> str:
-    """The whole config as YAML that `parse` reads back to an equal config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+def to_yaml(config: BaseModel, exclude: Any = None) -> str:
+    """The whole config as YAML that `parse` reads back to an equal config; `exclude`: see pydantic's `model_dump`."""
+    return yaml.safe_dump(config.model_dump(mode="json", exclude=exclude), sort_keys=False, allow_unicode=True)
 
 
 def differences(old: BaseModel, new: BaseModel) -> list[str]:

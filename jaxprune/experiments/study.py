@@ -15,6 +15,7 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from jaxprune.config.commands import PretrainConfig
 from jaxprune.config.load import differences, read_yaml, to_yaml, validate
+from jaxprune.config.sections import ModelConfig
 from jaxprune.config.study import StudyConfig
 from jaxprune.config.task import with_paths
 from jaxprune.errors import Diverged, InUse, UserError
@@ -25,10 +26,11 @@ from jaxprune.experiments.pruning_plan import plan_of, pruner_of
 from jaxprune.experiments.shelf import Shelf
 from jaxprune.experiments.study_report import make_report
 from jaxprune.experiments.walk import walk
-from jaxprune.experiments.weights import absolute, stored_config
+from jaxprune.experiments.weights import absolute, kept_model, stored_config
 from jaxprune.files import write_atomically
 from jaxprune.progress import Progress
 from jaxprune.pruning.names import matched
+from jaxprune.training.checkpoint import steps_in
 
 log = logging.getLogger("jaxprune")
 
@@ -74,7 +76,12 @@ def study(cfg: StudyConfig, workdir: Path | None, *, dry_run: bool = False, only
     if part or only:
         log.info("%s: this part is done; `jaxprune report %s` makes the tables and the page", root, root)
     else:
-        make_report(root)
+        try:
+            make_report(root)
+        except UserError as error:  # of what diverged nothing may have finished
+            if lost is None:
+                raise
+            log.warning("%s", error)
     if lost:
         raise lost
 
@@ -94,6 +101,12 @@ def resolve(cfg: StudyConfig) -> StudyConfig:
     )
     changes = {"data": data, "dense": absolute(cfg.dense), "finetune": cfg.finetune.model_copy(update=paths)}
     return cfg.model_copy(update=changes | {"tasks": tasks})
+
+
+def _is_done(job: Job, runs: Path) -> bool:
+    """Whether a run is finished; where its `hf/` is gone and a checkpoint can write it again, it is not."""
+    workdir = runs / job.path
+    return is_finished(workdir) and not (job.pretrains and kept_model(workdir) is None and steps_in(workdir))
 
 
 def is_finished(workdir: Path) -> bool:
@@ -132,11 +145,15 @@ def select(jobs: list[Job], only: str, part: str) -> list[Job]:
         numbers = re.fullmatch(r"(\d+)/(\d+)", part)
         if not numbers or not 1 <= int(numbers[1]) <= int(numbers[2]):
             raise UserError(f"--shard {part}: give i/n with 1 <= i <= n, such as 2/4")
+        most = len({job.group for job in jobs})
+        if int(numbers[1]) > most:
+            raise UserError(f"--shard {part}: the runs make {most} parts at most; give i/n with n <= {most}")
         jobs = shard(jobs, int(numbers[1]), int(numbers[2]))
     if only:
         jobs = with_ancestors(jobs, matched(only, [job.path for job in jobs], "--only", part=True))
     if not jobs:
-        raise UserError(f"--only {only}: matches none of the runs; --dry-run without it lists them")
+        part = f" of --shard {part}" if part else ""
+        raise UserError(f"--only {only}: matches none of the runs{part}; --dry-run without it lists them")
     return jobs
 
 
@@ -147,14 +164,14 @@ def run_all(jobs: list[Job], runs: Path, shelf: Shelf) -> None:
     """
     pending, lost = list(jobs), dict[str, str]()
     began = time.monotonic()
-    finished = sum(is_finished(runs / job.path) for job in jobs)
+    finished = sum(_is_done(job, runs) for job in jobs)
     taken: dict[str, list[float]] = {}
     with Progress("study", "run", total=len(jobs), done=finished) as progress:
         while pending:
             later: list[Job] = []
             moved = False
             for job in pending:
-                if is_finished(runs / job.path):
+                if _is_done(job, runs):
                     moved = True
                     continue
                 gone = next((need for need in job.needs if need in lost), None)
@@ -176,7 +193,7 @@ def run_all(jobs: list[Job], runs: Path, shelf: Shelf) -> None:
                     continue
                 moved = True
                 taken.setdefault(_kind(job), []).append(time.monotonic() - started)
-                ahead = [j for j in jobs if not is_finished(runs / j.path)]
+                ahead = [j for j in jobs if not _is_done(j, runs)]
                 done = len(jobs) - len(ahead)
                 together = sum(map(len, taken.values())) / max(1, done - finished)  # other processes take some
                 progress.update(done, left=_seconds(ahead, taken) * min(1.0, together))
@@ -241,10 +258,15 @@ def _refuse_changed(cfg: StudyConfig, root: Path) -> None:
 
 
 def _keep_config(cfg: StudyConfig, root: Path) -> None:
-    """Write config.yaml."""
+    """Write config.yaml, of models only what was asked for: the rest is that of the weights they start from."""
+    from_weights = {"recover": cfg.recover, "finetune": cfg.finetune}
+    from_weights |= {"dense_run": cfg.dense_run} if cfg.dense_run.init_from else {}
+    unset = {
+        name: {"model": {*ModelConfig.model_fields} - run.model.model_fields_set} for name, run in from_weights.items()
+    }
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / ".lock"):  # processes that share a study begin at once
-        write_atomically(root / "config.yaml", to_yaml(cfg))
+        write_atomically(root / "config.yaml", to_yaml(cfg, exclude=unset))
 
 
 def _only_adds(line: str, old: StudyConfig) -> bool:

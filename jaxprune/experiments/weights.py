@@ -196,7 +196,8 @@ def model_folder(source: str) -> str:
         raise UserError(f"{source}: is no run with a model of its own; name the hf/ of one below it")
     if isinstance(cfg, FinetuneConfig) and not cfg.keep_weights:
         raise UserError(f"{source}: kept no weights; fine-tune with keep_weights: true")
-    raise UserError(f"{source}: has no hf/, which a finished run has; run its command again")
+    first = "delete it and " if isinstance(cfg, FinetuneConfig) and (run / "result.json").is_file() else ""
+    raise UserError(f"{source}: has no hf/, which a finished run has; {first}run its command again")
 
 
 def kept_model(workdir: str | Path) -> Path | None:
