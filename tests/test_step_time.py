@@ -27,6 +27,9 @@ def test_it_counts_the_steps_prunes_evaluations_and_checkpoints_that_a_run_makes
     saved = 12 // 2 + 2  # save_every; the model and the records at the end
     assert (steps, prunes) == (12, 3)
     assert seconds == pytest.approx(1000 * saved + steps + prunes + step_time.EVALUATED * evaluated)
+    train = cfg.train.model_copy(update={"eval_batches": 10_000, "eval_every": 5})  # the dev set ends before
+    opened = PRETRAIN.open(PRETRAIN.resolve(cfg.model_copy(update={"train": train}), None), Shelf())
+    assert step_time.evaluated_batches(opened) == 3 * len([*opened.data.dev()])
 
 
 @pytest.mark.slow

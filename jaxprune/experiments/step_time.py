@@ -114,7 +114,8 @@ def evaluated_batches(opened: Any) -> int:
         parts = (splits.train, splits.dev) if cfg.train_loss else (splits.dev,)
         return sum(-(-len(part.ids) // (shape.rows * shape.length)) for part in parts)
     times = 1 + (cfg.steps // cfg.train.eval_every if cfg.train.eval_every else 0)
-    return times * cfg.train.eval_batches
+    held_out = -(-data.source.manifest["splits"]["dev"]["examples"] // cfg.batch_size)
+    return times * min(cfg.train.eval_batches, held_out)
 
 
 def saves(opened: Any) -> int:
