@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pandas
 import pytest
+import yaml
 from safetensors.numpy import load_file, save_file
 
 from jaxprune.cli import main
@@ -22,7 +23,7 @@ from jaxprune.config.sections import MeshConfig
 from jaxprune.data.metrics import score
 from jaxprune.data.tasks import TASKS
 from jaxprune.errors import CheckpointError, Preempted, UserError
-from jaxprune.experiments import finetune, walk
+from jaxprune.experiments import finetune, task_run, walk
 from jaxprune.models import architecture_named
 from jaxprune.models.folder import read_folder
 from jaxprune.progress import Progress
@@ -295,3 +296,29 @@ def test_all_tasks_of_a_grid_are_moved_away(tmp_path):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "config.yaml").touch()
     assert finetune._task_folders(tmp_path) == ["CoLA", "SST-2"]
+
+
+IGNORED = {
+    "train.eval_every = 5: a fine-tuning run scores its whole dev set, at its end; remove it": {
+        "train": {"eval_every": 5}
+    },
+    "train.eval_batches = 7: a fine-tuning run scores": {"train": {"eval_batches": 7}},
+    "model.dtype = bfloat16: fine-tuning takes dtype = float32; set dtype instead": {"model": {"dtype": "bfloat16"}},
+    "model.hidden_dropout_prob = 0.0: fine-tuning takes dropout = 0.1": {"model": {"hidden_dropout_prob": 0.0}},
+    "model.classifier_dropout = 0.3: fine-tuning takes dropout = 0.1": {"model": {"classifier_dropout": 0.3}},
+}
+
+
+@pytest.mark.parametrize("words", IGNORED)
+def test_a_key_that_would_be_ignored_is_refused(words):
+    with pytest.raises(UserError, match=words):
+        task_run.resolve(validate(FinetuneConfig, IGNORED[words], "c.yaml"), None)
+
+
+def test_a_resolved_config_is_resolved_to_itself():
+    model = {"hidden_dropout_prob": 0.2, "classifier_dropout": None, "dtype": "bfloat16"}
+    content = {"dropout": 0.2, "dtype": "bfloat16", "model": model, "train": {"keep": 2}}
+    decisions = task_run.resolve(validate(FinetuneConfig, content, "c.yaml"), None)
+    again = validate(FinetuneConfig, yaml.safe_load(to_yaml(decisions.cfg)), "c.yaml")
+    assert task_run.resolve(again, None).cfg == decisions.cfg and decisions.keep == 2
+    assert decisions.cfg.model.classifier_dropout == decisions.cfg.model.attention_probs_dropout_prob == 0.2

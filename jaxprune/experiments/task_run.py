@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxprune.config.commands import FinetuneConfig
-from jaxprune.config.sections import MeshConfig, ModelConfig, OptimizerConfig
+from jaxprune.config.sections import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from jaxprune.config.task import TaskEntry, task_name, with_paths
 from jaxprune.data import tokenizer
 from jaxprune.data.examples import Examples, subset
@@ -97,6 +97,9 @@ def one_run(cfg: FinetuneConfig, entry: TaskEntry, rate: float, seed: int) -> Fi
 
 def resolve(cfg: FinetuneConfig, workdir: Path | None) -> Decisions:
     """`cfg` with the shape of the weights it starts from, prunable paths, and paths that hold from any directory."""
+    for key in ("eval_every", "eval_batches"):
+        if (value := getattr(cfg.train, key)) != TrainConfig.model_fields[key].default:
+            raise UserError(f"train.{key} = {value}: a fine-tuning run scores its whole dev set, at its end; remove it")
     stored = stored_config(workdir)
     before = stored if isinstance(stored, FinetuneConfig) else FinetuneConfig()
     if stored is not None:
@@ -119,19 +122,27 @@ def resolve(cfg: FinetuneConfig, workdir: Path | None) -> Decisions:
 def decisions_of(cfg: FinetuneConfig) -> Decisions:
     """What a resolved config of one run means."""
     title = f"{task_name(cfg.tasks[0])} lr {cfg.learning_rates[0]:g} seed {cfg.seeds[0]}"
-    return Decisions(cfg, cfg.seeds[0], cfg.prune, cfg.masks, cfg.train, 1, title, rewrites=False)
+    return Decisions(cfg, cfg.seeds[0], cfg.prune, cfg.masks, cfg.train, cfg.train.keep, title, rewrites=False)
 
 
 def tuned_model(cfg: FinetuneConfig, shape: ModelConfig) -> ModelConfig:
-    """`shape` with dropout and dtype as `cfg` says."""
+    """`shape` with dropout and dtype as `cfg` says; UserError where its `model` says something else."""
     model = shaped(cfg.model, shape, f"init_from = {cfg.init_from}")
     most = architecture_named(model.architecture).max_tokens(model)
     if cfg.max_len > most:
         raise UserError(
             f"max_len = {cfg.max_len} is above the {most} positions of init_from = {cfg.init_from}; lower it"
         )
-    names = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
-    return model.model_copy(update=dict.fromkeys(names, cfg.dropout) | {"dtype": cfg.dtype})
+    rates: dict[str, str] = dict.fromkeys(
+        ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"), "dropout"
+    )
+    changes = {key: getattr(cfg, ours) for key, ours in (rates | {"dtype": "dtype"}).items()}
+    for key, value in changes.items():
+        asked = getattr(cfg.model, key) if key in cfg.model.model_fields_set else None
+        if asked not in (None, value):
+            ours = rates.get(key, key)
+            raise UserError(f"model.{key} = {asked}: fine-tuning takes {ours} = {value}; set {ours} instead")
+    return model.model_copy(update=changes)
 
 
 def open_run(read: Read, decisions: Decisions, shelf: Shelf) -> Opened:
