@@ -146,6 +146,20 @@ def test_wrong_arms_are_refused(changes, words):
     assert all(word in str(error.value) for word in words), error.value
 
 
+def test_random_weights_are_kept_hard_whatever_the_study_has():
+    """And an arm that is left out is not built: what it could not be is no reason to refuse the others."""
+    soft = {"steps": 20, "prune": {"end": 10, "mode": "soft", "refresh": True, "straight_through": 2e-4}}
+    listed = by_path(matrix(arms(recover=soft), RUNS))
+    pruned, drawn = (listed[f"pretrain/{name}"].cfg.prune for name in ("pruned-s0.9", "random-s0.9"))
+    assert (pruned.mode, pruned.straight_through) == ("soft", 2e-4)
+    assert (drawn.criterion, drawn.mode, drawn.straight_through, drawn.refresh) == ("random", "hard", None, False)
+    lifting = {"steps": 20, "prune": {"schedule": "one_shot", "end": 10, "mode": "soft", "method": "quantile"}}
+    lifting["prune"]["lift_steps"] = 2  # random masks would be hard, which lift exact ones alone
+    assert matrix(arms(recover=lifting, conditions={"pruned": {"sparsities": [0.5]}}, switches={}), RUNS)
+    with pytest.raises(UserError, match="conditions.random"):
+        arms(recover=lifting, conditions={"random": {"sparsities": [0.5]}}, switches={})
+
+
 def test_what_of_an_arm_may_grow():
     old = arms()
     for key in ("sparsities", "tasks", "seeds"):

@@ -165,7 +165,8 @@ class StudyConfig(Section):
         for name in ConditionsConfig.model_fields:
             if name != "after_finetuning" and getattr(self.conditions, name).before:
                 raise ValueError(f"conditions.{name}.before: it has no part before a cut; remove it")
-            self.arm(name, SwitchConfig(), f"conditions.{name}")
+            if getattr(self.conditions, name) != ArmConfig():  # an arm that is left out may be one that cannot be
+                self.arm(name, SwitchConfig(), f"conditions.{name}")
         for task in self.tasks:
             self.of_task(self.finetune, task)
         self.before(SwitchConfig(), "conditions.after_finetuning")
@@ -192,7 +193,8 @@ class StudyConfig(Section):
         arm: ArmConfig = getattr(self.conditions, condition)
         recover, finetune = self.recover, self.finetune
         if condition == "random":  # drawn once and kept: random masks have nothing to be recomputed from
-            recover = overlaid(recover, {"prune": {"criterion": "random", "mode": "hard", "refresh": False}}, where)
+            hard = {"criterion": "random", "mode": "hard", "refresh": False, "straight_through": None}
+            recover = overlaid(recover, {"prune": hard}, where)
         for layer in (arm, switch):
             recover = overlaid(recover, layer.recover, f"{where}.recover")
             finetune = overlaid(finetune, layer.finetune, f"{where}.finetune")
