@@ -465,6 +465,8 @@ def test_tasks_may_come_go_and_get_seeds_but_not_change(tmp_path):
         [{"name": "SST-2", "seeds": [2]}, tasks[1]],
     ):
         _refuse_changed(study(tasks=fine, switch_tasks=[]), tmp_path)
+    same = [tasks[0] | {"max_train_examples": 0}, tasks[1] | {"max_len": FinetuneConfig().max_len}]  # what they had
+    _refuse_changed(study(tasks=same, switch_tasks=[]), tmp_path)
     with pytest.raises(UserError) as error:
         _refuse_changed(study(tasks=[tasks[0], {"name": "CoLA", "max_dev_examples": 5}], switch_tasks=[]), tmp_path)
     assert "begun with another config (tasks.CoLA.max_dev_examples: 0 -> 5); use another" in str(error.value)

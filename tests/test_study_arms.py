@@ -109,6 +109,27 @@ def test_a_task_has_keys_of_its_own_and_without_epochs_one_run_per_start():
     assert (cut.prune.sparsity, cut.prune.schedule) == (0.9, "one_shot")
 
 
+def test_caps_are_the_tasks_own_or_those_of_fine_tuning():
+    tasks = [{"name": "SST-2", "max_train_examples": 9}, {"name": "CoLA"}, {"name": "QQP", "max_dev_examples": 0}]
+    tasks[2]["finetune"] = {"max_train_examples": 5}
+    few = {
+        "finetune": {"max_train_examples": 3},
+        "sparsities": [0.9],
+        "tasks": ["CoLA"],
+    }  # SST-2 has its own: not there
+    cfg = arms(finetune={"max_train_examples": 7, "max_dev_examples": 6}, tasks=tasks, switches={"few": few})
+    found = {
+        (job.path.split("/")[2], job.path.split("/")[3]): (job.cfg.max_train_examples, job.cfg.max_dev_examples)
+        for job in matrix(cfg, RUNS)
+        if job.path.startswith("finetune/pruned/")
+    }
+    whole = {("SST-2"): (9, 6), "CoLA": (7, 6), "QQP": (5, 0)}
+    names = ("pruned-s0", "pruned-s0.5", "pruned-s0.9")
+    assert found == {(name, task): caps for name in names for task, caps in whole.items()} | {
+        ("few-s0.9", "CoLA"): (3, 6)
+    }
+
+
 def test_one_seed_of_everything_comes_before_the_next():
     jobs = matrix(arms(), RUNS)
     assert [job.round for job in jobs] == sorted(job.round for job in jobs)
@@ -138,6 +159,23 @@ def test_one_seed_of_everything_comes_before_the_next():
         ({"tasks": [{"own": MINE | {"column": "x"}}]}, ["tasks.0.own.column"]),
         ({"switches": {"x": {"sparsities": [2]}}}, ["switches.x", "sparsities", "2"]),
         ({"tasks": [{"name": "CoLA", "finetune": {"epoch": 1}}]}, ["tasks.CoLA.finetune", "did you mean epochs?"]),
+        ({"finetune": {"masks": "lifted"}}, ["finetune.masks = lifted", "conditions", "remove"]),
+        ({"finetune": {"init_from": "x"}}, ["finetune.init_from = x", "conditions", "remove"]),
+        ({"conditions": {"pruned": {"finetune": {"masks": "none"}}}}, ["conditions.pruned.finetune.masks", "remove"]),
+        ({"switches": {"x": {"finetune": {"seeds": [1]}}}}, ["switches.x.finetune.seeds", "remove"]),
+        ({"tasks": [{"name": "CoLA", "finetune": {"keep_weights": True}}]}, ["tasks.CoLA.finetune.keep_weights"]),
+        (
+            {"conditions": {"after_finetuning": {"before": {"learning_rates": [1e-4]}}}},
+            ["after_finetuning.before.learning_rates", "remove"],
+        ),
+        (
+            {"tasks": [{"name": "CoLA", "max_len": 16}], "switches": {"x": {"finetune": {"max_len": 32}}}},
+            ["switches.x.finetune.max_len", "tasks.CoLA.max_len", "remove one"],
+        ),
+        (
+            {"tasks": [{"name": "CoLA", "max_dev_examples": 9, "finetune": {"max_dev_examples": 8}}]},
+            ["tasks.CoLA.finetune.max_dev_examples", "tasks.CoLA.max_dev_examples"],
+        ),
     ],
 )
 def test_wrong_arms_are_refused(changes, words):

@@ -10,6 +10,11 @@ from jaxprune.config.sections import PruneConfig, Section
 from jaxprune.config.task import OwnTaskConfig, TaskEntry
 
 Condition = Literal["pruned", "information_deletion", "after_finetuning", "random"]
+_LIMITS = ("max_train_examples", "max_dev_examples", "max_len")
+_OF_RUNS = ("tasks", "seeds", "masks", "init_from", "keep_weights", "train_loss")
+"""Keys of `finetune` that a study sets for each run."""
+_PARTS = ("finetune", "before")
+"""What of an arm is laid over `finetune`."""
 
 
 class TaskConfig(Section):
@@ -21,10 +26,10 @@ class TaskConfig(Section):
     """A task of your own, as in `finetune`'s `tasks`: its files, columns and labels; null for one of GLUE."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Seeds of the classifier's start, order and dropout; each is a run."""
-    max_train_examples: int = Field(default=0, ge=0)
-    """Use only so many training examples; 0 uses all."""
-    max_dev_examples: int = Field(default=0, ge=0)
-    """Use only so many dev examples; 0 uses all."""
+    max_train_examples: int | None = Field(default=None, ge=0)
+    """Use only so many training examples, 0 all; none takes `finetune.max_train_examples`."""
+    max_dev_examples: int | None = Field(default=None, ge=0)
+    """Use only so many dev examples, 0 all; none takes `finetune.max_dev_examples`."""
     max_len: int | None = Field(default=None, ge=8)
     """Tokens per example, for a task of short texts; none takes `finetune.max_len`."""
     finetune: dict[str, Any] = Field(default={})
@@ -52,7 +57,7 @@ class TaskConfig(Section):
     @property
     def limits(self) -> dict[str, int]:
         """The keys of `finetune` that this task sets."""
-        return self.model_dump(include={"max_train_examples", "max_dev_examples", "max_len"}, exclude_none=True)
+        return self.model_dump(include={*_LIMITS}, exclude_none=True)
 
 
 class ArmConfig(Section):
@@ -131,7 +136,7 @@ class StudyConfig(Section):
     """Pruning and recovery, once per sparsity. `init_from` empty: from the dense start."""
     finetune: FinetuneConfig = FinetuneConfig()
     """Fine-tuning, once per task, learning rate and seed; its tasks, seeds, keep_weights and train_loss (true) are
-    replaced by the study's."""
+    replaced by the study's, its init_from and masks are the conditions' to set."""
     keep_weights: bool = False
     """Write every fine-tuned model to its run's `hf/`; else those alone that other runs start from."""
     tasks: tuple[TaskConfig, ...] = Field(default=(), min_length=1)
@@ -175,7 +180,30 @@ class StudyConfig(Section):
                 raise ValueError(f"switches: {name!r} is no name for a directory; use letters, digits and _")
             self.arm(switch.condition, switch, f"switches.{name}")
             self.before(switch, f"switches.{name}")
+        self._check_layers()
         return self
+
+    def _check_layers(self) -> None:
+        """ValueError for a key of `finetune` that would have no effect."""
+        for key in ("masks", "init_from"):
+            if (value := getattr(self.finetune, key)) != FinetuneConfig.model_fields[key].default:
+                raise ValueError(f"finetune.{key} = {value}: the study's conditions set it; remove it")
+        arms = [(f"conditions.{name}", getattr(self.conditions, name), ()) for name in ConditionsConfig.model_fields]
+        arms += [(f"switches.{name}", one, one.tasks or self.switch_tasks) for name, one in self.switches.items()]
+        layers = [(f"{where}.{part}", getattr(arm, part), only) for where, arm, only in arms for part in _PARTS]
+        layers += [(f"tasks.{task.name}.finetune", task.finetune, (task.name,)) for task in self.tasks]
+        for where, layer, only in layers:
+            for key in layer:  # both parts of a cut have one grid of rates, that of the part after it
+                if key in _OF_RUNS or (key == "learning_rates" and where.endswith(".before")):
+                    raise ValueError(f"{where}.{key}: the study sets it for each run; remove it")
+                for task in self.tasks:
+                    if key in task.limits and (not only or task.name in only):
+                        raise ValueError(f"{where}.{key}: tasks.{task.name}.{key} takes its place; remove one of them")
+
+    def with_limits(self, task: TaskConfig) -> TaskConfig:
+        """`task` with the limits of `finetune` where it has none of its own."""
+        finetune = self.of_task(self.finetune, task)
+        return task.model_copy(update={key: getattr(finetune, key) for key in _LIMITS if key not in task.limits})
 
     def of_task(self, finetune: FinetuneConfig, task: TaskConfig) -> FinetuneConfig:
         """A `finetune` of the study as `task` has it."""

@@ -241,7 +241,7 @@ def _refuse_changed(cfg: StudyConfig, root: Path) -> None:
     path = root / "config.yaml"
     if path.exists():
         old = validate(StudyConfig, read_yaml(path), str(path))
-        before, now = ({task.name: task for task in one.tasks} for one in (old, cfg))
+        before, now = ({task.name: one.with_limits(task) for task in one.tasks} for one in (old, cfg))
         changed = [
             f"tasks.{name}.{line}"
             for name in before.keys() & now.keys()
