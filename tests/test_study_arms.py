@@ -109,6 +109,16 @@ def test_a_task_has_keys_of_its_own_and_without_epochs_one_run_per_start():
     assert (cut.prune.sparsity, cut.prune.schedule) == (0.9, "one_shot")
 
 
+def test_a_cut_that_trains_no_more_is_scored_for_every_seed_that_trained_before():
+    late = {"condition": "after_finetuning", "sparsities": [0.5], "finetune": {"epochs": 0}, "seeds": 2}
+    switches = {"cut_only": late, "untuned": late | {"before": {"epochs": 0}}}
+    listed = by_path(matrix(arms(switches=switches, switch_tasks=["SST-2"]), RUNS))
+    ends = {name: [*tuned(listed, f"after_finetuning/{name}-s0.5")] for name in switches}
+    assert ends == {"cut_only": [f"SST-2/lr0.0001-seed{s}" for s in (0, 1)], "untuned": ["SST-2/lr0.0001-seed0"]}
+    starts = {listed[f"finetune/after_finetuning/cut_only-s0.5/{end}"].cfg.init_from for end in ends["cut_only"]}
+    assert starts == {str(RUNS / "finetune/dense" / end) for end in ends["cut_only"]}
+
+
 def test_caps_are_the_tasks_own_or_those_of_fine_tuning():
     tasks = [{"name": "SST-2", "max_train_examples": 9}, {"name": "CoLA"}, {"name": "QQP", "max_dev_examples": 0}]
     tasks[2]["finetune"] = {"max_train_examples": 5}
@@ -123,7 +133,7 @@ def test_caps_are_the_tasks_own_or_those_of_fine_tuning():
         for job in matrix(cfg, RUNS)
         if job.path.startswith("finetune/pruned/")
     }
-    whole = {("SST-2"): (9, 6), "CoLA": (7, 6), "QQP": (5, 0)}
+    whole = {"SST-2": (9, 6), "CoLA": (7, 6), "QQP": (5, 0)}
     names = ("pruned-s0", "pruned-s0.5", "pruned-s0.9")
     assert found == {(name, task): caps for name in names for task, caps in whole.items()} | {
         ("few-s0.9", "CoLA"): (3, 6)

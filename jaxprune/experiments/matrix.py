@@ -126,10 +126,10 @@ def _pruned_after(cfg: StudyConfig, runs: Path, variant: str, sparsity: float, s
     needs = () if cfg.dense else ("dense",)
     where = "conditions.after_finetuning" if switch is NO_SWITCH else f"switches.{variant}"
     for task, after, rate, seed, number in _grid(cfg, finetune, switch):
-        if not after.epochs and task.name in scored:
+        tuned = cfg.of_task(first, task)
+        if not (after.epochs or tuned.epochs) and task.name in scored:
             continue
         scored.add(task.name)
-        tuned = cfg.of_task(first, task)
         before = f"finetune/{shared}/{task.name}/{_leaf(rate, seed)}"
         one = _single(cfg, task, tuned, rate, seed) | {"masks": "fixed", "keep_weights": True}
         yield Job(before, overlaid(tuned, one | {"init_from": dense}, before), needs, before, number)
