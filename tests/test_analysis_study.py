@@ -13,7 +13,7 @@ from workflow import write_yaml
 from jaxprune.analysis.study_tables import PRETRAINED, UNTUNED
 from jaxprune.errors import UserError
 from jaxprune.experiments import tables
-from jaxprune.experiments.tables import name_parts, write_tables
+from jaxprune.experiments.tables import _tuned_rows, name_parts, write_tables
 from jaxprune.experiments.weights import stored_config
 from jaxprune.models import architecture_named
 from jaxprune.models.folder import read_folder, write_folder
@@ -169,6 +169,24 @@ def test_distance_and_movement_of_the_tuned_weights(study):
     assert {*every.index} == {PRETRAINED, UNTUNED}
     assert every["sparsity_a"].to_numpy() == pytest.approx([0.7, 0.7], abs=1e-3)
     assert every.loc[UNTUNED, "hamming"] < every.loc[PRETRAINED, "hamming"] < every.loc[UNTUNED, "chance"]
+
+
+def test_matrices_that_one_side_alone_has_are_no_part_of_the_comparison():
+    """Recovery may prune other matrices than the dense run counts, and a similarity task trains no pooler."""
+    rng = np.random.default_rng(0)
+    words, query, pooler = "embeddings/word_embeddings/embedding", "encoder/layer_00/attention/query/kernel", "pooler/k"
+    before = {path: rng.normal(size=(8, 8)).astype(np.float32) for path in (words, query, pooler)}
+    tuned = {path: before[path] + 0.1 for path in (words, query)} | {"layer_norm/scale": np.ones(8, np.float32)}
+    cuts = {
+        0.5: {path: rng.random((8, 8)) < 0.5 for path in (query, pooler, "mlm/kernel")},
+        0.9: {pooler: tuned[query]},
+    }
+    tables = {name: [] for name in ("movement", "movement_rank", "distance")}
+    _tuned_rows(tables, {}, before, tuned, cuts, words)
+    assert [row["path"] for row in tables["movement"]] == [query, "all"]
+    rows = [(row["target"], row["against"], row["path"]) for row in tables["distance"]]
+    late = [(0.5, PRETRAINED, query), (0.5, PRETRAINED, "all")]
+    assert rows == late + [(target, UNTUNED, path) for target in (0.5, 0.9) for path in (words, query, "all")]
 
 
 def test_measuring_again_changes_nothing_and_an_empty_study_is_refused(study, tmp_path):

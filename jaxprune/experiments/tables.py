@@ -216,13 +216,13 @@ def _of_models(study: Path, dense: Pretrained, runs: list[Pretrained]) -> dict[s
                 {**run.label, "against": baseline.name, "layer": i, "cosine": c, "cka": k, "tokens": features.tokens}
                 for i, (c, k) in enumerate(zip(features.cosine.tolist(), features.cka.tolist(), strict=True))
             ]
-        if run.variant == "pruned" and run.target > 0:
+        as_deep = run.cfg.model.num_hidden_layers == dense.cfg.model.num_hidden_layers
+        if run.variant == "pruned" and run.target > 0 and as_deep:
             cuts[run.target] = model.masks
     starts = {run.workdir.resolve(): run for run in runs}
     for label, init_from, tuned in _kept_weights(study):
         before = starts[init_from].load() if init_from in starts else start
-        after = {path: tuned[path] for path in before.masks}
-        _tuned_rows(tables, label, before.prunable, after, cuts, dense.architecture.word_embeddings)
+        _tuned_rows(tables, label, before.prunable, tuned, cuts, dense.architecture.word_embeddings)
     return tables
 
 
@@ -253,7 +253,10 @@ def _tuned_rows(
     words: str,
 ) -> None:
     """Movement by fine-tuning (without the word embeddings, as in Table 2), and the masks that cutting the tuned
-    weights gives, against two others."""
+    weights gives, against two others. Over the matrices that both sides have: recovery may prune others than the dense
+    run counts, and a task's head may have no pooler."""
+    before = {path: leaf for path, leaf in before.items() if path in tuned}
+    tuned = {path: tuned[path] for path in before}
     inside = [{p: side[p] for p in side if p != words} for side in (before, tuned)]
     kind = kinds(before)
     for row in movement(*inside):
@@ -266,7 +269,9 @@ def _tuned_rows(
     for target, masks in sorted(cuts.items()):
         late = magnitude_masks(tuned, target)
         for other, reference in ((PRETRAINED, masks), (UNTUNED, magnitude_masks(before, target))):
-            rows = mask_distance(late, reference)
+            common = late.keys() & reference.keys()
+            ours, theirs = ({path: side[path] for path in late if path in common} for side in (late, reference))
+            rows = mask_distance(ours, theirs) if common else []
             tables["distance"] += [{**label, "target": target, "against": other, **row} for row in rows]
 
 
