@@ -20,14 +20,13 @@ from workflow import write_yaml
 
 from jaxprune.analysis.paths import flat
 from jaxprune.cli import main
-from jaxprune.config import FinetuneConfig, PruneConfig, StudyConfig
-from jaxprune.config.load import read_yaml, validate
-from jaxprune.config.sections import ModelConfig
+from jaxprune.config import FinetuneConfig, ModelConfig, PretrainConfig, PruneConfig, StudyConfig
+from jaxprune.config.load import read_yaml, to_yaml, validate
 from jaxprune.errors import Diverged, UserError
 from jaxprune.experiments import task_run
 from jaxprune.experiments.matrix import Job, matrix, shard
 from jaxprune.experiments.shelf import Shelf
-from jaxprune.experiments.study import _keep_config, _kind, _refuse_changed, _seconds, run_all, select
+from jaxprune.experiments.study import _keep_config, _kind, _refuse_changed, _seconds, check, run_all, select
 from jaxprune.experiments.task_run import schedule
 from jaxprune.experiments.weights import completed, shaped
 from jaxprune.models.bert import bert
@@ -419,6 +418,46 @@ def test_a_prune_that_would_come_after_the_last_step_is_refused(tiny, config, tm
     error = capsys.readouterr().err
     assert all(word in error for word in [run, *words]) and error.count("\n") == 1, error
     assert not (tmp_path / "study").exists()
+
+
+SHAPE = {"vocab_size": 40, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+UNFIT = {
+    "exclude": ({"prune": {"exclude": ["embedings/.*"]}}, ["prune.exclude", "embedings/.*", "embeddings/"]),
+    "a layer of BERT-Base": ({"prune": {"amounts": {".*/layer_07/.*": 0.5}}}, ["prune.amounts", "layer_07"]),
+    "layers": ({"layers": [0, 2]}, ["layers = [0, 2]", "layers 0 to 0"]),
+    "another size": ({"model": {"vocab_size": 50}}, ["model.vocab_size = 50", "has 40"]),
+    "a teacher's": ({"teacher": {"source": "DENSE", "layers": [0, 1], "hidden": 1.0}}, ["teacher.layers = [0, 1]"]),
+}
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own dense", "dense elsewhere"])
+@pytest.mark.parametrize("case", UNFIT)
+def test_every_run_is_checked_in_the_shape_that_it_will_have(case, own, tmp_path):
+    recover, words = copy.deepcopy(UNFIT[case])
+    (tmp_path / "dense").mkdir()
+    (tmp_path / "dense" / "config.yaml").write_text(to_yaml(PretrainConfig(model=ModelConfig(**SHAPE))))
+    if "teacher" in recover:
+        recover["teacher"]["source"] = str(tmp_path / "dense")
+    start = {"dense_run": {"model": SHAPE}} if own else {"dense": str(tmp_path / "dense")}
+    right, wrong = (
+        [job for job in matrix(study(switches=switches, **start), RUNS) if job.pretrains]
+        for switches in ({}, {"wrong": {"recover": recover}})
+    )
+    shelf = Shelf()
+    check(right, RUNS, shelf)
+    with pytest.raises(UserError) as error:
+        check(wrong, RUNS, shelf)
+    told = str(error.value)
+    assert all(word in told for word in ["pretrain/wrong-s0.7: ", *words]) and "\n" not in told, told
+
+
+@pytest.mark.slow
+def test_tasks_are_checked_in_the_shape_that_they_will_have(config, tmp_path, capsys):
+    path = write_yaml(tmp_path / "c.yaml", {"base": str(config), "finetune": {"max_len": 128}})
+    assert main(["study", str(path), "--workdir", str(tmp_path / "study")]) == 2
+    error = capsys.readouterr().err
+    assert "/SST-2/lr0.001-seed0: max_len = 128 is above the 32 positions of the model" in error, error
+    assert error.count("\n") == 1 and not (tmp_path / "study").exists()
 
 
 @pytest.mark.slow

@@ -6,13 +6,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from jaxprune.config.commands import PretrainConfig
 from jaxprune.config.sections import ModelConfig
 from jaxprune.experiments import pretrain, step_time, task_run
-from jaxprune.experiments.matrix import Job
+from jaxprune.experiments.matrix import Job, models_of
 from jaxprune.experiments.shelf import Shelf
 from jaxprune.experiments.walk import Opened, compile_run
-from jaxprune.experiments.weights import shallower, shaped, source_model
 from jaxprune.progress import Progress, duration
 
 
@@ -22,11 +20,10 @@ def estimate(jobs: list[Job], runs: Path, shelf: Shelf) -> None:
     One step of pre-training and one of fine-tuning is timed, each of the shape on which most time goes; all others are
     reckoned from it by the arithmetic of their models.
     """
-    models: dict[str, ModelConfig] = {}
+    models = models_of(jobs, runs)
     todo: dict[str, Opened] = {}
     with Progress("dry run", "reading", total=len(jobs)) as progress:
         for number, job in enumerate(jobs, 1):
-            models[job.path] = _model(job, models, runs)
             if not (runs / job.path / "result.json").is_file():
                 kind = (job.shape, models[job.path])
                 todo[job.path] = shelf.get("opened", kind, lambda job=job: _opened(job, models[job.path], shelf))
@@ -53,23 +50,10 @@ def _weightiest(todo: dict[str, Opened]) -> dict[bool, Opened]:
     return {pretrains: of_shape[pretrains, flops] for pretrains, flops in sorted(weights, key=weights.__getitem__)}
 
 
-def _model(job: Job, models: dict[str, ModelConfig], runs: Path) -> ModelConfig:
-    """The shape that a run will have, though what it starts from may not exist yet."""
-    inside = {str(runs / path): path for path in models}
-    source = job.cfg.init_from
-    if not source:
-        return job.cfg.model
-    shape = models[inside[source]] if source in inside else source_model(source, job.cfg.init_revision)
-    layers = job.cfg.layers if isinstance(job.cfg, PretrainConfig) else ()
-    return shaped(job.cfg.model, shallower(shape, layers, source), source)
-
-
 def _opened(job: Job, model: ModelConfig, shelf: Shelf) -> Opened:
     """A run of the job's shape that starts from scratch."""
-    scratch = {"model": model, "init_from": ""} | ({"layers": ()} if job.pretrains else {})
-    cfg = job.cfg.model_copy(update=scratch)
     command = pretrain.PRETRAIN if job.pretrains else task_run.tuning()
-    return command.open(command.resolve(cfg, None), shelf)
+    return command.open(command.resolve(job.from_scratch(model), None), shelf)
 
 
 def _show(jobs: list[Job], seconds: dict[str, float], compiling: float) -> None:

@@ -1,15 +1,17 @@
 """The matrix of a study: its config -> the list of its runs, ancestors first."""
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxprune.config.commands import FinetuneConfig, PretrainConfig
 from jaxprune.config.load import overlaid
-from jaxprune.config.sections import PruneConfig
+from jaxprune.config.sections import ModelConfig, PruneConfig
 from jaxprune.config.study import StudyConfig, SwitchConfig, TaskConfig
 from jaxprune.errors import UserError
 from jaxprune.experiments.pruning_plan import check_untrained
+from jaxprune.experiments.weights import shallower, shaped, source_model, stored_config
 
 NO_SWITCH = SwitchConfig()
 CUT = ("amounts", "scope", "distribution", "structure", "criterion", "method", "include", "exclude")
@@ -39,6 +41,11 @@ class Job(NamedTuple):
         as long."""
         return self.cfg.model_dump_json(exclude={"init_from", "seed", "seeds"})
 
+    def from_scratch(self, model: ModelConfig) -> PretrainConfig | FinetuneConfig:
+        """Its config for a model of this shape whose weights may not exist yet."""
+        scratch = {"model": model, "init_from": ""} | ({"layers": ()} if self.pretrains else {})
+        return self.cfg.model_copy(update=scratch)
+
 
 def matrix(cfg: StudyConfig, runs: Path) -> list[Job]:
     """Every run of `cfg` with its workdir under `runs`, each after the runs it needs; the same list every time.
@@ -55,6 +62,26 @@ def matrix(cfg: StudyConfig, runs: Path) -> list[Job]:
         for need in job.needs:
             first[need] = min(first[need], job.round)
     return sorted((job._replace(round=first[job.path]) for job in jobs.values()), key=lambda job: job.round)
+
+
+def models_of(jobs: list[Job], runs: Path) -> dict[str, ModelConfig]:
+    """Path of a run -> the shape that it will have, though what it starts from may not exist yet."""
+    models: dict[str, ModelConfig] = {}
+    shape_of = cache(source_model)
+    inside: dict[str, ModelConfig] = {}
+    for job in jobs:
+        model, source = job.cfg.model, job.cfg.init_from
+        try:
+            if source and source not in inside and (begun := stored_config(runs / job.path)):
+                model = begun.model  # it goes on without what it began from, which may be gone
+            elif source:
+                shape = inside[source] if source in inside else shape_of(source, job.cfg.init_revision)
+                layers = job.cfg.layers if isinstance(job.cfg, PretrainConfig) else ()
+                model = shaped(model, shallower(shape, layers, source), source)
+        except UserError as error:
+            raise UserError(f"{job.path}: {error}") from None
+        models[job.path] = inside[str(runs / job.path)] = model
+    return models
 
 
 def _jobs(cfg: StudyConfig, runs: Path) -> Iterator[Job]:

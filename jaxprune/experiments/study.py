@@ -13,16 +13,16 @@ import jax
 from filelock import FileLock
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-from jaxprune.config.commands import PretrainConfig
+from jaxprune.config.commands import FinetuneConfig, PretrainConfig
 from jaxprune.config.load import differences, read_yaml, to_yaml, validate
 from jaxprune.config.sections import ModelConfig
 from jaxprune.config.study import StudyConfig
 from jaxprune.config.task import with_paths
 from jaxprune.errors import Diverged, InUse, UserError
 from jaxprune.experiments import pretrain, task_run
-from jaxprune.experiments.matrix import Job, matrix, shard, with_ancestors
+from jaxprune.experiments.matrix import Job, matrix, models_of, shard, with_ancestors
 from jaxprune.experiments.own_folder import check_own
-from jaxprune.experiments.pruning_plan import plan_of, pruner_of
+from jaxprune.experiments.pruning_plan import named, plan_of, pruner_of
 from jaxprune.experiments.shelf import Shelf
 from jaxprune.experiments.study_report import make_report
 from jaxprune.experiments.walk import walk
@@ -56,7 +56,7 @@ def study(cfg: StudyConfig, workdir: Path | None, *, dry_run: bool = False, only
     with Progress(root.name, "checking every run"):
         cfg, shelf = resolve(cfg), Shelf()
         jobs = matrix(cfg, root / "runs")
-        check(jobs, shelf)
+        check(jobs, root / "runs", shelf)
         jobs = select(jobs, only, part)
     if 0.0 not in cfg.conditions.pruned.sparsities:
         log.warning("conditions.pruned.sparsities has no 0: without an unpruned model few claims can be told")
@@ -114,18 +114,32 @@ def is_finished(workdir: Path) -> bool:
     return (workdir / "result.json").is_file()
 
 
-def check(jobs: list[Job], shelf: Shelf) -> None:
-    """UserError for what is wrong with any run of a study: its names, its plan, its data; before hours are spent."""
-    for job in {job.shape: job for job in reversed(jobs)}.values():
+def check(jobs: list[Job], runs: Path, shelf: Shelf) -> None:
+    """UserError for what is wrong with any run of a study that is not finished: its names, its paths, its plan, its
+    data; before hours are spent. Each is judged in the shape that it will have: what it starts from may not exist."""
+    models = models_of(jobs, runs)
+    todo = [job for job in reversed(jobs) if not is_finished(runs / job.path)]
+    for job in {(job.shape, models[job.path]): job for job in todo}.values():
         try:
-            pruner_of(job.cfg.prune, job.cfg.model)
-            if isinstance(job.cfg, PretrainConfig):
-                plan_of(job.cfg.prune, job.cfg.steps, "steps")
-            else:  # from scratch: the weights it starts from may not exist yet
-                decisions = task_run.resolve(job.cfg.model_copy(update={"init_from": ""}), None)
-                task_run.tuning().open(decisions, shelf)
+            _check(job.from_scratch(models[job.path]), shelf)
         except UserError as error:
             raise UserError(f"{job.path}: {error}") from None
+
+
+def _check(cfg: PretrainConfig | FinetuneConfig, shelf: Shelf) -> None:
+    if isinstance(cfg, PretrainConfig):
+        resolved: PretrainConfig = pretrain.resolve(cfg, None).cfg
+        plan, blueprint = plan_of(resolved.prune, cfg.steps, "steps"), pretrain.blueprint_of(resolved)
+    else:
+        opened = task_run.tuning().open(task_run.resolve(cfg, None), shelf)
+        plan, blueprint = opened.plan, opened.blueprint
+    pruner = pruner_of(blueprint.prune, blueprint.model)
+    kind = (blueprint.model, blueprint.head, blueprint.num_labels)
+    params = shelf.get("shapes", kind, lambda: jax.eval_shape(blueprint.build().init, jax.random.key(0)))
+    masks = blueprint.masks(params)
+    if plan:
+        with named("prune."):
+            pruner.amounts(masks, plan[max(plan)])
 
 
 def run(job: Job, runs: Path, shelf: Shelf) -> str:

@@ -130,9 +130,8 @@ def tuned_model(cfg: FinetuneConfig, shape: ModelConfig) -> ModelConfig:
     model = shaped(cfg.model, shape, f"init_from = {cfg.init_from}")
     most = architecture_named(model.architecture).max_tokens(model)
     if cfg.max_len > most:
-        raise UserError(
-            f"max_len = {cfg.max_len} is above the {most} positions of init_from = {cfg.init_from}; lower it"
-        )
+        source = f"init_from = {cfg.init_from}" if cfg.init_from else "the model"
+        raise UserError(f"max_len = {cfg.max_len} is above the {most} positions of {source}; lower it")
     rates: dict[str, str] = dict.fromkeys(
         ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"), "dropout"
     )
