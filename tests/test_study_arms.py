@@ -19,7 +19,7 @@ from jaxprune.errors import UserError
 from jaxprune.experiments import pretrain
 from jaxprune.experiments.matrix import matrix, shard
 from jaxprune.experiments.shelf import Shelf
-from jaxprune.experiments.study import _only_adds
+from jaxprune.experiments.study import _keep_config, _may_change, _refuse_changed
 from jaxprune.experiments.weights import completed, read_weights, stored_config, with_layers
 from jaxprune.models.folder import read_folder
 
@@ -208,12 +208,56 @@ def test_random_weights_are_kept_hard_whatever_the_study_has():
         arms(recover=lifting, conditions={"random": {"sparsities": [0.5]}}, switches={})
 
 
-def test_what_of_an_arm_may_grow():
+def test_what_of_an_arm_may_grow(tmp_path):
     old = arms()
+    for name in ("pretrain/three-s0", "pretrain/plain-s0.7"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
     for key in ("sparsities", "tasks", "seeds"):
-        assert _only_adds(f"switches.three.{key}: 1 -> 2", old)
+        assert _may_change(f"switches.three.{key}: 1 -> 2", old, tmp_path)
     for key in ("switches.three.recover.layers", "conditions.pruned.replicated", "switches.plain.replicated"):
-        assert not _only_adds(f"{key}: 1 -> 2", old)
+        assert not _may_change(f"{key}: 1 -> 2", old, tmp_path)
+
+
+BEGUN = ["pretrain/enc-s0.7", "finetune/pruned/enc-s0.7/SST-2/lr0.0001-seed0", "finetune/dense/enc/SST-2"]
+
+
+@pytest.mark.parametrize("begun", ["", *BEGUN])
+def test_a_switch_may_change_and_go_until_a_run_of_it_began(begun, tmp_path):
+    """A mistyped one would else hold the workdir for ever."""
+
+    def with_switches(**switches):
+        return arms(switches=ARMS["switches"] | switches, switch_tasks=["SST-2"])
+
+    typo, right = ({"recover": {"prune": {"exclude": [regex]}}} for regex in ("embedings/.*", "embeddings/.*"))
+    _keep_config(with_switches(enc=typo), tmp_path)
+    others = ["dense", "pretrain/enc2-s0.7", "finetune/pruned/pruned-s0.5/SST-2/lr0.0001-seed0"]
+    for path in others + [begun] * bool(begun):
+        (tmp_path / "runs" / path).mkdir(parents=True)
+    for cfg in (with_switches(enc=right), with_switches(enc3=right), with_switches(), with_switches(enc=typo)):
+        if begun and cfg.switches.get("enc") != with_switches(enc=typo).switches["enc"]:
+            with pytest.raises(UserError, match=r"begun with another config \(switches\.enc\..*embedings"):
+                _refuse_changed(cfg, tmp_path)
+        else:
+            _refuse_changed(cfg, tmp_path)
+
+
+def test_what_changes_no_weight_may_change(tmp_path):
+    """As in a run of its own."""
+    loop = {"stall_minutes": 600, "save_every": 7, "eval_batches": 3}
+    _keep_config(arms(), tmp_path)
+    _refuse_changed(
+        arms(
+            recover={"steps": 20, "prune": {"end": 10, "scope": "head"}, "train": loop, "mesh": {"data": 1}},
+            finetune=ARMS["finetune"] | {"train": loop},
+            dense_run={"train": loop},
+            tasks=[*ARMS["tasks"][:2], ARMS["tasks"][2] | {"finetune": {"epochs": 0, "train": loop}}],
+        ),
+        tmp_path,
+    )
+    with pytest.raises(UserError, match=r"recover\.train\.accumulate: 1 -> 2"):
+        _refuse_changed(
+            arms(recover={"steps": 20, "prune": {"end": 10, "scope": "head"}, "train": {"accumulate": 2}}), tmp_path
+        )
 
 
 @pytest.fixture(scope="module")

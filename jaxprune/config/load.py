@@ -17,10 +17,9 @@ from jaxprune.config.task import TAGS
 from jaxprune.errors import UserError
 
 MAX_BYTES = 1 << 20
-MAY_CHANGE = re.compile(
-    r"train\.(log_every|eval_every|eval_batches|save_every|keep|stall_minutes)|mesh\.\w+|data\.path|glue|tokenizer"
-    r"|tasks\.\d+\.(train|dev|dataset|metrics)"
-)
+LOOP = r"train\.(log_every|eval_every|eval_batches|save_every|keep|stall_minutes)|mesh\.\w+"
+"""Keys of how a run goes about it, and where."""
+MAY_CHANGE = re.compile(LOOP + r"|data\.path|glue|tokenizer|tasks\.\d+\.(train|dev|dataset|metrics)")
 """Keys that may change between a start and its resumption: they change no weight. (What the data holds is compared by
 its fingerprint.)"""
 C = TypeVar("C", bound=BaseModel)

@@ -14,7 +14,7 @@ from filelock import FileLock
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from jaxprune.config.commands import FinetuneConfig, PretrainConfig
-from jaxprune.config.load import differences, read_yaml, to_yaml, validate
+from jaxprune.config.load import LOOP, differences, read_yaml, to_yaml, validate
 from jaxprune.config.sections import ModelConfig
 from jaxprune.config.study import StudyConfig
 from jaxprune.config.task import with_paths
@@ -36,10 +36,10 @@ log = logging.getLogger("jaxprune")
 
 WAIT_SECONDS = 10.0
 """Between two looks at runs that another process has in hand."""
-_MAY_GROW = re.compile(
-    r"conditions\.\w+\.sparsities|switches\.\w+\.(sparsities|tasks|seeds)|switch_\w+"
-    r"|.*\btrain\.(log|eval|save)_\w+|.*\btrain\.keep"
+_MAY_CHANGE = re.compile(
+    rf"conditions\.\w+\.sparsities|switches\.\w+\.(sparsities|tasks|seeds)|switch_\w+|seeds|(.+\.)?({LOOP})"
 )
+"""Keys of a study, or of a task of it, that may change once it began: they choose among runs, or change no weight."""
 
 
 def study(cfg: StudyConfig, workdir: Path | None, *, dry_run: bool = False, only: str = "", part: str = "") -> None:
@@ -260,10 +260,10 @@ def _refuse_changed(cfg: StudyConfig, root: Path) -> None:
             f"tasks.{name}.{line}"
             for name in before.keys() & now.keys()
             for line in differences(before[name], now[name])
-            if not line.startswith("seeds:")
+            if not _may_change(line, old, root)
         ]
         old = old.model_copy(update={"tasks": cfg.tasks})
-        changed += [line for line in differences(old, cfg) if not _only_adds(line, old)]
+        changed += [line for line in differences(old, cfg) if not _may_change(line, old, root)]
         if changed:
             raise UserError(
                 f"study {root}: begun with another config ({'; '.join(changed)}); "
@@ -283,7 +283,17 @@ def _keep_config(cfg: StudyConfig, root: Path) -> None:
         write_atomically(root / "config.yaml", to_yaml(cfg, exclude=unset))
 
 
-def _only_adds(line: str, old: StudyConfig) -> bool:
+def _may_change(line: str, old: StudyConfig, root: Path) -> bool:
+    """Whether a difference from `old` leaves the runs in `root` what they are."""
     key = line.partition(":")[0]
     part, _, rest = key.partition(".")
-    return bool(_MAY_GROW.fullmatch(key)) or (part == "switches" and rest.partition(".")[0] not in old.switches)
+    name = rest.partition(".")[0]
+    return bool(_MAY_CHANGE.fullmatch(key)) or (
+        part == "switches" and (name not in old.switches or not _has_begun(name, root / "runs"))
+    )
+
+
+def _has_begun(switch: str, runs: Path) -> bool:
+    """Whether there is a run of this switch: until then it may be a mistake that is put right."""
+    places = (f"pretrain/{switch}-s*", f"finetune/*/{switch}-s*", f"finetune/dense/{switch}")
+    return any(next(runs.glob(place), None) for place in places)
