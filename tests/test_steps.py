@@ -293,6 +293,35 @@ def test_many_devices_train_and_prune_as_one(alone, how, axes):
         np.testing.assert_array_equal(m, r)
 
 
+@pytest.fixture(scope="module")
+def one_step():
+    """A step of SGD, which unlike Adam sees how large gradients are, on one device."""
+    tx = optax.sgd(0.1)
+    return jax.jit(partial(train_step, loss_fn=_loss, tx=tx, pruner=HARD))(_state(tx), (), _batch(), jax.random.key(0))
+
+
+def assert_same_step(got, expected):
+    (state, metrics), (reference, expected_metrics) = got, expected
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-6), state.params, reference.params)
+    np.testing.assert_allclose(metrics["grad_norm"], expected_metrics["grad_norm"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("how", "pieces"), [("pmap", 1), ("vmap", 1), ("shard_map", 1), ("shard_map unchecked", 1)])
+def test_gradients_of_mapped_devices_add_up_to_those_of_one(one_step, how, pieces):
+    tx = optax.sgd(0.1)
+    step = partial(train_step, loss_fn=_loss, tx=tx, pruner=HARD, axis_name=DATA_AXES, accumulate=pieces)
+    if how in ("pmap", "vmap"):
+        mapped = jax.pmap if how == "pmap" else lambda *a, **k: jax.jit(jax.vmap(*a, **k))
+        step = mapped(partial(step, axis_name="rows"), axis_name="rows", in_axes=(None, None, 0, None))
+        batch = jax.tree.map(lambda x: x.reshape(8, -1, *x.shape[1:]), _batch())
+        got = jax.tree.map(lambda x: x[0], step(_state(tx), (), batch, jax.random.key(0)))
+    else:
+        specs = {"in_specs": (P(), P(), P(DATA_AXES), P()), "out_specs": P(), "check_vma": how == "shard_map"}
+        step = jax.jit(jax.shard_map(step, mesh=make_mesh(MeshConfig()), **specs))
+        got = step(_state(tx), (), _batch(), jax.random.key(0))
+    assert_same_step(got, one_step)
+
+
 def test_a_batch_that_does_not_split_is_refused():
     with pytest.raises(ValueError, match=r"batch_size = 12 .* 8 devices"):
         check_batch(12, 1, make_mesh(MeshConfig()))

@@ -64,6 +64,8 @@ def train_step(
 
     gradient = jax.grad(loss, has_aux=True)
     effective = apply_masks(state.params, state.masks) if soft else state.params
+    if axis_name is not None:
+        effective = _own(effective, axis_name)
     if accumulate == 1:
         grads, metrics = gradient(effective, batch, key, None)
     else:
@@ -92,6 +94,12 @@ def _straight_through(grads: Any, params: Any, masks: Any, decay: float) -> Any:
         return g if m is None else jnp.where(m, g, g + decay * w.astype(g.dtype))
 
     return jax.tree.map(through, masks, grads, params, is_leaf=lambda x: x is None)
+
+
+def _own(params: Any, axis_name: str) -> Any:
+    """`params` as values of each device's own: of common ones `shard_map` sums the gradients, and so would we again."""
+    here = jax.lax.axis_index(axis_name) >= 0  # always, and XLA leaves it out; `pcast` would fail under `vmap`
+    return jax.tree.map(lambda x: jnp.where(here, x, x), params)
 
 
 def _accumulated(gradient, params, batch, key, counts, pieces):
