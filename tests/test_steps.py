@@ -17,7 +17,7 @@ from jaxprune.pruning import CRITERIA, apply_masks, init_masks, leaf_counts, pru
 from jaxprune.training.checkpoint import Checkpoints
 from jaxprune.training.compile import compile_steps
 from jaxprune.training.optimizer import adamw
-from jaxprune.training.sharding import DATA_AXES, batch_sharding, check_batch, make_mesh
+from jaxprune.training.sharding import DATA_AXES, batch_sharding, check_batch, make_mesh, within
 from jaxprune.training.state import create
 from jaxprune.training.steps import eval_step, means, prune_step, train_step
 
@@ -306,7 +306,9 @@ def assert_same_step(got, expected):
     np.testing.assert_allclose(metrics["grad_norm"], expected_metrics["grad_norm"], rtol=1e-5)
 
 
-@pytest.mark.parametrize(("how", "pieces"), [("pmap", 1), ("vmap", 1), ("shard_map", 1), ("shard_map unchecked", 1)])
+@pytest.mark.parametrize(
+    ("how", "pieces"), [("pmap", 1), ("vmap", 1), ("shard_map", 1), ("shard_map", 2), ("shard_map unchecked", 1)]
+)
 def test_gradients_of_mapped_devices_add_up_to_those_of_one(one_step, how, pieces):
     tx = optax.sgd(0.1)
     step = partial(train_step, loss_fn=_loss, tx=tx, pruner=HARD, axis_name=DATA_AXES, accumulate=pieces)
@@ -319,6 +321,17 @@ def test_gradients_of_mapped_devices_add_up_to_those_of_one(one_step, how, piece
         specs = {"in_specs": (P(), P(), P(DATA_AXES), P()), "out_specs": P(), "check_vma": how == "shard_map"}
         step = jax.jit(jax.shard_map(step, mesh=make_mesh(MeshConfig()), **specs))
         got = step(_state(tx), (), _batch(), jax.random.key(0))
+    assert_same_step(got, one_step)
+
+
+@pytest.mark.parametrize("fsdp", [1, 4])
+def test_gradients_accumulate_on_explicit_axes(one_step, fsdp):
+    """With as many micro-batches as a device has rows, and where params are split."""
+    params, mesh = _params(), make_mesh(MeshConfig(fsdp=fsdp, axes="explicit"))
+    masks, tx = init_masks(params, [".*/kernel"]), optax.sgd(0.1)
+    with within(mesh):
+        program = compile_steps(params, masks, mesh, loss_fn=_loss, tx=tx, pruner=HARD, accumulate=2)
+        got = program.train(program.init(params, masks), (), program.put(_batch()), jax.random.key(0))
     assert_same_step(got, one_step)
 
 

@@ -1,6 +1,7 @@
 """The three pure steps of a run: train, prune, evaluate. Jit them once; nothing here knows a model or data."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -8,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import PartitionSpec
 
 from jaxprune.optax import mask_moments, masked
+from jaxprune.pruning.axes import explicit_sharding
 from jaxprune.pruning.interface import Pruner, PruneReport
 from jaxprune.pruning.masks import apply_masks
 from jaxprune.training.state import TrainState
@@ -104,16 +107,23 @@ def _own(params: Any, axis_name: str) -> Any:
 
 def _accumulated(gradient, params, batch, key, counts, pieces):
     """Gradient and metrics, added over micro-batches; the counts of the whole batch weigh each."""
-    # Every micro-batch takes rows from all shards of the batch, so splitting moves no data between devices.
-    micro_batches = jax.tree.map(lambda x: x.reshape(-1, pieces, *x.shape[1:]).swapaxes(0, 1), batch)
+    micro_batches = jax.tree.map(partial(_pieces, pieces=pieces), batch)
 
     def add(carry, piece):
         index, micro = piece
         return jax.tree.map(jnp.add, carry, gradient(params, micro, jax.random.fold_in(key, index), counts)), None
 
     first = jax.tree.map(lambda x: x[0], micro_batches)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, params, first, key, counts))
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, params, first, key, counts))  # sharded as they are
     return jax.lax.scan(add, zeros, (jnp.arange(pieces), micro_batches))[0]
+
+
+def _pieces(x: jax.Array, pieces: int) -> jax.Array:
+    """Rows (n, ...) as (pieces, n / pieces, ...): each piece takes some of every shard's, so no data moves."""
+    if sharding := explicit_sharding(x):
+        rows, *others = sharding.spec
+        sharding = sharding.update(spec=PartitionSpec(rows, None, *others))
+    return x.reshape(-1, pieces, *x.shape[1:], out_sharding=sharding).swapaxes(0, 1)
 
 
 def prune_step(state: TrainState, sparsity: Any, key: jax.Array, *, pruner: Pruner) -> tuple[TrainState, PruneReport]:
