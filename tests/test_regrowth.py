@@ -13,7 +13,9 @@ from test_pruner import count, masks_of, params
 from test_resume import assert_same_run, stop
 from test_thresholds import FAST
 
+from jaxprune.config.sections import PruneConfig
 from jaxprune.errors import UserError
+from jaxprune.experiments.pruning_plan import check_regrowth, plan_of
 from jaxprune.pruning import init_masks, pruner
 from jaxprune.pruning.integers import wide, wide_part
 from jaxprune.pruning.schedules import lifted, regrowth
@@ -179,6 +181,31 @@ def test_the_plan_of_lifted_masks():
     assert list(lifted(plan, 9)) == [2, 3, 12, 13, 22, 24]
 
 
+def test_a_sparse_start_is_not_made_denser():
+    """Counts are exact in both directions: a schedule that begins below the start would give its weights back."""
+    masks = {"a": np.arange(400).reshape(20, 20) >= 280, "b": np.arange(100).reshape(10, 10) >= 70, "c": None}
+    rise = {"sparsity": 0.9, "begin": 1, "end": 9, "every": 4, "regrow": "random"}
+
+    def check(**prune):
+        cfg = PruneConfig(**rise | prune)
+        check_regrowth(cfg, pruner(regrow="random"), masks, plan_of(cfg, 10, "steps")[1])
+
+    for fine in (
+        {"initial": 0.7},
+        {"initial": 0.6999},
+        {"schedule": "one_shot"},
+        {"amounts": {"b": None}, "initial": 0.7},
+    ):
+        check(**fine)
+    with pytest.raises(UserError, match=r"prune.initial = 0: 70.0 % of the start is .* make it 0.0 %; set 0.7 or more"):
+        check()
+    for sparsity in ({"schedule": "one_shot"}, {"initial": 0.6}):
+        with pytest.raises(UserError, match=r"prune.sparsity = 0.6: 70.0 % .* gradient would make it 60.0 %"):
+            check(sparsity=0.6, regrow="gradient", **sparsity)
+    with pytest.raises(UserError, match="prune.amounts: 'b' = 0.1: 70.0 %"):
+        check(amounts={"b": 0.1}, initial=0.7)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("prune", "kept"),
@@ -227,3 +254,7 @@ def test_a_run_regrows_and_resumes_to_the_bit(tiny, tmp_path):
     bad = tiny.pretrain_yaml(tmp_path / "bad.yaml", prune=prune | {"mode": "soft"})
     done = tiny.run("pretrain", bad, "--workdir", tmp_path / "bad")
     assert done.code == 2 and "regrow = gradient needs mode = hard" in done.err
+    rising = prune | {"schedule": "cubic"}
+    bad = tiny.pretrain_yaml(tmp_path / "bad.yaml", init_from=str(tmp_path / "whole"), prune=rising)
+    done = tiny.run("pretrain", bad, "--workdir", tmp_path / "bad")
+    assert done.code == 2 and "prune.initial = 0" in done.err and not (tmp_path / "bad").exists()

@@ -1,11 +1,13 @@
 """What a config prunes and how: its paths, its pruner, its plan."""
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxprune.config.sections import ModelConfig, PruneConfig
 from jaxprune.errors import UserError
@@ -137,6 +139,26 @@ def plan_of(prune: PruneConfig, steps: int, whose: str) -> dict[int, Any]:
     if not prune.amounts:
         return plans[""]
     return {step: {regex: plans[regex][step] if regex in plans else None for regex in finals} for step in plans[""]}
+
+
+def check_regrowth(prune: PruneConfig, pruner: Pruner, masks: Any, first: Any) -> None:
+    """UserError where `regrow` would give weights back at a plan's `first` target, as more is pruned in `masks`."""
+    targets = first if isinstance(first, Mapping) else {"": first}
+    leaves = {path_of(path): np.asarray(mask) for path, mask in jax.tree_util.tree_leaves_with_path(masks)}
+    owner = {path: regex for regex in targets if regex for path in matched(regex, leaves, "amounts")}
+    rounding = 0.5 / min(filter(None, pruner.amounts(masks, first).sizes), default=1)
+    for regex, target in targets.items():
+        own = [mask for path, mask in leaves.items() if owner.get(path, "") == regex]
+        size, kept = sum(mask.size for mask in own), sum(map(np.count_nonzero, own))
+        final, pruned = prune.finals[regex], (size - kept) / max(size, 1)
+        if target is None or final is None or pruned <= target + rounding:
+            continue
+        key = f"amounts: {regex!r} = {final:g}" if regex else f"sparsity = {final:g}"
+        if target < final and pruned <= final + rounding:
+            key = f"initial = {prune.initial:g}"
+        less = f"regrow = {prune.regrow} would make it {100 * target:.1f} %"
+        remedy = f"set {math.ceil(1e4 * (pruned - min(rounding, 1e-6))) / 1e4:g} or more"
+        raise UserError(f"prune.{key}: {100 * pruned:.1f} % of the start is pruned, and {less}; {remedy}")
 
 
 def restarts_of(decay: str, plan: Mapping[int, Any]) -> tuple[int, ...]:

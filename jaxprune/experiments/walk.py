@@ -18,7 +18,7 @@ from jaxprune.experiments.environment import environment, versions
 from jaxprune.experiments.own_folder import check_own
 from jaxprune.experiments.program import Blueprint, compile_program
 from jaxprune.experiments.promise import promise
-from jaxprune.experiments.pruning_plan import named
+from jaxprune.experiments.pruning_plan import check_regrowth, named, pruner_of
 from jaxprune.experiments.shelf import Shelf
 from jaxprune.experiments.teacher import NO_LESSON, Lesson
 from jaxprune.experiments.weights import Weights, completed, kept_model, lacking, left_behind, say_pruned, start_masks
@@ -212,8 +212,13 @@ def begun(workdir: Path | None) -> bool:
 def read_start(opened: Opened) -> None:
     """Read the weights to begin with, and the teacher's, so that bad ones leave no workdir behind. Every process must
     call it."""
+    prune = opened.decisions.prune
     with together("weights"):
-        opened.start()
+        weights = opened.start()
+        if weights is not None and prune.regrow and opened.plan and opened.decisions.masks == "fixed":
+            shapes = jax.eval_shape(opened.blueprint.build().init, jax.random.key(0))
+            masks = start_masks(shapes, weights, prune)
+            check_regrowth(prune, pruner_of(prune, opened.blueprint.model), masks, opened.plan[min(opened.plan)])
         opened.teach()
 
 

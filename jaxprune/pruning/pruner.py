@@ -64,7 +64,8 @@ def pruner(
 
     With `regrow` ("random", "gradient" or a criterion) hard masks are no longer for good: a prune keeps a share of
     `regrow_fraction`, a number or a function of the step, less than it should, and fills up with those weights that
-    `regrow` scores highest. One that it just took keeps its value then, others come back as 0. Counts stay exact.
+    `regrow` scores highest. One that it just took keeps its value then, others come back as 0. Counts stay exact, also
+    where fewer are left than the sparsity keeps: begin a schedule at the start's sparsity.
 
     With `straight_through`, soft masks let gradients pass to the values under them too, as if no mask were there, plus
     this times the value, a decay (SR-STE, Zhou et al. 2021; 0 is the plain estimator).
