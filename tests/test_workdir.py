@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ from jaxprune.config.load import changes, to_yaml
 from jaxprune.errors import InUse, UserError
 from jaxprune.exit_code import exit_code_of
 from jaxprune.files import new_directory, write_atomically
+from jaxprune.pruning.masks import sparsity
 from jaxprune.pruning.pruner import PruneReport
 from jaxprune.training.records import Records
 from jaxprune.training.workdir import Workdir, read_records
@@ -106,6 +108,16 @@ def test_a_run_that_starts_over_doubles_no_record_of_step_0(tmp_path):
             records.metrics(2, {"loss": 1.0})
         assert [r["step"] for r in read_records(tmp_path / "prunes.jsonl")] == [0]
         assert [r["step"] for r in read_records(tmp_path / "metrics.jsonl")] == [1, 2]
+
+
+def test_a_prune_says_the_sparsity_that_a_resumed_run_reads_off_its_masks(tmp_path):
+    masks = {"a": np.arange(10) > 0, "none": np.zeros((0, 3), bool)}
+    kept, size = (jax.tree.map(count, masks) for count in (np.count_nonzero, np.size))
+    with Workdir(tmp_path) as workdir, Records(workdir, step=0) as records:
+        said = records.pruned(1, 0.5, PruneReport(kept, kept, kept, size, jax.tree.map(np.float32, kept)))
+    assert said == sparsity(masks) != 1 - 9 / 10
+    leaves = read_records(tmp_path / "prunes.jsonl")[0]["leaves"]
+    assert leaves == {name: sparsity({name: mask}) for name, mask in masks.items()}
 
 
 KILLED = """

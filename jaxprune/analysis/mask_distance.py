@@ -33,8 +33,8 @@ def _row(path: str, counts: list[int], chance: float) -> dict[str, object]:
     return {
         "path": path,
         "size": size,
-        "sparsity_a": 1 - kept_a / max(size, 1),
-        "sparsity_b": 1 - kept_b / max(size, 1),
+        "sparsity_a": (size - kept_a) / max(size, 1),
+        "sparsity_b": (size - kept_b) / max(size, 1),
         "hamming": hamming,
         "iou": both / either if either else 1.0,
         "chance": chance,

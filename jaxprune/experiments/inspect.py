@@ -20,6 +20,7 @@ from jaxprune.experiments.pruning_plan import included
 from jaxprune.experiments.weights import kept_model, read_weights, run_of, start_masks, stored_config, there
 from jaxprune.models import architecture_named
 from jaxprune.models.weights import read_origin
+from jaxprune.pruning.masks import pruned_share
 
 
 class Checkpoint(NamedTuple):
@@ -70,9 +71,9 @@ def inspect_checkpoint(source: str, *, as_json: bool = False) -> dict[str, Any]:
     record = architecture_named(loaded.model.architecture)
     report = {
         "checkpoint": source,
-        "sparsity": (size - kept) / size if size else 0.0,
+        "sparsity": pruned_share(kept, size),
         "masks": loaded.origin,
-        "matrices": [{**row, "sparsity": 1 - row["kept"] / row["size"]} for row in rows],
+        "matrices": [{**row, "sparsity": pruned_share(row["kept"], row["size"])} for row in rows],
         "heads": {
             group.rpartition("/")[0]: values.tolist()  # `encoder/layer_00/attention`: the layer that holds the heads
             for group, values in head_sparsity(loaded.masks, record.scopes(loaded.model)["head"]).items()

@@ -18,7 +18,7 @@ from jaxprune.models.units import prunable_units, structures
 from jaxprune.pruning.criteria import CRITERIA, criterion_of
 from jaxprune.pruning.groups import SCOPES
 from jaxprune.pruning.interface import Pruner, Scope, Structure
-from jaxprune.pruning.masks import init_masks
+from jaxprune.pruning.masks import init_masks, pruned_share
 from jaxprune.pruning.names import chosen, matched, path_of
 from jaxprune.pruning.pruner import pruner
 from jaxprune.pruning.schedules import SCHEDULES, lifted, plan, regrowth
@@ -149,8 +149,8 @@ def check_regrowth(prune: PruneConfig, pruner: Pruner, masks: Any, first: Any) -
     rounding = 0.5 / min(filter(None, pruner.amounts(masks, first).sizes), default=1)
     for regex, target in targets.items():
         own = [mask for path, mask in leaves.items() if owner.get(path, "") == regex]
-        size, kept = sum(mask.size for mask in own), sum(map(np.count_nonzero, own))
-        final, pruned = prune.finals[regex], (size - kept) / max(size, 1)
+        pruned = pruned_share(sum(map(np.count_nonzero, own)), sum(mask.size for mask in own))
+        final = prune.finals[regex]
         if target is None or final is None or pruned <= target + rounding:
             continue
         key = f"amounts: {regex!r} = {final:g}" if regex else f"sparsity = {final:g}"

@@ -26,6 +26,7 @@ from jaxprune.models.other_files import CONFIG
 from jaxprune.models.paths import layer_name
 from jaxprune.models.tensors import leaf_shapes, tensor_name
 from jaxprune.models.weights import MASKS, read_masks
+from jaxprune.pruning.masks import pruned_share
 from jaxprune.pruning.names import matched
 from jaxprune.training.manifest import check_whole, read_manifest
 
@@ -333,7 +334,7 @@ def say_pruned(weights: Weights, prune: PruneConfig) -> None:
     masks = [np.asarray(mask) for mask in jax.tree.leaves(weights.masks)]
     if not masks or not prune.prunes or prune.amounts:
         return
-    pruned = 1 - sum(map(np.count_nonzero, masks)) / sum(mask.size for mask in masks)
+    pruned = pruned_share(sum(map(np.count_nonzero, masks)), sum(mask.size for mask in masks))
     if pruned > prune.sparsity:
         already = f"{100 * pruned:.1f} % of its masked weights are pruned already"
         remedy = f"sparsity = {prune.sparsity:g} takes no more (masks = none lifts them)"

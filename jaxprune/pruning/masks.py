@@ -80,4 +80,9 @@ def sparsity(masks: Masks) -> float:
     """The fraction in [0, 1] of the prunable weights whose mask is False, from exact counts; 0.0 without any."""
     counts = leaf_counts(masks).values()
     kept, size = sum(k for k, _ in counts), sum(n for _, n in counts)
+    return pruned_share(kept, size)
+
+
+def pruned_share(kept: int, size: int) -> float:
+    """The fraction of `size` weights that is not kept, 0.0 of none; rounded once, so that all say the same."""
     return (size - kept) / size if size else 0.0

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from jaxprune.pruning.interface import PruneReport
+from jaxprune.pruning.masks import pruned_share
 from jaxprune.pruning.names import path_of
 from jaxprune.training.workdir import Workdir
 
@@ -61,7 +62,7 @@ class Records:
         kept, size, regrown, removed = (
             sum(int(n) for n in counts[name].values()) for name in ("kept", "size", "regrown", "removed")
         )
-        sparsity = 1 - kept / size
+        sparsity = pruned_share(kept, size)
         record = {
             "target": target,
             "sparsity": sparsity,
@@ -69,7 +70,7 @@ class Records:
             "size": size,
             "regrown": regrown,
             "newly_pruned": removed,
-            "leaves": {path: 1 - int(counts["kept"][path]) / int(n) for path, n in counts["size"].items()},
+            "leaves": {path: pruned_share(int(counts["kept"][path]), int(n)) for path, n in counts["size"].items()},
             "thresholds": plain_thresholds(report.threshold),
         }
         self._workdir.append("prunes.jsonl", {"step": step, **record})
