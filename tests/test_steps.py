@@ -171,6 +171,22 @@ def test_soft_masks_keep_the_dense_value_and_let_it_return():
     assert (np.asarray(state.masks["a"]["kernel"]) == hidden).all()  # they swapped places
 
 
+def test_moments_and_decay_move_what_lies_under_soft_masks():
+    """Without a gradient: Adam goes on by what it remembers, and AdamW takes a share of the value."""
+    key = jax.random.key(0)
+    for tx, still, moved in ((optax.sgd(0.1), 1.0, False), (optax.adamw(0.1, weight_decay=0.5), 0.95, True)):
+        train = jax.jit(partial(train_step, loss_fn=_loss, tx=tx, pruner=SOFT))
+        fresh, _ = prune_step(_state(tx, using=SOFT), 0.5, key, pruner=SOFT)
+        trained, _ = train(_state(tx, using=SOFT), (), _batch(), key)
+        trained, _ = prune_step(trained, 0.5, key, pruner=SOFT)
+        for state, moments in ((fresh, False), (trained, moved)):
+            hidden = ~np.asarray(state.masks["a"]["kernel"])
+            before, after = (x.params["a"]["kernel"][hidden] for x in (state, train(state, (), _batch(), key)[0]))
+            assert (np.abs(after - still * before).min() > 0.01) == moments
+            if not moments:
+                np.testing.assert_allclose(after, still * before, rtol=1e-5)
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.5])
 def test_straight_through_trains_what_lies_under_masks(decay):
     """SR-STE (Zhou et al. 2021, equation 9): w - rate (g + decay (1 - mask) w), g at the masked weights."""

@@ -157,10 +157,11 @@ class PruneConfig(Section):
     method: str = "exact"
     """`exact` counts in integers; `quantile` is jnp.quantile; `hist256` is TensorFlow <= 1.13's histogram."""
     mode: Literal["hard", "soft"] = "hard"
-    """`hard`: a pruned weight is 0 and stays 0. `soft`: its dense value is kept under the mask and may return."""
+    """`hard`: a pruned weight is 0 and stays 0. `soft`: its dense value is kept under the mask and may return; no
+    gradient reaches it, but Adam's moments from before and weight decay still move it."""
     straight_through: float | None = Field(default=None, ge=0)
     """Soft masks: gradients reach the values under them too, plus this times the value, a decay (SR-STE's lambda; 0 is
-    the plain straight-through estimator); null stops them at the mask."""
+    the plain straight-through estimator) beside the optimizer's own; null stops gradients at the mask."""
     regrow: str = ""
     """Which weights come back at each prune of hard masks, in place of the lowest kept: by chance (SET), by the last
     step's gradient (RigL), or none do. With schedule = one_shot and an `end` the sparsity stays and the masks move."""

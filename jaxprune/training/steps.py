@@ -43,8 +43,9 @@ def train_step(
     """One optimizer step, and its metrics as (sum, count) pairs plus `grad_norm`.
 
     With hard masks the optimizer is `masked(tx)`: clipping and moments see live weights only, and pruned weights are
-    +0.0 afterwards. With soft masks the forward pass sees masked weights while the stored ones keep their value, and
-    gradients are masked, or go straight through with `pruner.straight_through`. The pruner observes the gradients of
+    +0.0 afterwards. With soft masks the forward pass sees masked weights while the stored ones stay, and gradients are
+    masked, or go straight through with `pruner.straight_through`; without a gradient `tx` still moves what lies under
+    masks, by older moments and weight decay. The pruner observes the gradients of
     all weights, as the forward pass sees them. `accumulate` splits the batch (leading axis) into that many
     micro-batches whose gradients add up to the gradient of the whole batch. `weights` are those of terms in the loss, 1
     where not named. Under `pmap` or `shard_map` name the mapped axis in `axis_name`.
