@@ -75,6 +75,21 @@ def test_by_chance_and_not_at_all():
     jax.tree.map(np.testing.assert_array_equal, (got[0], got[1], got[3]), (want[0], want[1], want[3]))
 
 
+def test_ones_own_function_says_what_comes_back():
+    using = pruner(regrow=lambda params, masks, key: {"w": jnp.arange(16.0).reshape(4, 4)}, regrow_fraction=0.5)
+    tree = {"w": jnp.arange(1.0, 17.0).reshape(4, 4)[::-1]}  # the lowest rows are the first to come back
+    _, tree, masks = (None, *pruner().update((), tree, init_masks(tree, "w"), 0.5)[:2])
+    state = using.observe(using.init(tree, masks), tree, masks, tree)
+    np.testing.assert_array_equal(using.update(state, tree, masks, 0.5)[1]["w"].all(1), [True, False, False, True])
+
+
+@pytest.mark.parametrize("argument", ["criterion", "regrow"])
+def test_a_missing_key_is_missed_by_name(argument):
+    using, tree = pruner(**{argument: "random"}), {"w": jnp.ones((4, 4))}
+    with pytest.raises(UserError, match=f"{argument} = 'random' needs key"):
+        using.update(using.init(tree, init_masks(tree, "w")), tree, init_masks(tree, "w"), 0.5)
+
+
 def test_tiles_come_back_whole_and_counts_hold():
     using = pruner(structure="block(4, 4)", regrow="gradient", regrow_fraction=0.5)
     tree = {"w": jax.random.normal(jax.random.key(0), (16, 16))}
@@ -140,6 +155,7 @@ def test_a_part_of_a_count_is_exact(fraction):
     ("parts", "words"),
     [
         ({"regrow": "gradients"}, "regrow = 'gradients' is unknown; use one of random, gradient"),
+        ({"regrow": "wanda"}, "regrow = 'wanda' is unknown; use one of random, gradient"),
         ({"regrow": "gradient", "mode": "soft"}, "regrow: needs mode = hard"),
         ({"regrow": "gradient", "method": "quantile"}, "regrow: needs mode = hard, method = exact"),
         ({"criterion": "obert", "mode": "soft"}, "mode = soft: weights keep their values"),

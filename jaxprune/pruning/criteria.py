@@ -54,10 +54,10 @@ def summed(
     )
 
 
-def _random(params: Any, masks: Any, key: jax.Array | None) -> Scores:
+def _random(params: Any, masks: Any, key: jax.Array | None, *, argument: str = "criterion") -> Scores:
     """Uniform float32 scores in [0, 1), a function of `key` and the leaf's path alone, the same on any mesh."""
     if key is None:
-        raise UserError("criterion = 'random' needs key, a jax.random key")
+        raise UserError(f"{argument} = 'random' needs key, a jax.random key")
 
     def draw(path, m):
         leaf_key = jax.random.fold_in(key, zlib.crc32(path_of(path).encode()) & 0x7FFFFFFF)
@@ -98,7 +98,10 @@ BY_INPUTS: dict[str, Criterion] = {"wanda": wanda, "obs": obs}
 """Those of one shot alone: they see what goes into matrices as a model reads texts."""
 
 
-REGROWTHS: dict[str, Criterion] = {"random": random, "gradient": gradient}
+REGROWTHS: dict[str, Criterion] = {
+    "random": stateless(functools.partial(_random, argument="regrow")),
+    "gradient": gradient,
+}
 """Those by which pruned weights may come back; by chance is SET (Mocanu et al. 2018)."""
 
 
@@ -107,10 +110,10 @@ def criterion_of(
     argument: str = "criterion",
     offered: Mapping[str, Criterion | Callable[..., Scores]] = CRITERIA,
 ) -> Criterion:
-    """The criterion of a name in CRITERIA or BY_INPUTS, a `Criterion` as it is, or a function of (params, masks, key)
-    without state. An unknown name is a UserError that names the `argument` and what is `offered` there.
+    """The criterion of a name in `offered`, beside CRITERIA also in BY_INPUTS, a `Criterion` as it is, or a function of
+    (params, masks, key) without state. An unknown name is a UserError that names the `argument` and what is `offered`.
     """
-    if isinstance(choice, str) and choice in BY_INPUTS:
+    if offered is CRITERIA and isinstance(choice, str) and choice in BY_INPUTS:
         return BY_INPUTS[choice]
     criterion = chosen(argument, choice, offered)
     return criterion if isinstance(criterion, Criterion) else stateless(criterion)

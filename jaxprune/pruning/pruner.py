@@ -52,7 +52,7 @@ def pruner(
     mode: str = "hard",
     scopes: Mapping[str, Scope] = SCOPES,
     distribution: str | Distribution = "uniform",
-    regrow: str | Criterion | None = None,
+    regrow: str | Criterion | Callable[[Any, Masks, jax.Array | None], Scores] | None = None,
     regrow_fraction: Fraction = 0.3,
     straight_through: float | None = None,
 ) -> Pruner:
@@ -62,10 +62,10 @@ def pruner(
     score 0, and a group already beyond the sparsity stays as it is. With "soft" masks, masks are made from scores alone
     and params come back as they are. N counts pruned and live weights alike. For counts and order see `keep_top`.
 
-    With `regrow` ("random", "gradient" or a criterion) hard masks are no longer for good: a prune keeps a share of
-    `regrow_fraction`, a number or a function of the step, less than it should, and fills up with those weights that
-    `regrow` scores highest. One that it just took keeps its value then, others come back as 0. Counts stay exact, also
-    where fewer are left than the sparsity keeps: begin a schedule at the start's sparsity.
+    With `regrow` ("random", "gradient", or what `criterion` takes) hard masks are no longer for good: a prune keeps a
+    share of `regrow_fraction`, a number or a function of the step, less than it should, and fills up with those weights
+    that `regrow` scores highest. One that it just took keeps its value then, others come back as 0. Counts stay exact,
+    also where fewer are left than the sparsity keeps: begin a schedule at the start's sparsity.
 
     With `straight_through`, soft masks let gradients pass to the values under them too, as if no mask were there, plus
     this times the value, a decay (SR-STE, Zhou et al. 2021; 0 is the plain estimator).
@@ -89,7 +89,7 @@ def pruner(
         raise UserError("mode = soft: weights keep their values, and this criterion gives new ones; use hard")
     if threshold is METHODS["hist256"] and scoring is CRITERIA["movement"]:
         raise UserError("method = hist256: its bins begin at 0, and half of movement's scores lie below; use exact")
-    growth = None if regrow is None else Regrowth(chosen("regrow", regrow, REGROWTHS), regrow_fraction)
+    growth = None if regrow is None else Regrowth(criterion_of(regrow, "regrow", REGROWTHS), regrow_fraction)
     if growth and (mode == "soft" or threshold is not exact or scoring.compensate):
         raise UserError("regrow: needs mode = hard, method = exact and a criterion that leaves kept weights alone")
     parts = (scoring, growth.criterion) if growth else (scoring,)
