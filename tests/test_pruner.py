@@ -12,6 +12,7 @@ from test_thresholds import FAST, head, nasty, wanted
 from jaxprune.errors import UserError
 from jaxprune.pruning import CRITERIA, init_masks, keep_top, pruner, select, sparsity
 from jaxprune.pruning.amounts import share_out
+from jaxprune.pruning.single_prune import prune_once
 
 
 def params(seed=0):
@@ -192,6 +193,26 @@ def test_unknown_names(arguments, words):
     with pytest.raises(UserError, match=re.escape(words)):
         pruner(**arguments)
     assert pruner(scope="head", scopes={"head": head}).mode == "hard"
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [{"method": "quantile"}, {"distribution": "erk"}, {"scope": "output", "method": "hist256"}],
+)
+def test_leaves_without_weights_count_as_nothing(parts):
+    some = {"w": jnp.arange(32.0).reshape(8, 4) + 1, "wide": jnp.arange(64.0).reshape(4, 16) + 1}
+    none = {"none": jnp.zeros((0, 4)), "outputs": jnp.zeros((4, 0)), "vector": jnp.zeros(0)}
+    tree, prune = some | none, pruner(**parts).update
+    _, masks, _, report = prune((), tree, init_masks(tree, ".*"), 0.5)
+    _, expected, _, wanted_report = prune((), some, init_masks(some, ".*"), 0.5)
+    once, thresholds = prune_once(tree, init_masks(tree, ".*"), 0.5, **parts)
+    for name in some:
+        np.testing.assert_array_equal(masks[name], expected[name])
+        np.testing.assert_array_equal(once[name], expected[name])
+        for given in (report.threshold[name], thresholds[name]):
+            np.testing.assert_array_equal(given, wanted_report.threshold[name])
+    assert all(masks[name].shape == x.shape and int(report.kept[name]) == 0 for name, x in none.items())
+    assert sparsity(masks) == sparsity(expected) and sum(x.size for x in jax.tree.leaves(masks)) == 96
 
 
 def test_jit_and_eager_agree_in_everything():

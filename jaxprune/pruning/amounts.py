@@ -47,7 +47,7 @@ def share_out(
         if {*fractions} - {*written} - {regex for regex, s in fractions.items() if s is None}:
             raise UserError("distribution: shares out what is counted on the host; give a sparsity that is a number")
         counts = _distributed(groups, shapes, counts, of_groups, distribution)
-        of_groups = [1 - kept / one.size for kept, one in zip(counts, groups.groups)]
+        of_groups = [1 - kept / max(one.size, 1) for kept, one in zip(counts, groups.groups)]
     kept = wide(counts)
     fraction = jnp.array(of_groups, jnp.float32)
     least = wide([one.least for one in groups.groups])
@@ -68,7 +68,7 @@ def _distributed(
     """The number of tiles that stay of each group, shared out among the groups of each amount."""
     weights, counted = [Fraction(0)] * len(counts), set()
     for slot, shape in zip(groups.slots, shapes, strict=True):
-        if slot is None or slot.tile.bound in counted:
+        if slot is None or slot.tile.bound in counted or not prod(shape):
             continue
         counted |= {slot.tile.bound} - {""}
         tiles = prod(n // t for n, t in zip(shape, slot.tile.together))

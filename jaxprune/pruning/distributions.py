@@ -31,7 +31,8 @@ def shared(total: int, weights: Sequence[Fraction], sizes: Sequence[int]) -> lis
     `total` units of all groups are given, the earlier group's first where two come at once. So no integer grows when
     the total falls: hard masks stay within their amounts.
     """
-    low, high = Fraction(0), max((Fraction(size) / w for size, w in zip(sizes, weights)), default=Fraction(0)) + 1
+    whole = (Fraction(size) / w for size, w in zip(sizes, weights) if size)
+    low, high = Fraction(0), max(whole, default=Fraction(0)) + 1
 
     def given(multiple: Fraction) -> list[int]:
         return [min(size, floor(multiple * w + Fraction(1, 2))) for size, w in zip(sizes, weights)]

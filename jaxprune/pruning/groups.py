@@ -78,7 +78,7 @@ def group(
             continue
         leaf, grid = (tile.bound, (math.prod(grid),)) if tile.bound else (path, grid)
         name, axis, parts = scoped if scoped and not tile.among else ("/" + leaf, None, 1)
-        parts = parts or grid[axis or 0]
+        parts = parts or grid[axis or 0] or 1
         if axis is not None and (not 0 <= axis < len(grid) or parts < 1 or grid[axis] % parts):
             raise UserError(f"scope: {parts} parts do not divide axis {axis} of {leaf}, a leaf of {grid} tiles")
         key = (regex, name, tile.among is not None, parts)

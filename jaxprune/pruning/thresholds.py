@@ -84,7 +84,9 @@ def quantile(leaves: Sequence[Leaf], groups: Groups, amounts: Amounts) -> tuple[
         pieces = [score] if slot.axis is None else jnp.split(score, slot.parts, slot.axis)
         for part, piece in enumerate(pieces):
             members[slot.first + part].append(piece.reshape(-1))
-    thresholds = jnp.stack([jnp.quantile(jnp.concatenate(m), q) for m, q in zip(members, amounts.sparsity)])
+    scores = map(jnp.concatenate, members)
+    cuts = [jnp.quantile(x, q) if x.size else jnp.float32(jnp.inf) for x, q in zip(scores, amounts.sparsity)]
+    thresholds = jnp.stack(cuts)
     return _above(leaves, thresholds), thresholds
 
 
@@ -102,7 +104,7 @@ def hist256(leaves: Sequence[Leaf], groups: Groups, amounts: Amounts) -> tuple[l
         others = [a for a in range(score.ndim) if a != slot.axis]
         top = jnp.max(score, axis=others, initial=0.0)
         if slot.axis is not None:
-            top = jnp.max(jnp.where(part_of_line(top.size, slot.parts), top[None, :], 0.0), axis=1)
+            top = jnp.max(jnp.where(part_of_line(top.size, slot.parts), top[None, :], 0.0), axis=1, initial=0.0)
         top = top.reshape(slot.parts)
         tops[slot.first] = jnp.maximum(tops[slot.first], top) if slot.first in tops else top
     top = jnp.concatenate([tops[first] for first in sorted(tops)])
