@@ -60,7 +60,12 @@ def test_layers_share_programs():
 def test_refuses_what_a_pruner_refuses():
     tree, masks = start(0)
     bad: dict[str, Any]
-    for bad, words in (({"scope": "mtarix"}, "scope = 'mtarix'"), ({"method": "hist"}, "method = 'hist'")):
+    signed = {"criterion": "movement", "method": "hist256"}
+    for bad, words in (
+        ({"scope": "mtarix"}, "scope = 'mtarix'"),
+        ({"method": "hist"}, "method = 'hist'"),
+        (signed, "method = hist256: its bins begin at 0"),
+    ):
         with pytest.raises(UserError, match=words):
             prune_once(tree, masks, 0.5, **bad)
     with pytest.raises(UserError, match="sparsity = 1.5"):

@@ -80,15 +80,13 @@ def pruner(
     scoring = criterion_of(criterion)
     shared = {"scope": chosen("scope", scope, scopes), "structure": structure_named(structure)}
     shared["distribution"] = chosen("distribution", distribution, DISTRIBUTIONS)
-    threshold = chosen("method", method, METHODS)
+    threshold = method_for(scoring, method)
     if mode not in ("hard", "soft"):
         raise UserError(f"mode = {mode!r} is unknown; use hard or soft")
     if mode == "hard" and straight_through is not None:
         raise UserError("straight_through: needs mode = soft; with hard masks pruned weights have no value to train")
     if mode == "soft" and scoring.compensate:
         raise UserError("mode = soft: weights keep their values, and this criterion gives new ones; use hard")
-    if threshold is METHODS["hist256"] and scoring is CRITERIA["movement"]:
-        raise UserError("method = hist256: its bins begin at 0, and half of movement's scores lie below; use exact")
     growth = None if regrow is None else Regrowth(criterion_of(regrow, "regrow", REGROWTHS), regrow_fraction)
     if growth and (mode == "soft" or threshold is not exact or scoring.compensate):
         raise UserError("regrow: needs mode = hard, method = exact and a criterion that leaves kept weights alone")
@@ -125,6 +123,14 @@ def pruner(
         return _update(state, params, masks, shares, key, step, growth=growth, **options)
 
     return Pruner(init, observe, update, amounts, mode, straight_through)
+
+
+def method_for(criterion: Criterion, method: str | Method) -> Method:
+    """The method of a name, or as it is; a UserError where the scores of `criterion` are none for it."""
+    threshold = chosen("method", method, METHODS)
+    if threshold is METHODS["hist256"] and criterion is CRITERIA["movement"]:
+        raise UserError("method = hist256: its bins begin at 0, and half of movement's scores lie below; use exact")
+    return threshold
 
 
 @partial(jax.jit, static_argnames=("criterion", "groups", "method", "hard", "growth"))

@@ -13,9 +13,9 @@ from jaxprune.pruning.distributions import DISTRIBUTIONS, Distribution
 from jaxprune.pruning.groups import SCOPES
 from jaxprune.pruning.interface import Amounts, Groups, Masks, Scope, Sparsity, Structure
 from jaxprune.pruning.names import chosen
-from jaxprune.pruning.pruner import keep_leaves, scores_of
+from jaxprune.pruning.pruner import keep_leaves, method_for, scores_of
 from jaxprune.pruning.structures import structure_named
-from jaxprune.pruning.thresholds import METHODS, Method
+from jaxprune.pruning.thresholds import Method
 
 
 def prune_once(
@@ -41,7 +41,8 @@ def prune_once(
     Raises:
       UserError: as `pruner` and its functions.
     """
-    scoring, threshold = criterion_of(criterion), chosen("method", method, METHODS)
+    scoring = criterion_of(criterion)
+    threshold = method_for(scoring, method)
     parts = chosen("scope", scope, scopes), structure_named(structure)
     groups, amounts = share_out(masks, sparsity, *parts, chosen("distribution", distribution, DISTRIBUTIONS))
     amounts = jax.device_get(amounts)
