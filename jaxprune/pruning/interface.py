@@ -134,7 +134,8 @@ class PruneReport(NamedTuple):
 class Pruner(NamedTuple):
     """`init(params, masks)` gives the criterion's state; `observe(state, params, masks, grads)` the next one.
 
-    What a state that has observed nothing prunes by a criterion of gradients is chance: all scores are 0.
+    By a criterion of gradients a state that has observed nothing prunes by chance, as all scores are 0; by `obert` as
+    magnitude does.
 
     `update(state, params, masks, sparsity, key=None, step=0)` gives (params, masks, state, PruneReport). `sparsity` is
     a fraction in [0, 1]; a {regex: fraction or None = leave alone} over paths, "" for the rest, of which each is
