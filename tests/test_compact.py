@@ -156,6 +156,15 @@ def test_layers_that_stay_are_numbered_anew(tmp_path):
     theirs(tmp_path / "small", "DistilBertForMaskedLM")
 
 
+def test_weights_of_a_variant_alone_are_made_smaller(tmp_path):
+    source = saved(tmp_path / "dense")
+    run("compact", source, tmp_path / "one", "--layers", 0)
+    (source / "model.safetensors").rename(source / "model.fp16.safetensors")
+    run("compact", source, tmp_path / "other", "--layers", 0, "--variant", "fp16")
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "other")]
+    assert weights[0] == weights[1]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -96,7 +96,8 @@ def write_smaller(
     before = read_config(src)
     record = architecture_named(before.architecture)
     tensors, masks = read_weights(src, None, variant)[1], masks_of(record, src) or {}
-    paths = {tensor_name(record, path): path for path in flatten_dict(read_folder(src, head=None).params, sep="/")}
+    params = read_folder(src, head=None, variant=variant).params
+    paths = {tensor_name(record, path): path for path in flatten_dict(params, sep="/")}
     cut: dict[str, np.ndarray] = {}
     cut_masks: dict[str, np.ndarray] = {}
     zeros: dict[str, np.ndarray] = {}
