@@ -150,12 +150,15 @@ def test_numpy_torch_and_jax_compute_the_same_of_a_sparse_file(tmp_path, archite
         for few in (False, True):
             held = arrays(read(sparse)[0], xp, compressed_embeddings=few)
             hidden = encode(held, config, inputs["input_ids"], inputs["attention_mask"], xp)
+            assert hidden.dtype == xp.float32
             np.testing.assert_allclose(np.asarray(hidden)[real], wanted, atol=1e-5)
             if head == "classification":
                 logits = class_logits(hidden, held, xp)
+                assert logits.dtype == xp.float32
                 np.testing.assert_allclose(np.asarray(logits), np.asarray(out["logits"]), atol=1e-5)
             else:
                 vectors = np.asarray(mean_vectors(hidden, inputs["attention_mask"], xp))
+                assert vectors.dtype == np.float32
                 cosines = np.asarray(out["logits"])
                 np.testing.assert_allclose((vectors[::2] * vectors[1::2]).sum(-1), cosines, atol=1e-5)
     loaded = load(sparse, framework="numpy")
@@ -173,6 +176,7 @@ def test_other_settings_of_bert(tmp_path):
     wanted = model.apply(load(sparse), inputs, hidden_states=True)["hidden_states"][-1]
     hidden = encode(arrays(read(sparse)[0]), read_config(sparse), inputs["input_ids"], inputs["attention_mask"])
     real = inputs["attention_mask"] == 1
+    assert hidden.dtype == np.float32
     np.testing.assert_allclose(hidden[real], np.asarray(wanted)[real], atol=1e-5)
 
 

@@ -71,7 +71,8 @@ def encode(
         x = x + types[0].reshape(1, 1, -1)
     eps = config.get("layer_norm_eps", 1e-12)
     x = _layer_norm(x, arrays, "embeddings.LayerNorm", eps, xp)
-    unseen = (real == 0)[:, None, None, :] * float(np.finfo(np.float32).min)
+    lowest = xp.asarray(np.finfo(np.float32).min)  # a plain float would make all that follows float64 in numpy
+    unseen = (real == 0)[:, None, None, :] * lowest
     names = ("n_heads", "n_layers"), ("num_attention_heads", "num_hidden_layers")
     ours, others = names if config.get("model_type") == "distilbert" else names[::-1]  # both may stand there
     heads, layers = (config.get(our, config.get(other)) for our, other in zip(ours, others))
