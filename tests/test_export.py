@@ -20,6 +20,9 @@ from jaxprune.config.sections import ModelConfig
 from jaxprune.errors import UserError
 from jaxprune.export import load
 from jaxprune.export.compressed_table import looked_up, nbytes, rows
+from jaxprune.export.hugging_face import card
+from jaxprune.export.openvino import sparsest
+from jaxprune.export.source import read_source
 from jaxprune.models import ARCHITECTURES
 from jaxprune.models.folder import read_folder, write_folder
 from jaxprune.models.portable_encoder import arrays, class_logits, encode, mean_vectors
@@ -235,6 +238,21 @@ def test_without_masks_zeros_of_matrices_are_packed(source, tmp_path):
     assert not (back / "masks.safetensors").exists()
     for name, array in load_file(back / "model.safetensors").items():
         assert array.tobytes() == tensors[name].tobytes()
+
+
+def test_a_few_zeros_make_no_pruned_matrix(source):
+    """Neither for the card nor for OpenVINO, whose rate of 0 would have it decode whole matrices as sparse ones."""
+    (source / "masks.safetensors").unlink()
+    stored = read_source(str(source))
+    assert sparsest(stored) == pytest.approx(0.5, abs=0.01) and "of 13 matrices are pruned" in card(stored)
+    table = stored.tensors["bert.embeddings.position_embeddings.weight"].copy()
+    table[0, 0] = 0
+    stored.tensors["bert.embeddings.position_embeddings.weight"] = table
+    assert sparsest(stored) == pytest.approx(0.5, abs=0.01) and "of 13 matrices are pruned" in card(stored)
+    dense = stored._replace(tensors={"bert.embeddings.position_embeddings.weight": table})
+    assert sparsest(dense) == 1 and "pruned:" not in card(dense)
+    masked = dense._replace(masks={name: array != 0 for name, array in dense.tensors.items()})
+    assert sparsest(masked) == 1 and "1 of the 1,280 weights of 1 matrices" in card(masked)
 
 
 def test_a_tied_copy_is_stored_once(tmp_path):

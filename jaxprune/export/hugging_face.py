@@ -29,7 +29,7 @@ def write(source: Source, target: Path, *, dtype: str, coded: bool) -> None:
 
 def card(source: Source) -> str:
     """A few lines in Markdown: what the model is and how much of it is 0."""
-    kept = {name: mask for name in source.tensors if (mask := source.kept(name)) is not None}
+    kept = source.pruned()
     size = sum(mask.size for mask in kept.values())
     zeros = size - sum(int(np.count_nonzero(mask)) for mask in kept.values())
     total = sum(array.size for array in source.tensors.values())

@@ -6,10 +6,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
 from jaxprune.export.extras import needed
-from jaxprune.export.source import Source
+from jaxprune.export.source import FEWEST_ZEROS, Source, share_gone
 from jaxprune.models.folder import copy_with_config
 
 MODEL = "openvino_model.xml"
@@ -43,7 +41,6 @@ def write(source: Source, target: Path, *, dtype: str, coded: bool) -> None:
 
 
 def sparsest(source: Source) -> float:
-    """The least share of zeros among the pruned matrices of a source, 1 where there are none."""
-    kept = (source.kept(name) for name in source.tensors)
-    shares = (1 - np.count_nonzero(mask) / mask.size for mask in kept if mask is not None)
-    return min(filter(None, shares), default=1.0)
+    """The least share of zeros, from FEWEST_ZEROS on, among the pruned matrices of a source; 1 where there is none."""
+    shares = map(share_gone, source.pruned().values())
+    return min((share for share in shares if share >= FEWEST_ZEROS), default=1.0)

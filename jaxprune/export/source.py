@@ -15,6 +15,9 @@ from jaxprune.models.hub import find_folder
 from jaxprune.models.tensors import original_name, params_from_tensors
 from jaxprune.models.weights import read_origin, read_weights
 
+FEWEST_ZEROS = 0.1
+"""Share of a matrix below which its zeros are chance: a table's row of padding, a weight that is 0 by itself."""
+
 
 class Source(NamedTuple):
     """A Hugging Face directory, or one of our sparse form, on the host."""
@@ -42,6 +45,11 @@ class Source(NamedTuple):
         kept = array.view(f"u{array.itemsize}") != 0  # -0 is a value
         return None if kept.all() else kept
 
+    def pruned(self) -> dict[str, np.ndarray]:
+        """What is kept of pruned tensors: those with a mask; without any masks, matrices with FEWEST_ZEROS or more."""
+        kept = {name: mask for name in self.tensors if (mask := self.kept(name)) is not None}
+        return {name: mask for name, mask in kept.items() if self.masks or share_gone(mask) >= FEWEST_ZEROS}
+
     def check_even(self) -> None:
         """UserError where layers differ in width, which nothing that reads a Hugging Face directory computes."""
         if not self.model.even:
@@ -49,6 +57,11 @@ class Source(NamedTuple):
                 f"{self.name}: its layers differ in width (layer_heads, layer_neurons in config.json), and "
                 "transformers has one for all; export sparse or onnx, or leave out compact --uneven"
             )
+
+
+def share_gone(mask: np.ndarray) -> float:
+    """The share of a mask that is False."""
+    return 1 - np.count_nonzero(mask) / mask.size
 
 
 def read_source(name: str, revision: str = "", variant: str = "") -> Source:
