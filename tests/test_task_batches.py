@@ -130,8 +130,7 @@ def test_pairs_are_cut_as_tokenizers_cuts_them(separators):
         assert texts(encoded) == [one.ids for one in expected]
         kept = [[one.sequence_ids.count(i) for i in (0, 1)] for one in expected]
         assert [[*longest_first(a, b, room)] for a, b in lengths] == kept
-        if separators == 1:
-            assert encoded.types.tolist() == [number for one in expected for number in one.type_ids]
+        assert encoded.types.tolist() == [number for one in expected for number in one.type_ids]
 
 
 @pytest.mark.data

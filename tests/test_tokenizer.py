@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tokenizers
 from transformers import AutoTokenizer, BertTokenizer, XLMRobertaTokenizer
@@ -16,7 +17,10 @@ from transformers import AutoTokenizer, BertTokenizer, XLMRobertaTokenizer
 from jaxprune.config.sections import DataConfig
 from jaxprune.config.special_tokens import SpecialTokens
 from jaxprune.data import tokenizer
+from jaxprune.data.examples import Examples
 from jaxprune.data.masking import Masking
+from jaxprune.data.task_batches import encode
+from jaxprune.data.tasks import TASKS
 from jaxprune.data.tokenizer_plain import is_plain
 from jaxprune.data.tokenizer_pool import tokenize, tokenize_chunks
 from jaxprune.errors import UserError
@@ -86,6 +90,13 @@ def agree(ours: tokenizer.Vocabulary, theirs, texts: list[str]) -> None:
         a, b = ours.encode([first, second], names_as_ids=True)
         cls, sep = [ours.special["cls"]], [ours.special["sep"]]
         assert theirs(first, second).input_ids == [*cls, *a, *sep * ours.separators, *b, *sep]
+        for length in (12, 9):  # a tokenizer that tells nothing of segments leaves all to type 0
+            made = (Examples(TASKS["RTE"], "", [first], b, np.zeros(1, np.int32)) for b in ([second], None))
+            pair, one = (encode(each, ours, length) for each in made)
+            how = {"truncation": "longest_first", "max_length": length, "verbose": False}
+            wanted = theirs(first, second, **how)
+            assert pair.ids.tolist() == wanted.input_ids and one.ids.tolist() == theirs(first, **how).input_ids
+            assert pair.types.tolist() == wanted.get("token_type_ids", [0] * len(pair.ids))
 
 
 def vocab_txt(draw: random.Random) -> bytes:
@@ -204,7 +215,12 @@ def test_tokenizer_json_alone_needs_no_transformers(tmp_path, bert):
         "assert not {'transformers', 'jax', 'torch'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-    ours = same(folder, BERT, TEXTS)
+    names = [
+        "input_ids",
+        "token_type_ids",
+        "attention_mask",
+    ]  # without settings its template says whether there are types
+    ours = same(folder, BERT, TEXTS, model_input_names=names)
     assert ours.encode(["Hello"]) == [[5]]
     theirs = AutoTokenizer.from_pretrained(tmp_path / "alone-out")
     assert theirs("a", "b").token_type_ids == [0, 0, 0, 1, 1]
@@ -262,6 +278,23 @@ def test_a_tokenizer_json_is_run_as_it_is_only_where_transformers_would_build_th
         assert ours.encode(texts) == ours.encode(texts, names_as_ids=True)
     else:
         same(tmp_path / "m", BERT, texts)
+
+
+@pytest.mark.parametrize("cls", ["BertTokenizer", "PreTrainedTokenizerFast"])
+@pytest.mark.parametrize("left", ["settings", "tokenizer.json"])
+def test_texts_are_cut_on_the_folders_own_side(tmp_path, bert, cls, left):
+    BertTokenizer.from_pretrained(bert).save_pretrained(tmp_path / "m")
+    whole, settings = (
+        json.loads((tmp_path / "m" / f"{name}.json").read_bytes()) for name in ("tokenizer", "tokenizer_config")
+    )
+    settings["tokenizer_class"] = cls
+    if left == "settings":
+        settings["truncation_side"] = "left"
+    else:
+        whole["truncation"] = {"direction": "Left", "max_length": 5, "strategy": "LongestFirst", "stride": 0}
+    write(tmp_path / "m", {"tokenizer.json": whole, "tokenizer_config.json": settings})
+    assert same(tmp_path / "m", BERT, TEXTS).cuts_left
+    assert not tokenizer.load(str(bert), special=BERT).cuts_left
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ class Encoded:
     ids: np.ndarray
     """(sum of lengths,) int32."""
     types: np.ndarray
-    """(sum of lengths,) int32: 1 on `b sep`, else 0."""
+    """(sum of lengths,) int32: the tokenizer's type of second texts on `b sep`, else 0."""
     ends: np.ndarray
     """(T,) int64: where each text ends in `ids`."""
     labels: np.ndarray
@@ -64,10 +64,9 @@ class Encoded:
 def encode(examples: Examples, vocabulary: Vocabulary, max_len: int, *, apart: bool = False) -> Encoded:
     """Token ids of the examples, each at most `max_len` with its special tokens.
 
-    A pair that is too long loses tokens of its longer text, as transformers' `longest_first` does. `apart` encodes the
-    texts of a pair each by itself, to be compared. Names of special tokens in a text are these tokens, as in
-    transformers. Errors: UserError without
-    examples, or if `max_len` leaves no room.
+    A pair that is too long loses tokens of its longer text, as transformers' `longest_first` does, on the side that the
+    tokenizer says. `apart` encodes the texts of a pair each by itself, to be compared. Names of special tokens in a
+    text are these tokens, as in transformers. Errors: UserError without examples, or if `max_len` leaves no room.
     """
     if not len(examples):
         raise UserError(f"{examples.source}: no examples")
@@ -79,22 +78,26 @@ def encode(examples: Examples, vocabulary: Vocabulary, max_len: int, *, apart: b
     second = vocabulary.encode(list(examples.second), names_as_ids=True) if examples.second is not None else None
     separators = vocabulary.separators
     cls, sep = [vocabulary.special["cls"]], [vocabulary.special["sep"]]
+
+    def kept(text: list[int], count: int) -> list[int]:
+        return text[max(0, len(text) - count) :] if vocabulary.cuts_left else text[:count]
+
     ids: list[list[int]] = []
     lengths_b: list[int] = []  # of `b sep`
     if paired and second is not None:
         for a, b in zip(first, second, strict=True):
             keep_a, keep_b = longest_first(len(a), len(b), room)
-            ids.append(cls + a[:keep_a] + sep * separators + b[:keep_b] + sep)
+            ids.append(cls + kept(a, keep_a) + sep * separators + kept(b, keep_b) + sep)
             lengths_b.append(keep_b + 1)
     else:
         single = first if second is None else [text for pair in zip(first, second, strict=True) for text in pair]
-        ids = [cls + text[:room] + sep for text in single]
+        ids = [cls + kept(text, room) + sep for text in single]
         lengths_b = [0] * len(ids)
     lengths = np.fromiter(map(len, ids), np.int64, len(ids))
     ends = np.cumsum(lengths)
     before_b = ends - np.array(lengths_b)
     flat = np.fromiter((number for text in ids for number in text), np.int32, int(ends[-1]))
-    types = (np.arange(len(flat)) >= np.repeat(before_b, lengths)).astype(np.int32)
+    types = vocabulary.second_type * (np.arange(len(flat)) >= np.repeat(before_b, lengths)).astype(np.int32)
     pad = vocabulary.special["pad"]
     return Encoded(examples.task, flat, types, ends, examples.labels, example_weights(examples), pad)
 

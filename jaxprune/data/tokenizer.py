@@ -21,7 +21,8 @@ _UNLIMITED = 10**9  # transformers writes 1e30 for a length that nobody set
 class Vocabulary:
     """A tokenizer with what the data pipeline needs to know of it; its truncation and padding are turned off.
 
-    `files`: those it was read from, by name. Errors: UserError if special tokens are missing.
+    `files`: those it was read from, by name; `typed`, `cuts_left`: as in `tokenizer_folder.Loaded`. Errors: UserError
+    if special tokens are missing.
     """
 
     def __init__(
@@ -30,6 +31,9 @@ class Vocabulary:
         special: SpecialTokens,
         where: str,
         files: Mapping[str, bytes] | None = None,
+        *,
+        typed: bool = True,
+        cuts_left: bool = False,
     ) -> None:
         check_bounds(tokenizer, where)
         ids = tokenizer.get_vocab(with_added_tokens=True)
@@ -57,6 +61,10 @@ class Vocabulary:
         """Mark of a piece that continues a word, "##"; empty if the tokenizer is not WordPiece."""
         self.separators = max(1, tokenizer.num_special_tokens_to_add(True) - 2)
         """`sep` tokens between the texts of a pair: 1 in BERT, 2 in RoBERTa."""
+        self.second_type = int(typed and 1 in tokenizer.encode(special.unk, special.unk).type_ids)
+        """Segment type of the second text of a pair: 1 in BERT, 0 in RoBERTa."""
+        self.cuts_left = cuts_left
+        """Whether a text that is too long loses its beginning, not its end."""
         self._always_text = tokenizer.encode_special_tokens
 
     @property
@@ -91,12 +99,12 @@ def load(path: str, revision: str = "", *, special: SpecialTokens) -> Vocabulary
 def from_files(contents: Mapping[str, bytes], special: SpecialTokens, where: str) -> Vocabulary:
     """As `load`, from files already read, by name."""
     try:
-        tokenizer, special, files = tokenizer_folder.build(contents, special, where)
+        tokenizer, special, files, typed, cuts_left = tokenizer_folder.build(contents, special, where)
     except UserError:
         raise
     except (TypeError, LookupError, AttributeError, ValueError, RecursionError) as error:  # values of another kind
         raise UserError(f"{where}: its tokenizer's files are damaged ({error!r}); copy them again") from error
-    return Vocabulary(tokenizer, special, where, files)
+    return Vocabulary(tokenizer, special, where, files, typed=typed, cuts_left=cuts_left)
 
 
 def _wordpiece(ids: dict[str, int], lowercase: bool, special: SpecialTokens) -> tokenizers.Tokenizer:

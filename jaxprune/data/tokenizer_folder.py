@@ -24,6 +24,8 @@ _CLASSES = {"bert": "BertTokenizer", "distilbert": "BertTokenizer", "roberta": "
 _CLASSES |= {"xlm-roberta": "XLMRobertaTokenizer"}
 """Type of a model -> the class that transformers registers for it."""
 
+_TYPED = "token_type_ids"
+
 Contents = Mapping[str, bytes]
 """Name of a file -> what it holds."""
 
@@ -36,6 +38,10 @@ class Loaded(NamedTuple):
     """The folder's own where it gives a token of that role, else the architecture's."""
     files: dict[str, bytes]
     """The tokenizer's files; its settings name class and special tokens, so that they mean the same in any folder."""
+    typed: bool
+    """Whether the model is given segment types; else all tokens are of type 0."""
+    cuts_left: bool
+    """Whether a text that is too long loses its beginning (`truncation_side: left`)."""
 
 
 def read_files(path: str, revision: str = "") -> dict[str, bytes]:
@@ -90,16 +96,18 @@ def build(contents: Contents, special: SpecialTokens, where: str) -> Loaded:
     if contents.keys() == {_WHOLE}:
         tokenizer = from_json(contents[_WHOLE], where)
         pair = tokenizer.encode("", "").type_ids
-        inputs = ["input_ids", *(["token_type_ids"] if 1 in pair else []), "attention_mask"]
+        inputs = ["input_ids", *([_TYPED] if 1 in pair else []), "attention_mask"]
         unstated = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": inputs, **_roles(special)}
-        return Loaded(tokenizer, special, _completed(files, settings, unstated))
+        return Loaded(tokenizer, special, _completed(files, settings, unstated), True, _cuts_left(tokenizer, settings))
     name, added = _class_name(files, settings, _object(contents, MODEL_CONFIG, where)), _added(files, settings, where)
     bert = name in ("BertTokenizer", "DistilBertTokenizer") and "added_tokens.json" not in files
     together = settings | _object(contents, "special_tokens_map.json", where)
     if bert and is_plain(_object(contents, _WHOLE, where), together, special):
         tokenizer = from_json(contents[_WHOLE], where)
         if tokenizer.num_special_tokens_to_add(True) == 3:  # cls a sep b sep
-            return Loaded(tokenizer, special, _completed(files, settings, _unstated(files, settings, special, name)))
+            files = _completed(files, settings, _unstated(files, settings, special, name))
+            typed = _TYPED in settings.get("model_input_names", [_TYPED] if name == "BertTokenizer" else [])
+            return Loaded(tokenizer, special, files, typed, _cuts_left(tokenizer, settings))
     with TemporaryDirectory() as folder:
         for file, content in files.items():
             Path(folder, file).write_bytes(content)
@@ -115,7 +123,17 @@ def build(contents: Contents, special: SpecialTokens, where: str) -> Loaded:
             theirs = _transformers(folder, name, unstated, where)
     name = type(theirs).__name__.replace("TokenizersBackend", "PreTrainedTokenizerFast")
     unstated |= _unstated(files, settings, special, name)
-    return Loaded(theirs.backend_tokenizer, special, _completed(files, settings, unstated))
+    files, typed, side = (
+        _completed(files, settings, unstated),
+        _TYPED in theirs.model_input_names,
+        theirs.truncation_side,
+    )
+    return Loaded(theirs.backend_tokenizer, special, files, typed, side == "left")
+
+
+def _cuts_left(tokenizer: tokenizers.Tokenizer, settings: Mapping[str, Any]) -> bool:
+    """`Loaded.cuts_left`: the settings say it, else tokenizer.json does."""
+    return settings.get("truncation_side", (tokenizer.truncation or {}).get("direction")) == "left"
 
 
 def _unstated(files: Contents, settings: Mapping[str, Any], special: SpecialTokens, name: str) -> dict[str, Any]:
