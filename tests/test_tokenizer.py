@@ -408,6 +408,18 @@ def test_other_processes_encode_alike(tmp_path):
     assert (chunk.tokens_T == tokenize(texts, vocab).tokens_T).all() and len(chunk.tokens_T)
 
 
+def test_sentences_of_a_document_keep_the_space_between_them(tmp_path, roberta, bert):
+    """Where a tokenizer sees it: cut into sentences, a text has the ids that it has as a whole."""
+    text = "Hello world. A café is here.  Hello again."
+    xlm = XLMRobertaTokenizer(vocab=[(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")] + PIECES)
+    xlm.save_pretrained(tmp_path)
+    for folder, special in ((roberta, ROBERTA), (bert, BERT), (tmp_path, ROBERTA)):
+        vocab = tokenizer.load(str(folder), special=special)
+        chunk = tokenize([text, text], vocab)
+        whole = vocab.encode([" ".join(text.split())])[0]
+        assert chunk.tokens_T.tolist() == 2 * whole and len(chunk.lengths_S) == 6
+
+
 def test_model_max_length_is_written_where_none_is(tmp_path, bert):
     vocab = tokenizer.load(str(bert), special=BERT)
     theirs = AutoTokenizer.from_pretrained(write(tmp_path / "a", tokenizer.files(vocab, max_length=9)))

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 
 import tokenizers
 
@@ -61,8 +62,7 @@ class Vocabulary:
         """Mark of a piece that continues a word, "##"; empty if the tokenizer is not WordPiece."""
         self.separators = max(1, tokenizer.num_special_tokens_to_add(True) - 2)
         """`sep` tokens between the texts of a pair: 1 in BERT, 2 in RoBERTa."""
-        self.second_type = int(typed and 1 in tokenizer.encode(special.unk, special.unk).type_ids)
-        """Segment type of the second text of a pair: 1 in BERT, 0 in RoBERTa."""
+        self._typed = typed
         self.cuts_left = cuts_left
         """Whether a text that is too long loses its beginning, not its end."""
         self._always_text = tokenizer.encode_special_tokens
@@ -71,6 +71,18 @@ class Vocabulary:
     def size(self) -> int:
         """One more than the largest id."""
         return len(self.pieces)
+
+    @cached_property
+    def second_type(self) -> int:
+        """Segment type of the second text of a pair: 1 in BERT, 0 in RoBERTa."""
+        unknown = self.special_tokens.unk
+        return int(self._typed and 1 in self.tokenizer.encode(unknown, unknown).type_ids)
+
+    @cached_property
+    def space(self) -> str:
+        """What a sentence after another begins with: " " where the space between them is part of a token, else ""."""
+        both, alone, spaced = self.encode(["a a", "a", " a"])
+        return " " if both == alone + spaced != alone + alone else ""
 
     def encode(self, texts: list[str], *, names_as_ids: bool = False) -> list[list[int]]:
         """Ids of each text, without special tokens around it. Uses all cores.

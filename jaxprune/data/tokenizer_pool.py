@@ -44,9 +44,10 @@ class TokenizedChunk(NamedTuple):
 
 
 def tokenize(texts: list[str], vocab: Vocabulary) -> TokenizedChunk:
-    """Segment and tokenise documents."""
+    """Segment and tokenise documents; where spaces are part of tokens, those between sentences are too."""
     split = [sentences(text) for text in texts]
-    ids = vocab.encode(list(itertools.chain.from_iterable(split)))
+    spaced = ((vocab.space if at else "") + sentence for each in split for at, sentence in enumerate(each))
+    ids = vocab.encode(list(spaced))
     lengths_S = np.array([len(sentence) for sentence in ids], np.int32)
     counts_D = np.array([len(each) for each in split], np.int32)
     kept = np.concatenate([[0], np.cumsum(lengths_S > 0)])
