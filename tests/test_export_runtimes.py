@@ -119,6 +119,18 @@ def test_a_head_that_is_not_known_is_not_left_out(small, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("named", ["BertForMaskedLM", "BertForSequenceClassification"])
+def test_a_head_without_weights_is_not_drawn(tmp_path, capsys, named):
+    pytest.importorskip("torch")
+    folder = write_pruned(tmp_path / "model", "bert", "similarity")
+    config = json.loads((folder / "config.json").read_text()) | {"architectures": [named]}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert main(["export", str(folder), str(tmp_path / "out"), "--format", "onnx"]) == EXIT_USER
+    lacks = "cls.predictions.bias" if named == "BertForMaskedLM" else "bert.pooler.dense.bias"
+    assert f"is a {named}, but its weights lack {lacks}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_onnxruntime_s_own_int8(sparser, once, tmp_path):
     """Near ours: a step of int8 and no more; matrices take a byte per weight."""
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -49,7 +49,7 @@ def quiet() -> Iterator[None]:
 def torch_model(source: Source) -> TorchModel:
     """The model of a source with the head that its config.json names, or without one.
 
-    UserError for what transformers computes otherwise than we do.
+    UserError for what transformers computes otherwise than we do, and for a head whose weights are not there.
     """
     if source.model.sublayer_relu:
         raise UserError(
@@ -71,7 +71,13 @@ def torch_model(source: Source) -> TorchModel:
         kind = getattr(transformers, named)
         shape = source.model
         kind = with_own_widths(kind, shape) if shape.head_dim or not shape.even else kind
-        model = kind.from_pretrained(encoder_part(dense), **more).eval()
+        model, loading = kind.from_pretrained(encoder_part(dense), output_loading_info=True, **more)
+    if lacking := sorted(loading["missing_keys"]):
+        raise UserError(
+            f"{source.name}: by config.json it is a {named}, but its weights lack {', '.join(lacking):.200}; name "
+            f"{record.classes['similarity']} in its architectures for the encoder alone"
+        )
+    model = model.eval()
     ids = torch.arange(3, 19).reshape(2, 8) % source.model.vocab_size
     mask = torch.ones_like(ids)
     mask[1, 5:] = 0
