@@ -8,9 +8,14 @@ import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from workflow import SEQ_LEN, VOCAB
 
+from jaxprune.cli import EXIT_USER, main
+from jaxprune.config.commands import PretrainConfig
 from jaxprune.config.sections import ModelConfig
 from jaxprune.errors import UserError
+from jaxprune.experiments.pretrain import open_run, resolve
+from jaxprune.experiments.shelf import Shelf
 from jaxprune.models import ARCHITECTURES, architecture_named
 from jaxprune.models.architecture import Architecture
 from jaxprune.models.bert import BERT
@@ -128,6 +133,19 @@ def test_paths_of_the_record_are_paths_of_the_model(record):
     assert parts[record.word_embeddings] == "word embeddings"
     assert record.next_sentence == ("nsp/kernel" in pretraining)
     assert {*heads["similarity"]} == required
+
+
+@EVERY
+def test_pairs_of_segments_are_for_those_that_learn_from_them(tiny, tmp_path, caplog, capsys, record):
+    """`prepare` refuses them for others; data that have them all the same are warned of."""
+    path = tiny.prepare_yaml(tmp_path / "p.yaml", architecture=record.name)
+    words = ["prepare", str(path), "--workdir", str(tmp_path / "data"), "--dry-run"]
+    assert main(words) == (0 if record is BERT else EXIT_USER)
+    assert ("set next_sentence: false" in capsys.readouterr().err) == (record is not BERT)
+    model = {"architecture": record.name, "max_position_embeddings": SEQ_LEN + 1, "vocab_size": VOCAB}
+    cfg = PretrainConfig.model_validate({"steps": 1, "batch_size": 8, "data": {"path": str(tiny.data)}, "model": model})
+    open_run(resolve(cfg, None), Shelf())
+    assert ("prepare it with next_sentence: false" in caplog.text) == (record is not BERT)
 
 
 def test_bert_base_has_the_papers_74_matrices():

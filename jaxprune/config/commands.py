@@ -33,7 +33,7 @@ class PrepareConfig(Section):
     seq_len: int = Field(default=128, ge=8)
     """Tokens per example, special tokens included."""
     next_sentence: bool = True
-    """Pairs of segments for next-sentence prediction; else single segments."""
+    """Pairs of segments for next-sentence prediction, which BERT alone is trained on; else single segments."""
     short_seq_prob: float = Field(default=0.1, ge=0, le=1)
     """Fraction of examples packed to a random shorter length."""
     random_next_prob: float = Field(default=0.5, ge=0, le=1)

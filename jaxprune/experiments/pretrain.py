@@ -1,6 +1,7 @@
 """Continue or start masked-LM (and next-sentence) pre-training while pruning, then recover."""
 
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ from jaxprune.models.folder import write_folder
 from jaxprune.pruning.masks import apply_masks, sparsity
 from jaxprune.training.processes import whole
 from jaxprune.training.sharding import check_batch, make_mesh, process_rows
+
+log = logging.getLogger("jaxprune")
 
 
 def pretrain(
@@ -187,6 +190,13 @@ def _data(cfg: PretrainConfig) -> Data:
     pairs = train.next_sentence and record.next_sentence
     if pairs:
         check_pairs(cfg.model, f"model, for the sentence pairs of data.path = {cfg.data.path}")
+    elif train.next_sentence:
+        log.warning(
+            "data.path = %s: holds pairs of segments, many from two documents, and a %s learns nothing from which; "
+            "prepare it with next_sentence: false",
+            cfg.data.path,
+            record.name,
+        )
     return Data(
         batches=lambda _: train.iterator(0, prefetch=4),
         dev=lambda: dev.eval_batches(cfg.train.eval_batches),
