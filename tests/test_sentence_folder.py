@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pandas
 import pytest
-from own_tasks import TEXT, write_config, write_encoder
+from own_tasks import POOLING, TEXT, write_config, write_encoder
 
 from jaxprune.cli import EXIT_USER, main
+from jaxprune.models.folder import read_folder, write_folder
+from jaxprune.models.sentence_folder import vectors_in
 
 pytestmark = pytest.mark.parity
 
@@ -77,19 +79,47 @@ def test_cosines_are_the_librarys(folder, case):
     np.testing.assert_allclose(ours(folder), theirs(folder), atol=2e-6)
 
 
-def test_fine_tuning_reads_as_much_of_a_text(folder, caplog):
+def test_fine_tuning_reads_as_much_of_a_text_and_leaves_its_pooling(folder, caplog):
+    """Means, though the folder has the first token."""
     pytest.importorskip("sentence_transformers")
     CASES["few tokens"](folder)
     task = {"name": "alike", "train": str(folder.parent / "t.csv"), "dev": str(folder.parent / "t.csv")}
     task |= {"text": ["a", "b"], "label": "y", "kind": "similarity"}
     table = pandas.read_csv(folder.parent / "pairs.csv").assign(y=[0.1, 0.4, 0.3, 0.9, 0.5])
     table.to_csv(folder.parent / "t.csv", index=False)
-    config = write_config(folder.parent / "c.yaml", folder, [task], epochs=0)
+    config = write_config(folder.parent / "c.yaml", folder, [task], epochs=0, pooling="mean")
     with caplog.at_level("INFO", "jaxprune"):
         assert main(["finetune", str(config), "--workdir", str(folder.parent / "run")]) == 0
     assert "reads 8 tokens of a text (max_seq_length), not max_len = " in caplog.text
     (path,) = (folder.parent / "run").glob("alike/*/dev_predictions.npz")
-    np.testing.assert_allclose(np.load(path)["logits"], theirs(folder), atol=2e-6)
+    np.testing.assert_allclose(np.load(path)["logits"], theirs(path.parent / "hf"), atol=2e-6)
+
+
+STARTS = {
+    "cls": lambda folder: None,
+    "pooling elsewhere": second_pooling,
+    "mean": lambda folder: write(folder / "1_Pooling" / "config.json", POOLING),
+    "max": lambda folder: write(folder / "1_Pooling" / "config.json", {"pooling_mode_max_tokens": True}),
+    "more modules": lambda folder: write(folder / "modules.json", modules("Transformer", "Pooling", "Dense")),
+    "no list": lambda folder: write(folder / "modules.json", {"a": 1}),
+    "no module": lambda folder: [(folder / name).unlink() for name in ("modules.json", "1_Pooling/config.json")],
+}
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("start", STARTS)
+def test_the_pooling_that_a_model_was_trained_with_leaves_with_it(folder, start, pooling):
+    before = read_folder(folder, head="similarity")
+    STARTS[start](folder)
+    said = {
+        path: (folder / path).read_bytes() for path in ("modules.json", "1_Pooling/config.json") if start == pooling
+    }
+    out = folder.parent / "tuned"
+    how = {"source": folder, "tokenizer": folder, "pooling": pooling}
+    write_folder(out, before.model, before.params, head="similarity", masks=before.masks, **how)
+    assert vectors_in(out).pooling == pooling
+    assert all((out / path).read_bytes() == content for path, content in said.items())
+    np.testing.assert_allclose(ours(out), theirs(out), atol=2e-6)
 
 
 def lower_case(folder):

@@ -108,6 +108,7 @@ def write_model(
         source=folder_beside(cfg.init_from, cfg.init_revision),
         extra_config=config,
         card=card_of_task(cfg, task, blueprint.pooling, params, masks, result),
+        pooling=blueprint.pooling if blueprint.head == "similarity" else None,
     )
 
 

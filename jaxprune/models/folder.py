@@ -19,8 +19,9 @@ from jaxprune.models import ARCHITECTURES, architecture_named
 from jaxprune.models.architecture import Architecture
 from jaxprune.models.config_json import config_of, json_text, read_json, with_true_type
 from jaxprune.models.hub import find_file, find_folder
-from jaxprune.models.model import Head, Params
+from jaxprune.models.model import Head, Params, Pooling
 from jaxprune.models.other_files import CONFIG, READERS, copy_other_files, replaced
+from jaxprune.models.sentence_folder import write_pooling
 from jaxprune.models.sparse_file import SPARSE_WEIGHTS
 from jaxprune.models.tensors import (
     CLASSIFIER_BIAS,
@@ -145,6 +146,7 @@ def write_folder(
     source: Path | None = None,
     extra_config: Mapping[str, Any] | None = None,
     card: str = "",
+    pooling: Pooling | None = None,
 ) -> None:
     """Write config, weights, masks and the tokenizer's files; `transformers.AutoModelFor...` loads the directory.
 
@@ -152,9 +154,10 @@ def write_folder(
     `tokenizer` is a directory to copy TOKENIZER_FILES from, or what its files hold. `source` is the directory that the
     model comes from: its other files go along (pooling modules, licence, ...; not its tokenizer where `tokenizer` is
     given), and the keys of its config.json that do not concern the shape; `extra_config` has such keys of the caller's.
-    `card` becomes README.md; the source's becomes SOURCE_README.md, unless it has one. The directory is whole under its
-    name or absent; of one that is there already, files that are not written stay. UserError when params do not fit
-    `cfg` and `head`, or are not finite.
+    `card` becomes README.md; the source's becomes SOURCE_README.md, unless it has one. `pooling` is how the model makes
+    sentence vectors, where it was trained to: sentence-transformers reads it from modules beside the weights. The
+    directory is whole under its name or absent; of one that is there already, files that are not written stay.
+    UserError when params do not fit `cfg` and `head`, or are not finite.
     """
     record = architecture_named(cfg.architecture)
     tensors, kept = params_to_tensors(record, params), params_to_tensors(record, masks or {})
@@ -191,6 +194,8 @@ def write_folder(
         for name, content in (files | {CONFIG: json_text(config).encode(), CARD: card.encode()}).items():
             if content:
                 (temporary / name).write_bytes(content)
+        if pooling:
+            write_pooling(temporary, pooling, cfg.hidden_size)
         write_weights(temporary, tensors, kept)
         if kept:
             write_masks(temporary, kept, origin)

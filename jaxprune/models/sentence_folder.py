@@ -1,5 +1,8 @@
 """What a sentence-transformers directory says, beside its encoder, of how texts become vectors."""
 
+import json
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +34,7 @@ def vectors_in(folder: Path) -> Vectors:
     """
     pooling = folder / _POOLING
     for module in _modules(folder):
-        kind = str(module.get("type", "")).rpartition(".")[2] or Path(module["path"]).name.partition("_")[2]
+        kind = _kind(module)
         if kind and kind not in _COMPUTED:
             raise _other(folder / MODULES, f"the module {kind}")
         pooling = folder / module["path"] if kind == "Pooling" else pooling
@@ -40,6 +43,31 @@ def vectors_in(folder: Path) -> Vectors:
     if prompt and isinstance(prompts, dict) and prompts.get(prompt):
         raise _other(folder / _SETTINGS, f"the prompt {prompt}")
     return Vectors(_pooling(pooling / "config.json"), max_tokens_in(folder))
+
+
+def write_pooling(folder: Path, pooling: Pooling, width: int) -> None:
+    """Let a local directory, in the new layout, say this pooling; `width`: numbers in a vector.
+
+    Nothing is written where it does. Else what follows the encoder is this pooling, and the unit length that it has:
+    other modules and poolings were not what the model was trained with.
+    """
+    kinds: list[str] = []
+    with suppress(UserError):  # modules that are not computed here
+        kinds = [_kind(module) for module in _modules(folder)]
+        known = (folder / MODULES).is_file() or pooling == "mean"  # which the library takes without modules.json
+        if known and vectors_in(folder).pooling == pooling:
+            return
+    kinds = ["Transformer", "Pooling", *(["Normalize"] if "Normalize" in kinds else [])]
+    paths = ["", _POOLING, "2_Normalize"]
+    modules = [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, (kind, path) in enumerate(zip(kinds, paths))
+    ]
+    settings = {"word_embedding_dimension": width} | {mode: _MODES[mode] == pooling for mode in _MODES}
+    for path in paths[1 : len(kinds)]:
+        (folder / path).mkdir(exist_ok=True)
+    (folder / _POOLING / "config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+    (folder / MODULES).write_text(json.dumps(modules, indent=2), encoding="utf-8")
 
 
 def max_tokens_in(folder: Path) -> int:
@@ -58,6 +86,10 @@ def max_tokens_in(folder: Path) -> int:
 
 def _other(path: Path, what: str) -> UserError:
     return UserError(f"{path}: {what} is not computed here, so vectors would be others; use sentence-transformers")
+
+
+def _kind(module: Mapping[str, Any]) -> str:
+    return str(module.get("type", "")).rpartition(".")[2] or Path(module["path"]).name.partition("_")[2]
 
 
 def _modules(folder: Path) -> list[dict[str, Any]]:
