@@ -16,8 +16,8 @@ import sentencex
 from jaxprune.cli import main
 from jaxprune.config import SourceConfig
 from jaxprune.config.special_tokens import SpecialTokens
+from jaxprune.data import corpus_files, tokenizer
 from jaxprune.data import sentences as segmentation
-from jaxprune.data import tokenizer
 from jaxprune.data.corpus import Reader, documents
 from jaxprune.data.corpus_files import FORMATS, size_hint, unread_files
 from jaxprune.data.sentences import sentences
@@ -181,6 +181,24 @@ def test_text_blocks_lines_and_wikitext(tmp_path):
         ["Homarus", " A lobster . ", "Life", " It lives ."],
         ["Other", " Text ."],
     ]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "wiki_00"])
+def test_a_document_without_end_is_cut_between_lines(tmp_path, monkeypatch, name):
+    """So that memory has a bound; nothing is lost, and what is shorter stays whole."""
+    lines = [f"Line {number} of it." for number in range(60)]
+    head, end = ("<doc>\n", "</doc>\n") if name == "wiki_00" else ("", "")
+    (tmp_path / name).write_text(head + "".join(line + "\n" for line in lines) + end)
+    whole, single = read(tmp_path / name), read(tmp_path / name, paragraphs=True)
+    assert whole == ["\n".join(lines)] and single == lines
+    monkeypatch.setattr(corpus_files, "MAX_CHARS", 100)
+    parts = read(tmp_path / name)
+    assert "\n".join(parts) == whole[0] and 80 < max(map(len, parts)) <= 100 and len(parts) < 15
+    assert read(tmp_path / name, paragraphs=True) == lines
+    monkeypatch.setattr(corpus_files, "MAX_CHARS", len(whole[0]) + 1)
+    assert read(tmp_path / name) == whole
+    monkeypatch.setattr(corpus_files, "MAX_CHARS", 5)  # a longer line stays whole
+    assert read(tmp_path / name) == lines
 
 
 def test_wikiextractor(tmp_path):

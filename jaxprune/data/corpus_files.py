@@ -38,6 +38,10 @@ def jsonl(path: AnyPath, field: str) -> Iterator[str]:
         yield text or ""
 
 
+MAX_CHARS = 1 << 22
+"""Of a document that its file may never end, line ends counted: longer than books are. There it ends, between two
+lines, and what follows is another document, so that memory has a bound."""
+
 _ARTICLE = re.compile(r"^ ?= [^=].*? = *$")
 _HEADING = re.compile(r"^ ?(?:= )+(.*?)(?: =)+ *$")
 
@@ -45,19 +49,22 @@ _HEADING = re.compile(r"^ ?(?:= )+(.*?)(?: =)+ *$")
 def text(path: AnyPath, field: str) -> Iterator[str]:
     """Blocks of a plain text file, parted by blank lines (BERT's own format: a sentence a line, a blank line between).
 
-    A file that starts with a WikiText heading (` = Title = `) is parted at such headings instead.
+    A file that starts with a WikiText heading (` = Title = `) is parted at such headings instead; one that has neither,
+    every MAX_CHARS.
     """
     block: list[str] = []
-    wikitext = None
+    size, wikitext = 0, None
     for _, line in lines(path):
         blank = not line.strip()
         if wikitext is None and not blank:
             wikitext = bool(_ARTICLE.match(line))
-        if (bool(_ARTICLE.match(line)) if wikitext else blank) and block:
+        ends = bool(_ARTICLE.match(line)) if wikitext else blank
+        if block and (ends or size + len(line) >= MAX_CHARS):
             yield "\n".join(block)
-            block = []
+            block, size = [], 0
         if not blank:
             block.append(_HEADING.sub(r"\1", line) if wikitext else line)
+            size += len(line) + 1
     if block:
         yield "\n".join(block)
 
@@ -67,9 +74,12 @@ _TITLE = re.compile(r'\btitle="(.*?)"(?=\s+[\w:-]+="|\s*/?>\s*$)')
 
 
 def wikiextractor(path: AnyPath, field: str) -> Iterator[str]:
-    """Articles of a WikiExtractor file, `<doc ...>` blocks or JSON lines; the repeated title line is left out."""
+    """Articles of a WikiExtractor file, `<doc ...>` blocks or JSON lines; the repeated title line is left out.
+
+    One above MAX_CHARS is parted there.
+    """
     block: list[str] | None = None
-    start, title = 0, ""
+    start, size, title = 0, 0, ""
     for number, line in lines(path):
         if block is None:
             if line.startswith("{"):
@@ -77,15 +87,18 @@ def wikiextractor(path: AnyPath, field: str) -> Iterator[str]:
                 return
             if line.startswith("<doc"):
                 match = _TITLE.search(line)
-                block, start, title = [], number, html.unescape(match[1]).strip() if match else ""
+                block, start, size, title = [], number, 0, html.unescape(match[1]).strip() if match else ""
             elif line.strip():
                 raise UserError(f"{path}:{number}: text outside <doc ...> blocks; set format to what the file is")
         elif line.startswith("</doc>"):
-            repeated = block and html.unescape(block[0]).strip() == title
-            yield "\n".join(block[1:] if repeated else block)
+            yield "\n".join(block)
             block = None
-        else:
+        elif number > start + 1 or html.unescape(line).strip() != title:
+            if block and size + len(line) >= MAX_CHARS:
+                yield "\n".join(block)
+                block, size = [], 0
             block.append(line)
+            size += len(line) + 1
     if block is not None:
         raise UserError(f"{path}:{start}: <doc> is never closed; the file is cut off")
 
