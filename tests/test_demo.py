@@ -58,7 +58,12 @@ TINY = DemoConfig(
         steps=8, batch_size=16, data=DataConfig(max_predictions=3), prune=PruneConfig(end=4, every=2), train=TRAIN
     ),
     finetune=FinetuneConfig(
-        tasks=("package", "word order"), learning_rates=(1e-3,), seeds=(0, 1), epochs=1, max_len=16, train=TRAIN
+        tasks=("package", "word order"),
+        learning_rates=(1e-3,),
+        seeds=(0, 1),
+        epochs=1,
+        max_len=16,
+        train=TrainConfig(save_every=1000, log_every=4),
     ),
     train_examples=64,
     dev_examples=32,
