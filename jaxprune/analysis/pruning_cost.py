@@ -119,13 +119,11 @@ def pruning_cost(runs: Any, scores: Any, others: Any = ()) -> PruningCost:
     """
     runs, scores, others = pandas.DataFrame(runs), pandas.DataFrame(scores), pandas.DataFrame(others)
     losses = {float(target): float(loss) for target, loss in runs.groupby("target")["dev_loss"].mean().items()}
-    columns = ("score", "train_loss")
-    cells, train = (replicates(scores, column, ["target"]) for column in columns)
-    scored = list(dict.fromkeys(task for _, task in cells))
+    ours, rest = ["target"], ["condition", "variant", "target"]
     cells, train = (
-        {**ours, **replicates(others, column, ["condition", "variant", "target"])}
-        for ours, column in zip((cells, train), columns, strict=True)
+        {**replicates(scores, column, ours), **replicates(others, column, rest)} for column in ("score", "train_loss")
     )
+    scored = list(dict.fromkeys(task for setting, task in cells if not isinstance(setting, tuple)))
 
     def levels(tasks: Sequence[str]) -> tuple[Level, ...]:
         rows = {target: runs[runs["target"] == target] for target in (0.0, *losses)}
@@ -149,32 +147,26 @@ def pruning_cost(runs: Any, scores: Any, others: Any = ()) -> PruningCost:
         why = "every task was fine-tuned with one seed, so chance cannot be told from an effect"
         return PruningCost(levels(scored), why)
     majority = scores.dropna(subset="majority").groupby("task")["majority"].last() if "majority" in scores else {}
-    leads = {task: lead for task in scored if (lead := _lead(cells, task, majority)) is not None}
-    used, left_out = tuple(leads), {task: _why_out(cells, task) for task in scored if task not in leads}
-    if not used:
-        nothing = PruningCost((), "", (), left_out)
-        return dataclasses.replace(nothing, levels=levels(()), why=f"no task counts ({nothing.reasons})")
-    cost = PruningCost((), "", used, left_out, leads)
-    judged = tuple(_judged(level, cost.matters(level.tasks)) for level in levels(used))
+    found = {task: _lead(cells, task, majority) for task in scored}
+    leads = {task: lead for task, lead in found.items() if isinstance(lead, float)}
+    left_out = {task: why for task, why in found.items() if isinstance(why, str)}
+    cost = PruningCost((), "", tuple(leads), left_out, leads)
+    if not leads:
+        return dataclasses.replace(cost, levels=levels(()), why=f"no task counts ({cost.reasons})")
+    judged = tuple(_judged(level, cost.matters(level.tasks)) for level in levels(cost.tasks))
     return dataclasses.replace(cost, levels=judged)
 
 
-def _why_out(cells: Replicates, task: str) -> str:
-    """Why a task without a lead has none."""
-    if (0.0, task) not in cells:
-        return "not scored on the unpruned model"
-    if not pooled_variance(cells, task)[1]:
-        return "one seed, so chance cannot be told from an effect"
-    return "the unpruned model does not beat the majority line"
-
-
-def _lead(cells: Replicates, task: str, majority: Mapping[str, float]) -> float | None:
-    """How far the unpruned model's score lies above the majority line; None if not by more than chance."""
+def _lead(cells: Replicates, task: str, majority: Mapping[str, float]) -> float | str:
+    """How far the unpruned model's score lies above the majority line, or why that cannot be counted on."""
     runs, (variance, dof) = cells.get((0.0, task)), pooled_variance(cells, task)
-    if runs is None or not dof:
-        return None
+    if runs is None:
+        return "not scored on the unpruned model"
+    if not dof:
+        return "one seed, so chance cannot be told from an effect"
     lead = float(np.mean([run.value for run in runs.values()])) - float(majority.get(task, 0.0))
-    return lead if lead > t975(dof) * math.sqrt(variance / len(runs)) else None
+    above = lead > t975(dof) * math.sqrt(variance / len(runs))
+    return lead if above else "the unpruned model does not beat the majority line"
 
 
 def _judged(level: Level, matters: float) -> Level:

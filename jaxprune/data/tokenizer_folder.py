@@ -123,12 +123,8 @@ def build(contents: Contents, special: SpecialTokens, where: str) -> Loaded:
             theirs = _transformers(folder, name, unstated, where)
     name = type(theirs).__name__.replace("TokenizersBackend", "PreTrainedTokenizerFast")
     unstated |= _unstated(files, settings, special, name)
-    files, typed, side = (
-        _completed(files, settings, unstated),
-        _TYPED in theirs.model_input_names,
-        theirs.truncation_side,
-    )
-    return Loaded(theirs.backend_tokenizer, special, files, typed, side == "left")
+    files, typed = _completed(files, settings, unstated), _TYPED in theirs.model_input_names
+    return Loaded(theirs.backend_tokenizer, special, files, typed, theirs.truncation_side == "left")
 
 
 def _cuts_left(tokenizer: tokenizers.Tokenizer, settings: Mapping[str, Any]) -> bool:

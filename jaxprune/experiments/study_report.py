@@ -45,12 +45,13 @@ def gaps(study: Path) -> list[str]:
     done = {*zip(*(rows[name] for name in ("condition", "variant", "target", "task", "seed")))}
     found: dict[str, dict[str, dict[int, bool]]] = {}
     for job in matrix(cfg, study / "runs"):
-        condition, *rest = job.path.split("/")[1:] or [""]
-        if isinstance(job.cfg, FinetuneConfig) and condition != "dense":
-            (variant, target), task, seed = name_parts(rest[0]), rest[1], job.cfg.seeds[0]
-            arm = condition.replace("_", " ") if variant == MAIN[condition] else f"switch {variant}"
-            cell = found.setdefault(f"{arm} at {percent(target)}", {}).setdefault(task, {})
-            cell[seed] = (condition, variant, target, task, seed) in done
+        if not isinstance(job.cfg, FinetuneConfig) or job.path.startswith("finetune/dense/"):
+            continue
+        condition, name, task = job.path.split("/")[1:4]
+        (variant, target), seed = name_parts(name), job.cfg.seeds[0]
+        arm = condition.replace("_", " ") if variant == MAIN[condition] else f"switch {variant}"
+        cell = found.setdefault(f"{arm} at {percent(target)}", {}).setdefault(task, {})
+        cell[seed] = (condition, variant, target, task, seed) in done
     lines = []
     for cell, tasks in found.items():
         missing = {task: [seed for seed, there in seeds.items() if not there] for task, seeds in tasks.items()}

@@ -14,6 +14,7 @@ from jaxprune.models.folder import masks_of, read_config
 from jaxprune.models.hub import find_folder
 from jaxprune.models.tensors import original_name, params_from_tensors
 from jaxprune.models.weights import read_origin, read_weights
+from jaxprune.pruning.masks import pruned_share
 
 FEWEST_ZEROS = 0.1
 """Share of a matrix below which its zeros are chance: a table's row of padding, a weight that is 0 by itself."""
@@ -61,7 +62,7 @@ class Source(NamedTuple):
 
 def share_gone(mask: np.ndarray) -> float:
     """The share of a mask that is False."""
-    return 1 - np.count_nonzero(mask) / mask.size
+    return pruned_share(int(np.count_nonzero(mask)), mask.size)
 
 
 def read_source(name: str, revision: str = "", variant: str = "") -> Source:
