@@ -92,6 +92,21 @@ def test_switches_have_sparsities_tasks_and_seeds_of_their_own():
     assert [p for p in listed if "/three-s0/" in p] == ["finetune/pruned/three-s0/CoLA/lr0.0003-seed2"]
 
 
+def test_a_condition_has_tasks_of_its_own_and_its_switches_after_those_of_the_switches():
+    fewer = {"tasks": ["SST-2", "sts"]}
+    conditions = ARMS["conditions"] | {"after_finetuning": ARMS["conditions"]["after_finetuning"] | fewer}
+    conditions["random"] = ARMS["conditions"]["random"] | {"tasks": ["CoLA"]}
+    switches = {"cut": {"condition": "after_finetuning", "sparsities": [0.5]}}
+    plain = {path for path in by_path(matrix(arms(switches={}), RUNS)) if {*path.split("/")} & {*ARMS["conditions"]}}
+    for switch_tasks, cut in ((["CoLA"], {"CoLA"}), ([], {"SST-2", "sts"})):
+        listed = by_path(matrix(arms(conditions=conditions, switches=switches, switch_tasks=switch_tasks), RUNS))
+        assert {path.split("/")[3] for path in listed if "/cut-s0.5/" in path} == cut
+        ours = {path for path in listed if {*path.split("/")} & {*conditions} and "/cut-s0.5/" not in path}
+        gone = {path for path in plain if "/after_finetuning/" in path and "/CoLA/" in path}
+        gone |= {path for path in plain if "/random/" in path and "/CoLA/" not in path}
+        assert gone and plain - ours == gone and ours <= plain
+
+
 def test_a_task_has_keys_of_its_own_and_without_epochs_one_run_per_start():
     listed = by_path(matrix(arms(), RUNS))
     cola = listed["finetune/pruned/pruned-s0.9/CoLA/lr0.0003-seed0"].cfg
@@ -186,6 +201,7 @@ def test_one_seed_of_everything_comes_before_the_next():
             {"tasks": [{"name": "CoLA", "max_dev_examples": 9, "finetune": {"max_dev_examples": 8}}]},
             ["tasks.CoLA.finetune.max_dev_examples", "tasks.CoLA.max_dev_examples"],
         ),
+        ({"conditions": {"random": {"tasks": ["QQP"]}}}, ["conditions.random.tasks", "QQP", "SST-2"]),
     ],
 )
 def test_wrong_arms_are_refused(changes, words):
@@ -214,6 +230,8 @@ def test_what_of_an_arm_may_grow(tmp_path):
         (tmp_path / "runs" / name).mkdir(parents=True)
     for key in ("sparsities", "tasks", "seeds"):
         assert _may_change(f"switches.three.{key}: 1 -> 2", old, tmp_path)
+    for key in ("sparsities", "tasks"):
+        assert _may_change(f"conditions.random.{key}: 1 -> 2", old, tmp_path)
     for key in ("switches.three.recover.layers", "conditions.pruned.replicated", "switches.plain.replicated"):
         assert not _may_change(f"{key}: 1 -> 2", old, tmp_path)
 

@@ -74,6 +74,8 @@ class ArmConfig(Section):
     """Keys laid over the study's `finetune`; for `after_finetuning`, of the part after the cut."""
     before: dict[str, Any] = Field(default={})
     """Keys laid over the study's `finetune` for the part before the cut; for `after_finetuning` alone."""
+    tasks: tuple[str, ...] = ()
+    """Its tasks; none stands for all, and in a switch for `switch_tasks` or else those of its condition."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -107,8 +109,6 @@ class SwitchConfig(ArmConfig):
 
     condition: Condition = "pruned"
     """The condition it changes."""
-    tasks: tuple[str, ...] = ()
-    """Its tasks; none stands for `switch_tasks`."""
     seeds: int = Field(default=0, ge=0)
     """Take only so many of a task's seeds; 0 stands for `switch_seeds`."""
 
@@ -158,7 +158,9 @@ class StudyConfig(Section):
         if len({*names}) < len(names):
             raise ValueError(f"tasks: {', '.join(names)} has one twice; remove it")
         asked = {"switch_tasks": self.switch_tasks}
-        for where, wanted in (asked | {f"switches.{name}.tasks": s.tasks for name, s in self.switches.items()}).items():
+        asked |= {f"conditions.{name}.tasks": arm.tasks for name, arm in self._conditions()}
+        asked |= {f"switches.{name}.tasks": switch.tasks for name, switch in self.switches.items()}
+        for where, wanted in asked.items():
             for name in wanted:
                 if name not in names:
                     raise ValueError(f"{where}: {name} is none of the tasks {', '.join(names)}")
@@ -188,8 +190,8 @@ class StudyConfig(Section):
         for key in ("masks", "init_from"):
             if (value := getattr(self.finetune, key)) != FinetuneConfig.model_fields[key].default:
                 raise ValueError(f"finetune.{key} = {value}: the study's conditions set it; remove it")
-        arms = [(f"conditions.{name}", getattr(self.conditions, name), ()) for name in ConditionsConfig.model_fields]
-        arms += [(f"switches.{name}", one, one.tasks or self.switch_tasks) for name, one in self.switches.items()]
+        arms = [(f"conditions.{name}", arm, arm.tasks) for name, arm in self._conditions()]
+        arms += [(f"switches.{name}", one, self.tasks_of(one.condition, one)) for name, one in self.switches.items()]
         layers = [(f"{where}.{part}", getattr(arm, part), only) for where, arm, only in arms for part in _PARTS]
         layers += [(f"tasks.{task.name}.finetune", task.finetune, (task.name,)) for task in self.tasks]
         for where, layer, only in layers:
@@ -199,6 +201,14 @@ class StudyConfig(Section):
                 for task in self.tasks:
                     if key in task.limits and (not only or task.name in only):
                         raise ValueError(f"{where}.{key}: tasks.{task.name}.{key} takes its place; remove one of them")
+
+    def _conditions(self) -> list[tuple[str, ArmConfig]]:
+        return [(name, getattr(self.conditions, name)) for name in ConditionsConfig.model_fields]
+
+    def tasks_of(self, condition: str, switch: SwitchConfig | None = None) -> tuple[str, ...]:
+        """Names of the tasks of a condition, or of a `switch` of it; none stands for all."""
+        theirs = switch.tasks or self.switch_tasks if switch else ()
+        return theirs or getattr(self.conditions, condition).tasks
 
     def with_limits(self, task: TaskConfig) -> TaskConfig:
         """`task` with the limits of `finetune` where it has none of its own."""

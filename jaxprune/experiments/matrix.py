@@ -129,7 +129,7 @@ def _pruned_before(
     changes = {"init_from": start, "prune": {"sparsity": sparsity} | ({"initial": 0.0} if sparsity == 0 else {})}
     needs, scored = ("dense",) if start == str(runs / "dense") else (), set()
     masks = "lifted" if condition == "information_deletion" else "fixed"
-    for task, tuned, rate, seed, number in _grid(cfg, finetune, switch):
+    for task, tuned, rate, seed, number in _grid(cfg, condition, finetune, switch):
         again = replicated and seed != recover.seed
         path = f"pretrain/{own}-seed{seed}" if again else f"pretrain/{own}"
         seeded = changes | {"seed": seed} if again else changes
@@ -152,7 +152,7 @@ def _pruned_after(cfg: StudyConfig, runs: Path, variant: str, sparsity: float, s
     dense, scored = cfg.dense or str(runs / "dense"), set()
     needs = () if cfg.dense else ("dense",)
     where = "conditions.after_finetuning" if switch is NO_SWITCH else f"switches.{variant}"
-    for task, after, rate, seed, number in _grid(cfg, finetune, switch):
+    for task, after, rate, seed, number in _grid(cfg, "after_finetuning", finetune, switch):
         tuned = cfg.of_task(first, task)
         if not (after.epochs or tuned.epochs) and task.name in scored:
             continue
@@ -188,11 +188,11 @@ def _cut(recover: PruneConfig, after: PruneConfig, where: str) -> dict[str, Any]
 
 
 def _grid(
-    cfg: StudyConfig, finetune: FinetuneConfig, switch: SwitchConfig
+    cfg: StudyConfig, condition: str, finetune: FinetuneConfig, switch: SwitchConfig
 ) -> Iterator[tuple[TaskConfig, FinetuneConfig, float, int, int]]:
     """(task, `finetune` as it has it, learning rate, seed, place of the seed among the task's)."""
     beside = switch is not NO_SWITCH
-    wanted = switch.tasks or (cfg.switch_tasks if beside else ())
+    wanted = cfg.tasks_of(condition, switch if beside else None)
     most = (switch.seeds or cfg.switch_seeds or None) if beside else None
     for task in cfg.tasks:
         if wanted and task.name not in wanted:

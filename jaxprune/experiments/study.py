@@ -37,7 +37,7 @@ log = logging.getLogger("jaxprune")
 WAIT_SECONDS = 10.0
 """Between two looks at runs that another process has in hand."""
 _MAY_CHANGE = re.compile(
-    rf"conditions\.\w+\.sparsities|switches\.\w+\.(sparsities|tasks|seeds)|switch_\w+|seeds|(.+\.)?({LOOP})"
+    rf"conditions\.\w+\.(sparsities|tasks)|switches\.\w+\.(sparsities|tasks|seeds)|switch_\w+|seeds|(.+\.)?({LOOP})"
 )
 """Keys of a study, or of a task of it, that may change once it began: they choose among runs, or change no weight."""
 

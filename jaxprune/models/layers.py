@@ -25,7 +25,7 @@ from jaxprune.models.positions import take_positions
 class Dense(nnx.Linear):
     """A linear layer that leaves what goes into it behind, for who asks (`functions.py`).
 
-    It sees its batch as rows: over two axes, XLA's CPU backend would transpose and copy what the kernel's gradient sums.
+    It sees its batch as rows: over two axes, XLA's CPU backend would transpose and copy what a kernel's gradient sums.
     """
 
     def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
