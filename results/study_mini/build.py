@@ -48,6 +48,7 @@ def main(place: Path, out: Path) -> None:
     for names in (known, study.tasks(study.trained(tables["runs"]))):
         print(", ".join(names))
         scores(tables, names)
+    by_task(tables)
     switches(tables, known)
     shallower(tables, known)
     geometry(tables)
@@ -80,6 +81,21 @@ def scores(tables: study.Tables, names: Sequence[str]) -> None:
             interval = "" if math.isnan(mean.half) else f" ± {100 * mean.half:.1f}"
             row.append("" if math.isnan(mean.mean) else f"{100 * mean.mean:.1f}{interval}")
         print("|", " | ".join(row), "|")
+    print()
+
+
+def by_task(tables: study.Tables) -> None:
+    """Each task's own metric x 100, a row per arm and sparsity."""
+    found = study.seeded(study.trained(tables["runs"]))
+    tasks = study.tasks(study.trained(tables["runs"]))
+    print(f"| arm | sparsity | {' | '.join(tasks)} |\n|{'---|' * (2 + len(tasks))}")
+    settings = {setting for setting, _ in found if setting[0] in study.MAIN}
+    for setting in sorted(settings, key=lambda s: (s[1] not in study.MAIN.values(), [*study.MAIN].index(s[0]), *s[1:])):
+        condition, variant, target = setting
+        arm = condition if variant in study.MAIN.values() else variant
+        runs = [found.get((setting, task), {}).values() for task in tasks]
+        values = [with_noise(estimate([run.value for run in by_seed]), scale=100) for by_seed in runs]
+        print(f"| {arm} | {target:g} | {' | '.join(values)} |")
     print()
 
 
