@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from jaxprune.analysis import study_tables as study
-from jaxprune.analysis.intervals import Estimate, difference, estimate, mean_of
+from jaxprune.analysis.intervals import Estimate, difference, estimate, mean_of, shared_tasks
 from jaxprune.reports.claims import pruned_cost
 from jaxprune.reports.number_text import with_noise
 from jaxprune.reports.study_page import study_page
@@ -119,7 +119,8 @@ def shallower(tables: study.Tables, names: Sequence[str]) -> None:
     found = study.seeded(study.trained(tables["runs"]))
     ours, other = ("pruned", "encoder_only", 0.5), ("pruned", "three_layers", 0.0)
     if (change := difference(found, ours, other, names)) is not None:
-        print(f"Encoder pruned to 50 % against three of six layers, {', '.join(names)}: {points(change)} points\n")
+        both = ", ".join(shared_tasks(found, ours, other, names))
+        print(f"Encoder pruned to 50 % against three of six layers, {both}: {points(change)} points\n")
 
 
 def geometry(tables: study.Tables) -> None:
