@@ -169,10 +169,10 @@ class StudyConfig(Section):
         for name in ("information_deletion", "after_finetuning"):
             if getattr(self.conditions, name).replicated:
                 raise ValueError(f"conditions.{name}.replicated: it has no pre-training of its own; remove it")
-        for name in ConditionsConfig.model_fields:
-            if name != "after_finetuning" and getattr(self.conditions, name).before:
+        for name, arm in self._conditions():
+            if name != "after_finetuning" and arm.before:
                 raise ValueError(f"conditions.{name}.before: it has no part before a cut; remove it")
-            if getattr(self.conditions, name) != ArmConfig():  # an arm that is left out may be one that cannot be
+            if arm != ArmConfig():  # an arm that is left out may be one that cannot be
                 self.arm(name, SwitchConfig(), f"conditions.{name}")
         for task in self.tasks:
             self.of_task(self.finetune, task)
