@@ -48,7 +48,7 @@ def main(place: Path, out: Path) -> None:
     for names in (known, study.tasks(study.trained(tables["runs"]))):
         print(", ".join(names))
         scores(tables, names)
-    by_task(tables)
+    by_task(tables, known)
     switches(tables, known)
     shallower(tables, known)
     geometry(tables)
@@ -84,17 +84,19 @@ def scores(tables: study.Tables, names: Sequence[str]) -> None:
     print()
 
 
-def by_task(tables: study.Tables) -> None:
-    """Each task's own metric x 100, a row per arm and sparsity."""
+def by_task(tables: study.Tables, names: Sequence[str]) -> None:
+    """Each task's own metric x 100, a row per arm and sparsity, and the change from the unpruned model in points."""
     found = study.seeded(study.trained(tables["runs"]))
     tasks = study.tasks(study.trained(tables["runs"]))
-    print(f"| arm | sparsity | {' | '.join(tasks)} |\n|{'---|' * (2 + len(tasks))}")
+    print(f"| arm | sparsity | {' | '.join(tasks)} | against unpruned |\n|{'---|' * (3 + len(tasks))}")
     settings = {setting for setting, _ in found if setting[0] in study.MAIN}
     for setting in sorted(settings, key=lambda s: (s[1] not in study.MAIN.values(), [*study.MAIN].index(s[0]), *s[1:])):
         condition, variant, target = setting
         arm = condition if variant in study.MAIN.values() else variant
         runs = [found.get((setting, task), {}).values() for task in tasks]
         values = [with_noise(estimate([run.value for run in by_seed]), scale=100) for by_seed in runs]
+        change = difference(found, setting, study.setting_of("pruned", 0.0), names)
+        values.append(points(change and change._replace(half=math.nan)).removesuffix(" (no interval)"))
         print(f"| {arm} | {target:g} | {' | '.join(values)} |")
     print()
 
